@@ -1,0 +1,48 @@
+# make demo   installs what a user needs into .venv and runs the main job
+# make test   installs what a developer needs, then lint, types and tests; stops at the first failure
+# make lint   lint, format and types alone
+# make clean  removes everything that was made here (.venv, build output, out/)
+#
+# Versions are pinned in constraints.txt. The build backend comes from the same pins (no build isolation),
+# so nothing but the pinned torch is ever installed.
+
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+JOBS ?= 2
+PYTEST_ARGS ?= -q -n $(JOBS)
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	@$(BIN)/fewstep demo
+
+test: lint
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) build dist out src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.python: constraints.txt
+	@test -n "$(PYTHON)" || { echo "No python3 was found; install Python 3.11 or newer, or say make PYTHON=/path/to/python."; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than 3.11; install Python 3.11 or newer, or say make PYTHON=/path/to/python."; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt pip setuptools wheel
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python pyproject.toml
+	$(PIP) install -q --no-build-isolation -c constraints.txt -e '.[all]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.python pyproject.toml
+	$(PIP) install -q --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.installed

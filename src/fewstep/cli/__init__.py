@@ -1,0 +1,90 @@
+"""The command `fewstep`: a dict of commands, each a module with `arguments(parser)` and `run(args)`.
+
+The help of a command is its function's docstring, and no help imports torch. Whatever goes wrong ends in one sentence
+on stderr: exit code 2 where the command line was wrong, 1 where the work failed, 130 after Ctrl-C. `--debug`, or
+FEWSTEP_DEBUG=1, shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from fewstep import __version__
+from fewstep.cli import demo, explain, listing, sample, train
+from fewstep.cli.common import Parser, Usage, pick
+
+__all__ = ["COMMANDS", "main"]
+
+
+class Command(Protocol):
+    """A module of this package that is one command."""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the arguments of the command to its parser."""
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Does what the command says."""
+
+
+COMMANDS: dict[str, Command] = {
+    "sample": sample,
+    "demo": demo,
+    "explain": explain,
+    "list": listing,
+    "train": train,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in argv or os.environ.get("FEWSTEP_DEBUG", "") not in ("", "0")
+    try:
+        args = parse(argv)
+        COMMANDS[args.command].run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("fewstep: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of `fewstep list | head` went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        print(f"fewstep: {sentence(error)}", file=sys.stderr)
+        return 2 if isinstance(error, Usage) else 1
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line; the first word that is not a command gets the nearest ones named."""
+    parser = Parser(prog="fewstep", description="Samples any trained diffusion or flow model in few steps.")
+    parser.add_argument("--version", action="version", version=f"fewstep {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if argv and not argv[0].startswith("-"):
+        pick(COMMANDS, argv[0], "command")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        text = (command.run.__doc__ or "").strip()
+        sub = commands.add_parser(
+            name,
+            help=text.partition("\n")[0],
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        command.arguments(sub)
+    return parser.parse_args(argv)
+
+
+def sentence(error: Exception) -> str:
+    """Returns an error as one line: its own words where they were meant for people, its kind before them otherwise."""
+    words = " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError | ImportError):
+        return words or type(error).__name__
+    return f"unexpected {type(error).__name__}: {words} (again with --debug for the traceback)"

@@ -1,0 +1,70 @@
+"""`fewstep train`: makes a model folder from images."""
+
+from __future__ import annotations
+
+import argparse
+
+from fewstep.cli.common import at_least
+
+__all__ = ["arguments", "run"]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `fewstep train`."""
+    add = parser.add_argument
+    add("data", help="an npz file with x_train and y_train, or a folder of pictures with one sub-folder a label")
+    add("out", help="the run's folder: checkpoint.safetensors, sheet.png, and model/ at the end")
+    add("--process", help="vp, cosine, sub-vp or flow (default: vp)")
+    add("--images", type=at_least(1), help="budget in images seen (default: 2000000)")
+    add("--hours", type=float, help="budget in hours, all sessions together (default: 24)")
+    add("--batch", type=at_least(1), help="images a step (default: 128)")
+    add("--lr", type=float, help="the largest learning rate (default: 0.001)")
+    add("--warmup", type=at_least(0), help="images until the learning rate is reached (default: 20000)")
+    add("--ema", type=float, help="decay of the averaged weights, a step (default: 0.999)")
+    add("--drop-label", type=float, help="share of labels left out, in [0, 1] (default: 0.1)")
+    add("--channels", type=channels, help="channels of each resolution, separated by commas (default: 64,128)")
+    add("--layers", type=at_least(1), help="residual blocks a resolution (default: 1)")
+    add("--patch", type=at_least(1), help="side of the squares of pixels folded into channels (default: 2)")
+    add("--seed", type=at_least(0), help="everything random is a function of it (default: 0)")
+    add("--device", default="cpu", help="where to train (default: cpu)")
+    add("--save-every", type=float, default=120.0, help="seconds between checkpoints (default: 120)")
+    add("--sheet-every", type=float, default=600.0, help="seconds between sample sheets; 0: none (default: 600)")
+    add("--anew", action="store_true", help="start anew and overwrite the run in OUT")
+    add("--quiet", action="store_true", help="show no progress")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains a denoiser on images; killed at any moment, the same command goes on with nothing lost.
+
+    What is not given is taken from the run in OUT when there is one. A run that is over is exported again; with a
+    larger --images or --hours it goes on.
+    """
+    from fewstep.train import train
+
+    folder = train(
+        args.data,
+        args.out,
+        process=args.process,
+        images=args.images,
+        hours=args.hours,
+        batch=args.batch,
+        lr=args.lr,
+        warmup=args.warmup,
+        ema=args.ema,
+        drop_label=args.drop_label,
+        seed=args.seed,
+        channels=args.channels,
+        layers=args.layers,
+        patch=args.patch,
+        resume=not args.anew,
+        save_every=args.save_every,
+        sheet_every=args.sheet_every or None,
+        device=args.device,
+        quiet=args.quiet,
+    )
+    print(folder)
+
+
+def channels(text: str) -> tuple[int, ...]:
+    """Argparse type: whole numbers separated by commas."""
+    return tuple(at_least(1)(part) for part in text.split(","))

@@ -1,0 +1,195 @@
+r"""The network's door: any (x, t) -> prediction becomes a denoiser (z, t) -> x0_hat.
+
+The state and the time stay in the precision of the run; here, and only here, the state is cast to the network's dtype
+and the time is put into the network's own convention:
+
+| time          | the network is called with                                     |
+|---------------|----------------------------------------------------------------|
+| `t`           | the process's time                                             |
+| `index`       | N t - 1: index 0..N-1 of an N-step table, fractional in between |
+| `sigma`       | sigma / alpha                                                  |
+| `log-sigma/4` | log(sigma / alpha) / 4 (EDM's c_noise)                         |
+| a function    | what it returns for a (batch,) float64 tensor of times         |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoiser.predict import PREDICTIONS, conversion
+from fewstep.process.base import Process, Time
+from fewstep.process.operator import Coefficient, apply
+from fewstep.words import pick
+
+__all__ = ["TIMES", "Counted", "NetworkError", "Wrapped", "wrap"]
+
+
+class NetworkError(ValueError):
+    """What a network returned cannot be used; the loop adds the row and the time."""
+
+
+def _index(process: Process, t: Tensor) -> Tensor:
+    return len(getattr(process, "alphas_cumprod", range(1000))) * t - 1
+
+
+TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
+    "t": lambda process, t: t,
+    "index": _index,
+    "sigma": lambda process, t: torch.exp(-process.log_snr(t)),  # type: ignore[operator]
+    "log-sigma/4": lambda process, t: -process.log_snr(t) / 4,  # type: ignore[operator]
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Wrapped:
+    """A denoiser made of a network; see `wrap`. `at(t)` is the same with every number of that time ready."""
+
+    net: Callable[..., Any]
+    process: Process
+    predicts: str
+    time: str | Callable[[Tensor], Tensor]
+    dtype: torch.dtype | None
+    sigma_data: float
+    needs_grad: bool = False
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        """x0_hat in data space for states z (batch, *state) at a time or (batch,) times."""
+        return self.at(t)(z)
+
+    def raw(self, z: Tensor, t: Time) -> Tensor:
+        """The network's own output, for tables rewritten `in_terms_of` its prediction."""
+        return self.at(t).raw(z)
+
+    def at(self, t: Time) -> AtTime:
+        """The denoiser at one time: what the loop makes before a run, so that a row computes no coefficient."""
+        if self.predicts == "edm":
+            alpha, sigma, data = self.process.alpha(t), self.process.sigma(t), self.sigma_data  # type: ignore[attr-defined]
+            total = sigma**2 + (alpha * data) ** 2  # alpha^2 (sigma_edm^2 + sigma_data^2)
+            c_in, p, q = total**-0.5, alpha * data**2 / total, sigma * data * total**-0.5
+        else:
+            c_in, (p, q) = 1.0, conversion(self.predicts, self.process, t)
+        times = t if isinstance(t, Tensor) else torch.tensor([t], dtype=torch.float64)
+        named = partial(TIMES[self.time], self.process) if isinstance(self.time, str) else self.time
+        label = torch.as_tensor(named(times))
+        return AtTime(self, c_in, p, q, label if isinstance(t, Tensor) else float(label))
+
+
+@dataclass(frozen=True, eq=False)
+class AtTime:
+    """x0 = p z + q F(c_in z, label): a wrapped network at one time (or one a sample)."""
+
+    denoiser: Wrapped
+    c_in: Coefficient
+    p: Coefficient
+    q: Coefficient
+    label: float | Tensor
+
+    def __call__(self, z: Tensor) -> Tensor:
+        x0 = apply(self.q, self.raw(z))
+        x0 = x0 if isinstance(self.p, float) and self.p == 0.0 else apply(self.p, z) + x0
+        return self.denoiser.process.from_coordinates(x0)
+
+    def raw(self, z: Tensor) -> Tensor:
+        """The network's output in the state's dtype, shape checked."""
+        d = self.denoiser
+        dtype = d.dtype or _dtype(d.net) or z.dtype
+        x = z if isinstance(self.c_in, float) and self.c_in == 1.0 else apply(self.c_in, z)
+        out = d.net(x.to(dtype), self._label(z, torch.float64 if dtype == torch.float64 else torch.float32))
+        out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
+        if not isinstance(out, Tensor):
+            raise NetworkError(f"the network returned {type(out).__name__}: it must return a tensor")
+        data_shape = (z.shape[0], *d.process.data_shape(tuple(z.shape[1:])))
+        allowed = {"data": [data_shape], "score": [tuple(z.shape), data_shape]}.get(d.predicts, [tuple(z.shape)])
+        if tuple(out.shape) not in allowed:
+            raise NetworkError(
+                f"the network returned shape {tuple(out.shape)} for a state of shape {tuple(z.shape)}: it must return "
+                f"{' or '.join(map(str, allowed))}"
+            )
+        out = out.to(z.dtype)
+        if d.predicts == "data":
+            return d.process.coordinates(out)
+        if tuple(out.shape) != tuple(z.shape):  # the velocity's score alone
+            out = torch.stack([torch.zeros_like(out), out], 1)
+        return out
+
+    def _label(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        if isinstance(self.label, Tensor):
+            return self.label.to(z.device, dtype)
+        return torch.full((z.shape[0],), self.label, dtype=dtype, device=z.device)
+
+
+def wrap(
+    net: Callable[..., Any],
+    process: Process,
+    predicts: str = "noise",
+    *,
+    time: str | Callable[[Tensor], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    sigma_data: float = 0.5,
+    needs_grad: bool = False,
+) -> Wrapped:
+    r"""Makes a denoiser out of a network.
+
+    The network is called as `net(x, t)` with x (batch, *state) in its dtype and t (batch,) in float32 (float64 for a
+    float64 network). It returns a tensor, a tuple that starts with one, or an object with `.sample`. Bind conditions
+    yourself: `partial(net, label=y)`.
+
+    Args:
+        net: the network.
+        process: the process it was trained on.
+        predicts: "noise", "data", "v", "flow", "score" (`fewstep.denoiser.PREDICTIONS`), or "edm": the raw F of EDM's
+            preconditioning D = c_skip x + c_out F(c_in x, log(sigma)/4) with x = z/alpha, sigma = sigma/alpha (Karras
+            et al. 2022, eq. 7 and table 1). On CLD "noise" and "score" are read through their velocity part, and a
+            score network may return that part alone.
+        time: the network's time convention (`TIMES` or a function); None is "t", and "log-sigma/4" for "edm".
+        dtype: the network's dtype; None asks its parameters.
+        sigma_data: EDM's standard deviation of the data; used with predicts="edm" only.
+        needs_grad: the network differentiates inside; the loop then keeps autograd on.
+
+    Raises:
+        ValueError: for an unknown prediction or time, a v or flow prediction on CLD.
+    """
+    time = time or ("log-sigma/4" if predicts == "edm" else "t")
+    if isinstance(time, str):
+        pick(TIMES, time, "time")
+    if predicts != "edm":
+        pick({**PREDICTIONS, "edm": None}, predicts, "predicts")
+        conversion(predicts, process, (process.t_max + process.t_min) / 2)
+    elif process.kind != "scalar":
+        raise ValueError(f"got predicts='edm' for {type(process).__name__}: EDM's preconditioning is for scalar processes")
+    return Wrapped(
+        net=net,
+        process=process,
+        predicts=predicts,
+        time=time,
+        dtype=dtype,
+        sigma_data=sigma_data,
+        needs_grad=needs_grad,
+    )
+
+
+class Counted:
+    """A denoiser that counts: `calls`, and `evaluations` (samples that went through the network)."""
+
+    def __init__(self, denoiser: Callable[[Tensor, Time], Any]) -> None:
+        self.denoiser, self.calls, self.evaluations = denoiser, 0, 0
+        self.needs_grad = getattr(denoiser, "needs_grad", False)
+
+    def __call__(self, z: Tensor, t: Time) -> Any:
+        """The denoiser's answer, counted."""
+        self.calls += 1
+        self.evaluations += len(z)
+        return self.denoiser(z, t)
+
+
+def _dtype(net: Callable[..., Any]) -> torch.dtype | None:
+    net = getattr(net, "func", net)  # functools.partial
+    if isinstance(net, nn.Module):
+        return next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
+    return None

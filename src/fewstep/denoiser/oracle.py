@@ -1,0 +1,136 @@
+r"""Closed-form denoisers: what a perfect network would return, on every linear process.
+
+With the matched filter b = M^T Sigma^-1 z and n = M^T Sigma^-1 M (the squared signal-to-noise ratio: a number, or one
+for every frequency), data distributed as a mixture of N(mu_k, s_k^2) has
+
+$$ D(z, t) = \sum_k \pi_k(z) \Big[ \mu_k + \frac{s_k^2}{1 + s_k^2 n} (b - n \mu_k) \Big], \qquad
+   \log \pi_k = \log w_k - \tfrac12 \sum \log(1 + s_k^2 n)
+                - \tfrac12 \sum \frac{n}{1 + s_k^2 n} (b/n - \mu_k)^2 + c $$
+
+(sums over coordinates), which is Bayes' rule after the matrix inversion lemma. A finite data set is s = 0. All of it
+is computed in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.process.base import Process, Time
+from fewstep.process.operator import Block, Coefficient, Diagonal, apply, inverse, transpose
+
+__all__ = ["Dataset", "Gaussian", "Mixture"]
+
+
+class Mixture:
+    """The exact denoiser of a Gaussian mixture.
+
+    Args:
+        process: any linear process.
+        means: (K, *shape) in data space.
+        stds: (K,) or (K, *shape): standard deviations, in the process's coordinates when given per coordinate.
+        weights: (K,), positive; normalised here. None: equal.
+    """
+
+    needs_grad = False
+
+    def __init__(self, process: Process, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
+        means = torch.as_tensor(means, dtype=torch.float64)
+        stds = torch.as_tensor(stds, dtype=torch.float64).expand(len(means)) if _is_number(stds) else torch.as_tensor(stds)
+        weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
+        if len(stds) != len(means) or len(weights) != len(means) or bool((weights <= 0).any()) or bool((stds < 0).any()):
+            raise ValueError(
+                f"got {len(means)} means, {len(stds)} stds and {len(weights)} weights: give one of each for every "
+                "component, stds of at least 0 and weights above 0"
+            )
+        self.process = process
+        self.means = process.coordinates(means)
+        self.stds = _trailing(stds.to(torch.float64), means.ndim)
+        self.log_weights = (weights.to(torch.float64) / weights.sum()).log()
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        b, n = _matched(self.process, z.to(torch.float64), t)
+        b, n = b[:, None], n[:, None]  # (batch, K, *shape)
+        variance = self.stds**2
+        keep = 1 / (1 + variance * n)
+        estimate = torch.where(n > 0, b / torch.where(n > 0, n, 1.0), 0.0)
+        logits = self.log_weights - 0.5 * (
+            n * keep * (estimate - self.means) ** 2 - keep.log()
+        ).expand(len(z), *self.means.shape).flatten(2).sum(-1)
+        means = self.means + variance * n * keep * (estimate - self.means)
+        pi = _trailing(logits.softmax(1), means.ndim)
+        return self.process.from_coordinates((pi * means).sum(1)).to(z.dtype)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draws of the data (count, *shape), in data space."""
+        k = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
+        noise = torch.randn(count, *self.means.shape[1:], dtype=torch.float64, generator=generator)
+        return self.process.from_coordinates(self.means[k] + self.stds.expand_as(self.means)[k] * noise)
+
+
+class Gaussian(Mixture):
+    """The exact denoiser of N(mean, std^2), independent in the process's coordinates; mean (*shape), std a number or (*shape)."""
+
+    def __init__(self, process: Process, mean: Tensor, std: Tensor | float) -> None:
+        std = torch.as_tensor(std, dtype=torch.float64)
+        super().__init__(process, torch.as_tensor(mean)[None], std[None])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """The exact denoiser of a finite data set: the softmax-weighted mean of its items.
+
+    Items (N, *shape) may be stored in any dtype; they are read `chunk` at a time in float64, so memory stays at
+    `chunk` items (and batch x N weights), and a streaming softmax keeps the result exact.
+    `scale` and `shift` map stored items to data: data = scale * item + shift (uint8 images: 2/255 and -1).
+    """
+
+    process: Process
+    items: Tensor
+    chunk: int = 2048
+    scale: float = 1.0
+    shift: float = 0.0
+    needs_grad: bool = False
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        b, n = _matched(self.process, z.to(torch.float64), t)
+        shape = b.shape[1:]
+        b, n = b.flatten(1), n.expand(len(n), *shape).flatten(1)
+        top = torch.full((len(z), 1), -torch.inf, dtype=torch.float64, device=z.device)
+        total, mean = torch.zeros_like(top), torch.zeros_like(b)
+        for start in range(0, len(self.items), self.chunk):
+            x = self.items[start : start + self.chunk].to(z.device, torch.float64) * self.scale + self.shift
+            x = self.process.coordinates(x).flatten(1)
+            logits = b @ x.T - 0.5 * (n @ (x * x).T)
+            above = torch.maximum(top, logits.max(1, keepdim=True).values)
+            weight, shrink = (logits - above).exp(), (top - above).exp()
+            total = total * shrink + weight.sum(1, keepdim=True)
+            mean, top = mean * shrink + weight @ x, above
+        return self.process.from_coordinates((mean / total).reshape(-1, *shape)).to(z.dtype)
+
+
+def _matched(process: Process, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+    """b (batch, *shape) in the process's coordinates and n, broadcastable to it, (batch or 1, ...)."""
+    m = process.M(t)
+    matched = transpose(m) * inverse(process.Sigma(t))  # type: ignore[operator]
+    b = apply(matched, z)
+    return b, _values(matched * m, b)  # type: ignore[operator]
+
+
+def _values(c: Coefficient, like: Tensor) -> Tensor:
+    """A coefficient on data as a tensor (batch or 1, ...) of as many axes as `like`."""
+    if isinstance(c, Diagonal):
+        v = c.values if c.values.ndim > c.rank else c.values[None]
+        return v.reshape(len(v), *(1,) * (like.ndim - 1 - c.rank), *v.shape[1:]).to(like)
+    v = c.values[..., 0, 0] if isinstance(c, Block) else torch.as_tensor(c, dtype=like.dtype)
+    return _trailing(v.reshape(-1), like.ndim).to(like)
+
+
+def _trailing(v: Tensor, ndim: int) -> Tensor:
+    return v.reshape(v.shape + (1,) * (ndim - v.ndim))
+
+
+def _is_number(value: Tensor | float) -> bool:
+    return not isinstance(value, Tensor) or value.ndim == 0

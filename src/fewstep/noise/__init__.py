@@ -1,0 +1,24 @@
+"""Random numbers as a function: named streams, counter-based for each sample, and one Brownian path for each sample.
+
+A generator with a state makes sample 17 depend on the sixteen drawn before it. Here sample 17 of seed 3 gets the same
+bits in any batch, on any worker, in any order:
+
+- `counter`: Philox4x32-10 and `Noise`, normals by (seed, sample, stream, k);
+- `brownian`: `BrownianPath`, the noise of an interval, the same path at any number of steps;
+- `source`: what `sample` asks, from a `Noise`, a `torch.Generator` or a ready tensor.
+"""
+
+from fewstep.noise.brownian import BrownianPath
+from fewstep.noise.counter import Noise, philox
+from fewstep.noise.source import GeneratorSource, NoiseSource, PathSource, TensorSource, noise_source
+
+__all__ = [
+    "BrownianPath",
+    "GeneratorSource",
+    "Noise",
+    "NoiseSource",
+    "PathSource",
+    "TensorSource",
+    "noise_source",
+    "philox",
+]

@@ -1,0 +1,35 @@
+"""Processes: what the noise does. One linear algebra (`base`), three kinds of coefficients (`operator`)."""
+
+from __future__ import annotations
+
+from fewstep.process.base import Process, ScalarProcess
+from fewstep.process.blurring import Blurring
+from fewstep.process.langevin import CLD
+from fewstep.process.scalar import EDM, VE, VP, Cosine, Discrete, Flow, SubVP
+
+__all__ = [
+    "CLD",
+    "EDM",
+    "PROCESSES",
+    "VE",
+    "VP",
+    "Blurring",
+    "Cosine",
+    "Discrete",
+    "Flow",
+    "Process",
+    "ScalarProcess",
+    "SubVP",
+]
+
+PROCESSES = {
+    "vp": VP,
+    "ve": VE,
+    "sub-vp": SubVP,
+    "cosine": Cosine,
+    "edm": EDM,
+    "flow": Flow,
+    "cld": CLD,
+    "blurring": Blurring,
+    "discrete": Discrete,
+}

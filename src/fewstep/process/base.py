@@ -1,0 +1,220 @@
+r"""The algebra a linear Gaussian process owns; everything a solver may ask of it.
+
+$$ z_t = M_t x_0 + R_t \epsilon, \qquad R_t R_t^T = \Sigma_t, \qquad dz = F_t z\, dt + G_t\, dw $$
+
+- `M` carries clean data to the mean, `Psi` solves the drift (`dPsi = F Psi dt`), so `Psi_t Psi_s^-1` takes s to t.
+- `R` is the root of Sigma that solves `dR/dt = (F + 1/2 G G^T Sigma^-1) R` (Zhang et al. 2022, gDDIM, eq. 17). With it
+  a single data point makes `eps = R^-1 (z - M x0)` constant along the probability-flow ODE, and two exact forms hold:
+
+$$ d(R^{-1} z) = d(R^{-1} M)\, D(z_t, t), \qquad d(\Psi^{-1} z) = d(\Psi^{-1} R)\, \epsilon(z_t, t). $$
+
+`D(z, t) = E[x0 | z]` is the data prediction and `eps = R^-1 (z - M D)` the noise prediction. Scalar processes have
+M = Psi = alpha and R = sigma. Time runs from `t_max` (noise) to `t_min` (data). A time is a float, or a `(batch,)`
+float64 tensor of per-sample times; a float gives a coefficient for the whole batch, a vector one per sample.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fewstep.process.operator import Coefficient, apply, inverse, transpose
+
+__all__ = ["Process", "ScalarProcess", "Time", "derivative"]
+
+Time = float | Tensor
+
+
+class Process(ABC):
+    """A linear Gaussian process. To write one, give the abstract methods; everything else follows from them.
+
+    `kind` is "scalar", "diagonal" or "block": what its coefficients are, which solvers declare.
+    """
+
+    kind: ClassVar[str]
+    default_grid: ClassVar[str]
+    t_max: float
+    t_min: float
+
+    @abstractmethod
+    def M(self, t: Time) -> Coefficient:
+        """The mean map: E[z_t | x0] = M_t x0."""
+
+    @abstractmethod
+    def R(self, t: Time) -> Coefficient:
+        """The root of Sigma_t that makes the noise of a point mass constant along the ODE."""
+
+    @abstractmethod
+    def Psi(self, t: Time) -> Coefficient:
+        """The solution of the drift from a reference time: Psi_t Psi_s^-1 carries s to t."""
+
+    @abstractmethod
+    def F(self, t: Time) -> Coefficient:
+        """The drift matrix of dz = F z dt + G dw."""
+
+    @abstractmethod
+    def GG(self, t: Time) -> Coefficient:
+        """G_t G_t^T, the diffusion matrix."""
+
+    @abstractmethod
+    def log_snr(self, t: Time) -> Time:
+        """The natural clock: 1/2 log(M^T Sigma^-1 M); alpha/sigma's logarithm where M and R are numbers."""
+
+    @abstractmethod
+    def inverse_log_snr(self, lam: Time) -> Time:
+        """The time at which `log_snr` is `lam`."""
+
+    @abstractmethod
+    def data_from_noise(self, t: Time) -> tuple[Coefficient, Coefficient]:
+        """(p, q) with x0 = p z + q eps whenever z = M x0 + R eps."""
+
+    @abstractmethod
+    def data_from_score(self, t: Time) -> tuple[Coefficient, Coefficient]:
+        """(p, q) with x0 = p z + q s whenever s = -Sigma^-1 (z - M x0)."""
+
+    def coordinates(self, x0: Tensor) -> Tensor:
+        """Clean data in the coordinates in which M acts on it."""
+        return x0
+
+    def from_coordinates(self, c: Tensor) -> Tensor:
+        """The inverse of `coordinates`."""
+        return c
+
+    def to_data(self, z: Tensor) -> Tensor:
+        """A state taken to data space."""
+        return self.from_coordinates(z)
+
+    def state_shape(self, data_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one state for data of one shape (both without the batch)."""
+        return tuple(data_shape)
+
+    def data_shape(self, state_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The inverse of `state_shape`."""
+        return tuple(state_shape)
+
+    def Sigma(self, t: Time) -> Coefficient:
+        """The covariance R R^T."""
+        r = self.R(t)
+        return r * transpose(r)
+
+    def M_rate(self, t: Time) -> Coefficient:
+        """dM/dt = F M."""
+        return self.F(t) * self.M(t)  # type: ignore[operator]
+
+    def R_rate(self, t: Time) -> Coefficient:
+        """dR/dt = F R + 1/2 G G^T R^-T."""
+        r = self.R(t)
+        return self.F(t) * r + 0.5 * (self.GG(t) * transpose(inverse(r)))  # type: ignore[operator]
+
+    def transition(self, t: Time, s: Time) -> Coefficient:
+        """Psi_t Psi_s^-1."""
+        return self.Psi(t) * inverse(self.Psi(s))
+
+    def diffuse(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
+        """z_t = M_t x0 + R_t eps for data x0 (batch, *shape) and noise eps shaped like the state."""
+        return apply(self.M(t), self.coordinates(x0)) + apply(self.R(t), eps)
+
+    def prior(self, eps: Tensor) -> Tensor:
+        """The start state for standard normal noise: R eps at t_max."""
+        return apply(self.R(self.t_max), eps)
+
+    def check_times(self, times: Tensor) -> None:
+        """Refuses times outside the process's domain; the ends t_min and t_max may be passed where it is defined."""
+        low, high = self.domain
+        bad = times[(times < low) | (times > high) | ~times.isfinite()]
+        if len(bad):
+            raise ValueError(
+                f"got time {float(bad[0]):g} for {type(self).__name__}, which is defined on [{low:g}, {high:g}]: "
+                "give times inside"
+            )
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        """The times at which the formulas hold, beyond [t_min, t_max] where the mathematics allows."""
+        return (0.0, 1.0)
+
+
+class ScalarProcess(Process):
+    """A process z = alpha x0 + sigma eps. To write one, give alpha, sigma and the inverse of the log-SNR."""
+
+    kind = "scalar"
+    default_grid = "log-snr"
+
+    @abstractmethod
+    def _alpha(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _sigma(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _inverse_log_snr(self, lam: Tensor) -> Tensor: ...
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return self._alpha(t).log() - self._sigma(t).log()
+
+    def alpha(self, t: Time) -> Time:
+        return _like(self._alpha, t)
+
+    def sigma(self, t: Time) -> Time:
+        return _like(self._sigma, t)
+
+    def log_snr(self, t: Time) -> Time:
+        return _like(self._log_snr, t)
+
+    def inverse_log_snr(self, lam: Time) -> Time:
+        return _like(self._inverse_log_snr, lam)
+
+    def M(self, t: Time) -> Coefficient:
+        return self.alpha(t)
+
+    def Psi(self, t: Time) -> Coefficient:
+        return self.alpha(t)
+
+    def R(self, t: Time) -> Coefficient:
+        return self.sigma(t)
+
+    def F(self, t: Time) -> Coefficient:
+        """d log alpha / dt."""
+        return _like(lambda u: derivative(self._alpha, u) / self._alpha(u), t)
+
+    def GG(self, t: Time) -> Coefficient:
+        """g^2 = d sigma^2/dt - 2 F sigma^2 (Kingma et al. 2021, eq. 2 and appendix)."""
+        s = self.sigma(t)
+        return 2 * s * (self.R_rate(t) - self.F(t) * s)  # type: ignore[operator]
+
+    def M_rate(self, t: Time) -> Coefficient:
+        return _like(lambda u: derivative(self._alpha, u), t)
+
+    def R_rate(self, t: Time) -> Coefficient:
+        return _like(lambda u: derivative(self._sigma, u), t)
+
+    def data_from_noise(self, t: Time) -> tuple[Coefficient, Coefficient]:
+        """x0 = (z - sigma eps) / alpha."""
+        a = inverse(self.alpha(t))
+        return a, -self.sigma(t) * a  # type: ignore[operator]
+
+    def data_from_score(self, t: Time) -> tuple[Coefficient, Coefficient]:
+        """x0 = (z + sigma^2 s) / alpha."""
+        a = inverse(self.alpha(t))
+        return a, self.sigma(t) ** 2 * a  # type: ignore[operator]
+
+
+def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """df/dt of an elementwise function, exact to rounding (reverse mode in float64)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        u = t.clone().detach().requires_grad_(True)
+        y = f(u)
+        return torch.autograd.grad(y.sum(), u)[0] if y.requires_grad else torch.zeros_like(t)
+
+
+def _like(f: Callable[[Tensor], Tensor], t: Time) -> Time:
+    """f on float64; a float for a float."""
+    if isinstance(t, Tensor):
+        return f(t.to(torch.float64))
+    value = f(torch.tensor(float(t), dtype=torch.float64)).item()
+    return 0.0 if value == 0 else value if not math.isnan(value) else math.nan

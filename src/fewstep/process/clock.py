@@ -1,0 +1,49 @@
+r"""Clocks: monotone functions u(t) in which a solver interpolates, steps or places its grid.
+
+- `t`: the process's own time;
+- `log-snr`: lambda, the natural clock;
+- `rho`: e^-lambda, which is sigma/alpha for a scalar process (EDM's sigma, DEIS's rho).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.process.base import Process
+
+__all__ = ["CLOCKS", "Clock", "clock"]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """`of(process, t)` reads the clock, `time(process, u)` reads it backwards, `of_log_snr(process, lam)` converts."""
+
+    of: Callable[[Process, Tensor], Tensor]
+    time: Callable[[Process, Tensor], Tensor]
+    of_log_snr: Callable[[Process, Tensor], Tensor]
+
+
+CLOCKS = {
+    "t": Clock(lambda p, t: t, lambda p, u: u, lambda p, lam: p.inverse_log_snr(lam)),  # type: ignore[arg-type]
+    "log-snr": Clock(
+        lambda p, t: p.log_snr(t),  # type: ignore[arg-type]
+        lambda p, u: p.inverse_log_snr(u),  # type: ignore[arg-type]
+        lambda p, lam: lam,
+    ),
+    "rho": Clock(
+        lambda p, t: torch.exp(-torch.as_tensor(p.log_snr(t))),
+        lambda p, u: p.inverse_log_snr(-u.log()),  # type: ignore[arg-type]
+        lambda p, lam: torch.exp(-lam),
+    ),
+}
+
+
+def clock(name: str) -> Clock:
+    """The clock of that name, or a ValueError."""
+    if name not in CLOCKS:
+        raise ValueError(f"got clock {name!r}: choose one of {', '.join(CLOCKS)}")
+    return CLOCKS[name]

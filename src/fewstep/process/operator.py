@@ -1,0 +1,210 @@
+r"""Coefficients of linear Gaussian processes: numbers, diagonals in a basis, small blocks.
+
+A coefficient multiplies a state. For a scalar process it is a Python float (or a `(batch,)` float64 tensor where every
+sample has its own time); for a process that is diagonal in a basis it is a `Diagonal`; for one that couples position
+and velocity it is a `Block`. All of them add, subtract and multiply, in the order the formula is written, so a solver
+spells its equation once:
+
+$$ z_s = M_s D + R_s R_t^{-1} (z_t - M_t D) $$
+
+and the same line runs on every process. `inverse`, `transpose`, `cholesky`, `root` and `log_det` take any of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Block",
+    "Coefficient",
+    "Diagonal",
+    "apply",
+    "cholesky",
+    "inverse",
+    "is_zero",
+    "log_det",
+    "magnitude",
+    "root",
+    "transpose",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal:
+    """Multiplies the trailing `rank` axes of a state elementwise; `values` is (*rank axes) or (batch, *rank axes)."""
+
+    values: Tensor
+    rank: int
+
+    def _with(self, values: Tensor) -> Diagonal:
+        return Diagonal(values, self.rank)
+
+    def _values(self, other: Coefficient) -> Tensor | float:
+        if isinstance(other, Tensor):
+            return other.reshape(other.shape + (1,) * self.rank)
+        return other.values if isinstance(other, Diagonal) else other  # type: ignore[union-attr]
+
+    def __add__(self, other: Coefficient) -> Diagonal:
+        return self._with(self.values + self._values(other))
+
+    def __sub__(self, other: Coefficient) -> Diagonal:
+        return self._with(self.values - self._values(other))
+
+    def __mul__(self, other: Coefficient) -> Diagonal:
+        if not isinstance(other, Diagonal | Tensor | float | int):
+            return NotImplemented
+        return self._with(self.values * self._values(other))
+
+    def __neg__(self) -> Diagonal:
+        return self._with(-self.values)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __rsub__(self, other: Coefficient) -> Diagonal:
+        return -self + other
+
+    def apply(self, x: Tensor) -> Tensor:
+        v = self.values.to(x)
+        if v.ndim > self.rank:  # per sample
+            v = v.reshape(v.shape[:1] + (1,) * (x.ndim - 1 - self.rank) + v.shape[1:])
+        if x.shape[x.ndim - self.rank :] != v.shape[v.ndim - self.rank :]:
+            shape, size = tuple(x.shape), tuple(v.shape[v.ndim - self.rank :])
+            raise ValueError(
+                f"got a state of shape {shape} for a process whose last axes are {size}: "
+                f"build the process with size={shape[x.ndim - self.rank :]}"
+            )
+        return v * x
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A small matrix over a state's second axis; `values` is (m, n) or (batch, m, n).
+
+    A column of 1 (n = 1) takes data of shape (batch, *shape) to a state of shape (batch, m, *shape); a row of 1
+    (m = 1) takes a state to data.
+    """
+
+    values: Tensor
+
+    def __add__(self, other: Coefficient) -> Block:
+        return Block(self.values + self._matrix(other))
+
+    def __sub__(self, other: Coefficient) -> Block:
+        return Block(self.values - self._matrix(other))
+
+    def __mul__(self, other: Coefficient) -> Block:
+        if isinstance(other, Block):
+            return Block(self.values @ other.values)
+        if not isinstance(other, Tensor | float | int):
+            return NotImplemented
+        return Block(self.values * (other[:, None, None] if isinstance(other, Tensor) else other))
+
+    def __rmul__(self, other: float) -> Block:
+        return self * other
+
+    def __radd__(self, other: float) -> Block:
+        return self + other
+
+    def __rsub__(self, other: float) -> Block:
+        return -self + other
+
+    def __neg__(self) -> Block:
+        return Block(-self.values)
+
+    def _matrix(self, other: Coefficient) -> Tensor:
+        if isinstance(other, Block):
+            return other.values
+        if isinstance(other, Tensor):
+            other = other[:, None, None]
+        return other * torch.eye(self.values.shape[-1], dtype=torch.float64)  # type: ignore[operator]
+
+    def apply(self, x: Tensor) -> Tensor:
+        v = self.values.to(x)
+        m, n = v.shape[-2:]
+        if n == 1:
+            x = x.unsqueeze(1)
+        if x.ndim < 2 or x.shape[1] != n:
+            raise ValueError(f"got a state of shape {tuple(x.shape)}: this process wants (batch, {n}, *shape)")
+        y = (v @ x.reshape(x.shape[0], n, -1)).reshape(x.shape[0], m, *x.shape[2:])
+        return y.squeeze(1) if m == 1 else y
+
+
+Coefficient = float | Tensor | Diagonal | Block
+
+
+def apply(c: Coefficient, x: Tensor) -> Tensor:
+    """The coefficient times a batch of states or data."""
+    if isinstance(c, Diagonal | Block):
+        return c.apply(x)
+    if isinstance(c, Tensor):
+        return c.to(x).reshape(c.shape + (1,) * (x.ndim - c.ndim)) * x
+    return c * x
+
+
+def inverse(c: Coefficient) -> Coefficient:
+    """c^-1; infinite where a number is zero."""
+    if isinstance(c, Block):
+        return Block(torch.linalg.inv(c.values))
+    if isinstance(c, Diagonal):
+        return Diagonal(1 / c.values, c.rank)
+    if isinstance(c, Tensor):
+        return 1 / c
+    return 1 / c if c else math.inf
+
+
+def transpose(c: Coefficient) -> Coefficient:
+    return Block(c.values.mT) if isinstance(c, Block) else c
+
+
+def cholesky(c: Coefficient) -> Coefficient:
+    """Lower L with L L^T = c; c may be singular, rounding below zero is read as zero."""
+    if isinstance(c, Block):
+        return Block(_cholesky2(c.values))
+    return root(c)
+
+
+def root(c: Coefficient) -> Coefficient:
+    """The symmetric square root of a positive semi-definite coefficient."""
+    if isinstance(c, Block):
+        v = c.values
+        det = (v[..., 0, 0] * v[..., 1, 1] - v[..., 0, 1] * v[..., 1, 0]).clamp(min=0).sqrt()
+        trace = v[..., 0, 0] + v[..., 1, 1] + 2 * det
+        eye = torch.eye(2, dtype=v.dtype) * det[..., None, None]
+        return Block((v + eye) / trace.clamp(min=torch.finfo(v.dtype).tiny).sqrt()[..., None, None])
+    if isinstance(c, Diagonal):
+        return Diagonal(c.values.clamp(min=0).sqrt(), c.rank)
+    return c.clamp(min=0).sqrt() if isinstance(c, Tensor) else math.sqrt(max(c, 0.0))
+
+
+def log_det(c: Coefficient, data_shape: tuple[int, ...]) -> Tensor | float:
+    """log |det c| over a whole state whose data part has `data_shape`; a number, or (batch,)."""
+    count = math.prod(data_shape)
+    if isinstance(c, Block):
+        return torch.linalg.slogdet(c.values)[1] * count
+    if isinstance(c, Diagonal):
+        repeat = count // math.prod(c.values.shape[c.values.ndim - c.rank :])
+        return c.values.abs().log().flatten(c.values.ndim - c.rank).sum(-1) * repeat
+    return count * (c.abs().log() if isinstance(c, Tensor) else math.log(abs(c)))
+
+
+def magnitude(c: Coefficient) -> float:
+    """The largest absolute entry."""
+    values = c.values if isinstance(c, Diagonal | Block) else c
+    return float(values.abs().max()) if isinstance(values, Tensor) else abs(values)
+
+
+def is_zero(c: Coefficient) -> bool:
+    """Whether the coefficient is exactly zero, so that its term can be left out."""
+    return magnitude(c) == 0.0
+
+
+def _cholesky2(v: Tensor) -> Tensor:
+    a = v[..., 0, 0].clamp(min=0).sqrt()
+    b = torch.where(a > 0, v[..., 1, 0] / torch.where(a > 0, a, 1.0), 0.0)
+    d = (v[..., 1, 1] - b * b).clamp(min=0).sqrt()
+    return torch.stack([torch.stack([a, torch.zeros_like(a)], -1), torch.stack([b, d], -1)], -2)

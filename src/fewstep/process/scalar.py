@@ -1,0 +1,213 @@
+r"""Scalar processes z = alpha_t x0 + sigma_t eps: VP, sub-VP, cosine, VE, EDM, flow, and any alphas_cumprod table.
+
+Each class gives three formulas: alpha, sigma, and the inverse of lambda = log(alpha / sigma). They are written so that
+nothing is a difference of nearly equal numbers: 1 - alpha^2 is `-expm1(2 log alpha)`, and for a variance-preserving
+process `-2 log alpha = softplus(-2 lambda)`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from fewstep.process.base import ScalarProcess
+
+__all__ = ["EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "SubVP"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VP(ScalarProcess):
+    r"""Variance-preserving with linear beta (Song et al. 2021, eq. 32-33).
+
+    log alpha = -t^2 (beta_max - beta_min)/4 - t beta_min/2 and sigma^2 = 1 - alpha^2.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_max: float = 1.0
+    t_min: float = 1e-3
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        return -t * (t * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2)
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self._log_alpha(t).exp()
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return self._log_alpha(t) - self._sigma(t).log()
+
+    def _inverse_log_snr(self, lam: Tensor) -> Tensor:
+        return self._time(softplus(-2 * lam))
+
+    def _time(self, loss: Tensor) -> Tensor:
+        """The time at which -2 log alpha is `loss`, by the root that does not cancel."""
+        return 2 * loss / ((self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * loss).sqrt() + self.beta_min)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubVP(VP):
+    r"""Sub-VP (Song et al. 2021, eq. 29): alpha as VP, sigma = 1 - alpha^2."""
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return -torch.expm1(2 * self._log_alpha(t))
+
+    def _inverse_log_snr(self, lam: Tensor) -> Tensor:
+        return self._time(2 * torch.asinh((-lam).exp() / 2))  # 1/alpha - alpha = e^-lam
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(ScalarProcess):
+    r"""Cosine schedule (Nichol & Dhariwal 2021, eq. 17): alpha = cos(pi/2 (t+s)/(1+s)) / cos(pi/2 s/(1+s)).
+
+    `t_max` stays below 1, where alpha is zero, as DPM-Solver's continuous form of this schedule does; t_max=1 is legal
+    for networks that do not predict noise.
+    """
+
+    offset: float = 0.008
+    t_max: float = 0.9946
+    t_min: float = 1e-3
+
+    def _angle(self, t: Tensor | float) -> Tensor | float:
+        return math.pi / 2 * (t + self.offset) / (1 + self.offset)
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * (1 - t) / (1 + self.offset)) / math.cos(self._angle(0.0))
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        a, b = self._angle(t), self._angle(0.0)  # cos^2 b - cos^2 a = sin(a - b) sin(a + b)
+        return (torch.sin(a - b) * torch.sin(a + b)).sqrt() / math.cos(b)
+
+    def _inverse_log_snr(self, lam: Tensor) -> Tensor:
+        c = math.cos(self._angle(0.0))  # sin of the angle from t = 1, and its cosine without cancellation
+        alpha, sigma = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
+        angle = torch.atan2(c * alpha, (1 - c * c + (c * sigma) ** 2).sqrt())
+        return (1 - angle * 2 * (1 + self.offset) / math.pi).clamp(min=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VE(ScalarProcess):
+    r"""Variance-exploding (Song et al. 2021, eq. 30): alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_max: float = 1.0
+    t_min: float = 0.0
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * (t * math.log(self.sigma_max / self.sigma_min)).exp()
+
+    def _inverse_log_snr(self, lam: Tensor) -> Tensor:
+        return (-lam - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDM(ScalarProcess):
+    r"""Karras et al. 2022 (table 1, "ours"): alpha = 1, sigma = t, from sigma_max to sigma_min."""
+
+    t_max: float = 80.0
+    t_min: float = 0.002
+    default_grid = "karras"
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return (0.0, math.inf)
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return 1.0 * t
+
+    def _inverse_log_snr(self, lam: Tensor) -> Tensor:
+        return (-lam).exp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow(ScalarProcess):
+    r"""Flow matching / rectified flow (Liu et al. 2022; Lipman et al. 2022): z = (1 - t) x0 + t eps, t from 1 to 0.
+
+    Both ends are singular and legal: alpha = 0 at t = 1, sigma = 0 at t = 0.
+    """
+
+    t_max: float = 1.0
+    t_min: float = 0.0
+    default_grid = "uniform"
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return 1.0 * t
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return torch.log1p(-t) - t.log()
+
+    def _inverse_log_snr(self, lam: Tensor) -> Tensor:
+        return torch.sigmoid(-lam)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discrete(ScalarProcess):
+    r"""Variance-preserving process through a table of alphas_cumprod, continuous in between.
+
+    Index i of N lies at t = (i + 1)/N and log alpha is linear between knots, with t = 0 clean data (Lu et al. 2022,
+    DPM-Solver, appendix D.2). An exact zero at the end (zero terminal SNR) makes alpha itself linear there.
+    The default table is DDPM's: beta from 1e-4 to 0.02 in 1000 steps (Ho et al. 2020, section 4).
+    """
+
+    alphas_cumprod: tuple[float, ...] | None = None
+    t_max: float = 1.0
+    t_min: float = 1e-3
+
+    def __post_init__(self) -> None:
+        table = self.alphas_cumprod
+        if table is None:
+            table = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+        a = torch.as_tensor(table, dtype=torch.float64)
+        if a.ndim != 1 or len(a) < 1 or not (a[0] < 1 and a[-1] >= 0 and bool((a[1:] < a[:-1]).all())):
+            raise ValueError(
+                f"got alphas_cumprod with {a.numel()} entries that do not fall strictly within (1, 0]: give the table "
+                "of cumulative products, index 0 nearest to data"
+            )
+        knots = torch.cat([torch.zeros(1, dtype=torch.float64), 0.5 * a.log()])
+        object.__setattr__(self, "alphas_cumprod", tuple(a.tolist()))
+        object.__setattr__(self, "_log_alphas", knots)
+        object.__setattr__(self, "t_min", max(self.t_min, 1 / len(a)) if self.t_min == 1e-3 else self.t_min)
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        knots: Tensor = self._log_alphas  # type: ignore[attr-defined]
+        n = len(knots) - 1
+        i = (t.detach() * n).floor().clamp(0, n - 1).long()
+        w = t * n - i
+        left, right = knots[i], knots[i + 1]
+        inside = right.isfinite()  # else the last interval of a table that ends in zero
+        slope = torch.where(inside, right - left, 0.0)
+        return left + w * slope + torch.log1p(-torch.where(inside, 0.0, w.clamp(max=1.0)))
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self._log_alpha(t).exp()
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return self._log_alpha(t) - self._sigma(t).log()
+
+    def _inverse_log_snr(self, lam: Tensor) -> Tensor:
+        knots: Tensor = self._log_alphas  # type: ignore[attr-defined]
+        n = len(knots) - 1
+        log_alpha = -0.5 * softplus(-2 * lam)
+        i = (torch.searchsorted(-knots, -log_alpha, right=True) - 1).clamp(0, n - 1)
+        left, right = knots[i], knots[i + 1]
+        linear = (log_alpha - left) / (right - left)
+        return (i + torch.where(right.isfinite(), linear, -torch.expm1(log_alpha - left))) / n

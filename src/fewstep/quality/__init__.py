@@ -1,0 +1,45 @@
+"""How good samples are: a classifier as feature space, distances between feature sets, fidelity and coverage."""
+
+from __future__ import annotations
+
+from fewstep.quality.classifier import (
+    Classifier,
+    accuracy,
+    images_to_tensor,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
+from fewstep.quality.metrics import (
+    KernelDistance,
+    Neighbours,
+    Quality,
+    compare,
+    frechet_distance,
+    frechet_gaussians,
+    kernel_distance,
+    neighbours,
+    precision_recall,
+)
+from fewstep.quality.reference import Reference, load_reference, save_reference
+
+__all__ = [
+    "Classifier",
+    "KernelDistance",
+    "Neighbours",
+    "Quality",
+    "Reference",
+    "accuracy",
+    "compare",
+    "frechet_distance",
+    "frechet_gaussians",
+    "images_to_tensor",
+    "kernel_distance",
+    "load_classifier",
+    "load_reference",
+    "neighbours",
+    "precision_recall",
+    "save_classifier",
+    "save_reference",
+    "train_classifier",
+]

@@ -1,0 +1,253 @@
+r"""Distances between two sets of feature vectors, and fidelity and coverage by nearest neighbours.
+
+Symbols: X = {x_i}, i = 1..n, and Y = {y_j}, j = 1..m, are features, arrays (n, d) and (m, d); for the metrics with
+a direction X is real and Y generated. mu, C: mean and covariance (divisor n - 1). B(x, r): ball of radius r.
+NND_k(x_i): distance from x_i to its k-th nearest neighbour in X, itself not counted.
+Everything is computed in float64 on the CPU.
+
+References:
+    Heusel et al., GANs trained by a two time-scale update rule, 2017, eq. 6. https://arxiv.org/abs/1706.08500
+    Gretton et al., A kernel two-sample test, JMLR 13, 2012, eq. 3.
+    Binkowski et al., Demystifying MMD GANs, 2018, section 4. https://arxiv.org/abs/1801.01401
+    Kynkaanniemi et al., Improved precision and recall metric, 2019, eqs. 1-2. https://arxiv.org/abs/1904.06991
+    Naeem et al., Reliable fidelity and diversity metrics, 2020, section 3. https://arxiv.org/abs/2002.09797
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "KernelDistance",
+    "Neighbours",
+    "Quality",
+    "compare",
+    "frechet_distance",
+    "frechet_gaussians",
+    "kernel_distance",
+    "neighbours",
+    "precision_recall",
+]
+
+Features = Tensor | np.ndarray
+
+
+def frechet_distance(a: Features, b: Features) -> float:
+    r"""Squared Frechet (2-Wasserstein) distance of the Gaussians with the means and covariances of two sets.
+
+    Biased upward by about (terms) / n: compare only values at equal set sizes, and with the data-to-data floor at that
+    size. Formula and source: `frechet_gaussians`.
+
+    Args:
+        a: features (n, d), n >= 2.
+        b: features (m, d), m >= 2.
+    """
+    a, b = _pair(a, b, least=2)
+    return frechet_gaussians(
+        a.mean(0), torch.cov(a.T).reshape(a.shape[1], -1), b.mean(0), torch.cov(b.T).reshape(b.shape[1], -1)
+    )
+
+
+def frechet_gaussians(mean_a: Features, cov_a: Features, mean_b: Features, cov_b: Features) -> float:
+    r"""Squared 2-Wasserstein distance of two Gaussians (Heusel et al. 2017, eq. 6; Dowson and Landau 1982).
+
+    $$ |\mu_a - \mu_b|^2 + \mathrm{tr} C_a + \mathrm{tr} C_b - 2 \mathrm{tr} (C_a C_b)^{1/2} $$
+
+    The last trace is the sum of the square roots of the eigenvalues of the symmetric C_a^{1/2} C_b C_a^{1/2}, which has
+    the eigenvalues of C_a C_b: two symmetric eigendecompositions, no complex square root, singular covariances allowed.
+
+    Args:
+        mean_a: (d,); cov_a: (d, d) symmetric, positive semi-definite; likewise b.
+    """
+    mean_a, cov_a, mean_b, cov_b = (torch.as_tensor(v, dtype=torch.float64) for v in (mean_a, cov_a, mean_b, cov_b))
+    lam, U = torch.linalg.eigh(cov_a)
+    root = (U * lam.clamp_min(0).sqrt()) @ U.T  # C_a^{1/2}
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
+    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
+    return max(0.0, float(distance))
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """`value`: unbiased MMD^2, which may be negative; `error`: its standard error."""
+
+    value: float
+    error: float
+
+
+def kernel_distance(a: Features, b: Features, *, blocks: int = 16) -> KernelDistance:
+    r"""Unbiased squared maximum mean discrepancy with the cubic kernel (KID; Binkowski et al. 2018, section 4).
+
+    $$ \frac{\sum_{i \ne i'} k(x_i, x_{i'})}{n (n - 1)} + \frac{\sum_{j \ne j'} k(y_j, y_{j'})}{m (m - 1)}
+       - \frac{2}{n m} \sum_{i,j} k(x_i, y_j), \qquad k(x, y) = (x \cdot y / d + 1)^3 $$
+
+    (Gretton et al. 2012, eq. 3.) Unbiased at every size, so sets of different sizes may be compared; near 0 when both
+    come from one distribution. The error is a block jackknife: both sets are cut into `blocks` consecutive blocks
+    and the estimate repeated with each pair of blocks left out, error^2 = (B - 1) / B sum (v_b - mean)^2. Rows are
+    taken to be in random order. Where we differ from the paper: it averages over random subsets of 1000 and
+    reports their spread, which is the error of a subset, not of the whole.
+
+    Args:
+        a: features (n, d).
+        b: features (m, d).
+        blocks: B; each set needs at least 2 B rows, else B is lowered to fit.
+    """
+    a, b = _pair(a, b, least=4)
+    blocks = max(2, min(blocks, len(a) // 2, len(b) // 2))
+    na, aa, a_self = _block_sums(a, a, blocks)
+    nb, bb, b_self = _block_sums(b, b, blocks)
+    _, ab, _ = _block_sums(a, b, blocks)
+    aa, bb = aa - torch.diag(a_self), bb - torch.diag(b_self)  # without k(x, x)
+
+    def estimate(keep: Tensor) -> Tensor:
+        n, m = na[keep].sum(), nb[keep].sum()
+        within = [s[keep][:, keep].sum() / (c * (c - 1)) for s, c in ((aa, n), (bb, m))]
+        return within[0] + within[1] - 2 * ab[keep][:, keep].sum() / (n * m)
+
+    every = torch.arange(blocks)
+    left_out = torch.stack([estimate(every[every != i]) for i in range(blocks)])
+    error = ((blocks - 1) / blocks * (left_out - left_out.mean()).square().sum()).sqrt()
+    return KernelDistance(float(estimate(every)), float(error))
+
+
+def _block_sums(a: Tensor, b: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows per block of a (B,), kernel sums over each pair of blocks (B, B), sums of k(x, x) by block of a (B,)."""
+    parts = a.tensor_split(blocks)
+    columns = [p.shape[0] for p in b.tensor_split(blocks)]
+    sums = [torch.stack([c.sum() for c in _kernel(p, b).split(columns, dim=1)]) for p in parts]
+    own = torch.stack([((p.square().sum(1) / p.shape[1] + 1) ** 3).sum() for p in parts])
+    return torch.tensor([len(p) for p in parts], dtype=torch.float64), torch.stack(sums), own
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Fidelity (precision, density) and coverage of the data (recall, coverage); each is 0 for sets far apart."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def precision_recall(real: Features, fake: Features, *, k: int = 5) -> tuple[float, float]:
+    """Precision and recall of Kynkaanniemi et al. 2019 (eq. 2); see `neighbours`."""
+    result = neighbours(real, fake, k=k)
+    return result.precision, result.recall
+
+
+def neighbours(real: Features, fake: Features, *, k: int = 5) -> Neighbours:
+    r"""Precision, recall, density and coverage from k-nearest-neighbour balls.
+
+    $$ f(y, X) = 1[\exists i: y \in B(x_i, NND_k(x_i))], \quad
+       \mathrm{precision} = \frac1m \sum_j f(y_j, X), \quad \mathrm{recall} = \frac1n \sum_i f(x_i, Y) $$
+
+    (Kynkaanniemi et al. 2019, eqs. 1 and 2), and (Naeem et al. 2020, section 3)
+
+    $$ \mathrm{density} = \frac{1}{k m} \sum_{j, i} 1[y_j \in B(x_i, NND_k(x_i))], \quad
+       \mathrm{coverage} = \frac1n \sum_i 1[\exists j: y_j \in B(x_i, NND_k(x_i))]. $$
+
+    For two sets from one distribution density is 1 on average and coverage is (their lemma 2)
+    1 - (n-1)...(n-k) / ((n+m-1)...(n+m-k)), about 1 - 2^-k at n = m. Balls are closed, so identical sets give 1, 1, 1
+    or more, 1. Take n = m: precision grows and recall falls with the share of real images.
+
+    Args:
+        real: X (n, d), n > k.
+        fake: Y (m, d), m > k.
+        k: which neighbour sets the radius.
+    """
+    real, fake = _pair(real, fake, least=2)
+    if not 1 <= k < min(len(real), len(fake)):
+        raise ValueError(
+            f"k came as {k} for {len(real)} real and {len(fake)} generated features; it is at least 1 and below both; "
+            "choose a smaller k or more samples."
+        )
+    r_real, r_fake = _radii(real, k), _radii(fake, k)
+    in_real = torch.zeros(len(fake), dtype=torch.float64)  # number of real balls that hold y_j
+    recalled, covered = [], []
+    for x, r in zip(real.split(1024), r_real.split(1024), strict=True):
+        distance = _distances(x, fake)  # (rows, m)
+        inside = distance <= r[:, None]
+        in_real += inside.sum(0)
+        covered.append(inside.any(1))
+        recalled.append((distance <= r_fake).any(1))
+    return Neighbours(
+        precision=float((in_real > 0).double().mean()),
+        recall=float(torch.cat(recalled).double().mean()),
+        density=float(in_real.mean() / k),
+        coverage=float(torch.cat(covered).double().mean()),
+    )
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    """NND_k of every row: the (k + 1)-th smallest distance, since the smallest is the row itself."""
+    return torch.cat([_distances(part, x).kthvalue(k + 1, dim=1).values for part in x.split(1024)])
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # exact zeros for equal rows
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The quality numbers of a set of samples against a reference set of the features' space."""
+
+    samples: int
+    reference: int
+    frechet: float
+    kernel: float
+    kernel_error: float
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The fields as a plain dict, ready for JSON."""
+        return asdict(self)
+
+
+def compare(real: Features, fake: Features, *, k: int = 5) -> Quality:
+    """All metrics of this module: Frechet and kernel distance against the whole of `real`, neighbours at equal size.
+
+    For the neighbour metrics the larger set is cut to the size of the smaller one (its first rows).
+
+    Args:
+        real: features (n, d) of the reference.
+        fake: features (m, d) of the samples.
+        k: as in `neighbours`.
+    """
+    real, fake = _pair(real, fake, least=4)
+    n = min(len(real), len(fake))
+    kernel, near = kernel_distance(real, fake), neighbours(real[:n], fake[:n], k=k)
+    return Quality(
+        samples=len(fake),
+        reference=len(real),
+        frechet=frechet_distance(real, fake),
+        kernel=kernel.value,
+        kernel_error=kernel.error,
+        **asdict(near),
+    )
+
+
+def _pair(a: Features, b: Features, *, least: int) -> tuple[Tensor, Tensor]:
+    """Both sets as float64 (rows, d), or one sentence about what is wrong with them."""
+    a, b = (torch.as_tensor(v).detach().to("cpu", torch.float64) for v in (a, b))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < least:
+        raise ValueError(
+            f"features came as {tuple(a.shape)} and {tuple(b.shape)}; two arrays (rows, d) with one d and at least "
+            f"{least} rows each are needed; take both from one feature network."
+        )
+    for name, v in (("first", a), ("second", b)):
+        if not bool(torch.isfinite(v).all()):
+            raise ValueError(
+                f"the {name} features hold NaN or infinity; finite numbers are needed; look at the samples."
+            )
+    return a, b

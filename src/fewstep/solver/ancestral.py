@@ -1,0 +1,112 @@
+r"""DDPM and DDIM on every linear process: one step to z_s from the data prediction and what remains of the noise.
+
+$$ z_s = M_s D + A\,\epsilon + C\,\xi, \qquad A A^T + C C^T = \Sigma_s, \qquad \epsilon = R_t^{-1}(z_t - M_t D) $$
+
+DDPM takes the Gaussian q(z_s | z_t, x0 = D): with the gain K = Sigma_s Psi^T Sigma_t^-1 (Psi carries s to t),
+A = K R_t and C C^T = Sigma_s - K Sigma_t K^T. DDIM takes C scaled by eta and A = R_s (1 - R_s^-1 C C^T R_s^-T)^(1/2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fewstep.process.base import Process
+from fewstep.process.operator import Coefficient, cholesky, inverse, is_zero, root, transpose
+from fewstep.solver.base import Solver
+from fewstep.tableau.writer import Writer
+
+__all__ = ["DDIM", "DDPM"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM(Solver):
+    r"""Ancestral sampling (Ho et al. 2020, eq. 6-7 and 11; Algorithm 2).
+
+    Stochastic, one call a step, no state kept, weak order 1. `variance="posterior"` is the variance of
+    q(z_s | z_t, x0); `"beta"` is that of q(z_t | z_s), the upper choice of section 3.2, which carries a point mass
+    only up to a residual. No noise is added in a step to sigma = 0, as in Algorithm 2.
+    Equals `DDIM(eta=1)` on scalar and diagonal processes.
+    """
+
+    variance: str = "posterior"
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("posterior", "beta"):
+            raise ValueError(f"got variance={self.variance!r}: choose posterior or beta")
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    @property
+    def point_mass(self) -> str:
+        return "exact" if self.variance == "posterior" else "residual"
+
+    def write(self, w: Writer) -> None:
+        z, p = w.start, w.process
+        for t, s in w.steps:
+            d = w.call(z, t)
+            gain, covariance = posterior(p, t, s)
+            if self.variance == "beta" and not is_zero(p.Sigma(s)):
+                covariance = added_noise(p, t, s)
+            form = gain * z + (p.M(s) - gain * p.M(t)) * d  # type: ignore[operator]
+            if not is_zero(covariance):
+                form = form + cholesky(covariance) * w.noise(t, s)
+            z = w.row(form, s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIM(Solver):
+    r"""DDIM (Song et al. 2021, eq. 12 and 16): eta = 0 is deterministic, eta = 1 is ancestral.
+
+    One call a step, no state kept. Order 1 (eta = 0), weak order 1 otherwise; exact on a point mass for every eta.
+    On CLD and blurring, eta = 0 is gDDIM with q = 0 (Zhang et al. 2022, eq. 18). eta is in [0, 1].
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"got eta={self.eta}: give a number in [0, 1]")
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def write(self, w: Writer) -> None:
+        z, p = w.start, w.process
+        for t, s in w.steps:
+            d = w.call(z, t)
+            r, noisy = p.R(s), self.eta > 0 and not is_zero(p.Sigma(s))
+            a: Coefficient = r
+            if noisy:
+                _, covariance = posterior(p, t, s)
+                covariance = self.eta**2 * covariance  # type: ignore[operator]
+                r_inv = inverse(r)
+                a = r * root(1.0 - r_inv * covariance * transpose(r_inv))  # type: ignore[operator]
+            keep = a * inverse(p.R(t))  # type: ignore[operator]
+            form = keep * z + (p.M(s) - keep * p.M(t)) * d  # type: ignore[operator]
+            if noisy:
+                form = form + cholesky(covariance) * w.noise(t, s)
+            z = w.row(form, s)
+
+
+def posterior(process: Process, t: float, s: float) -> tuple[Coefficient, Coefficient]:
+    """Gain K and covariance of q(z_s | z_t, x0), a Gaussian with mean M_s x0 + K (z_t - M_t x0)."""
+    sigma_t, sigma_s = process.Sigma(t), process.Sigma(s)
+    gain = sigma_s * transpose(process.transition(t, s)) * inverse(sigma_t)  # type: ignore[operator]
+    return gain, sigma_s - gain * sigma_t * transpose(gain)  # type: ignore[operator]
+
+
+def added_noise(process: Process, t: float, s: float) -> Coefficient:
+    """The covariance of q(z_t | z_s): Sigma_t - Psi Sigma_s Psi^T."""
+    psi = process.transition(t, s)
+    return process.Sigma(t) - psi * process.Sigma(s) * transpose(psi)  # type: ignore[operator]

@@ -1,0 +1,89 @@
+"""What a solver is: a frozen description that writes a table, and the promises it is held to.
+
+To write one: (1) subclass `Solver` as a frozen dataclass; (2) in `write`, go through `w.steps` and spell the update
+with `w.call`, `w.row`, `w.noise`; (3) declare `order`, `kinds`, `stochastic`, `point_mass`, `ends`; (4) say in `calls`
+how many network calls n steps take; (5) add it to `SOLVERS`. The tests then hold it to what it declares.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fewstep.process.base import Process
+from fewstep.tableau.tableau import Tableau
+from fewstep.tableau.writer import Writer
+
+__all__ = ["ALL_KINDS", "Solver"]
+
+ALL_KINDS = ("scalar", "diagonal", "block")
+
+
+class Solver(ABC):
+    """Writes the table of one method.
+
+    - `kinds`: the kinds of process its mathematics covers; `reason` says why not the others.
+    - `stochastic`: whether it adds noise.
+    - `point_mass`: "exact" when a single data point is carried exactly, else "residual" (it shrinks with the steps).
+    - `moments`: the degree up to which polynomial outputs are integrated exactly in `moment_clock` (-1: not claimed).
+    - `ends`: singular ends it accepts, out of "alpha=0" (start) and "sigma=0" (end).
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ALL_KINDS
+    reason: ClassVar[str] = ""
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """The global order reached with its own start and end, on smooth problems."""
+
+    @property
+    def stochastic(self) -> bool:
+        return False
+
+    @property
+    def point_mass(self) -> str:
+        return "exact"
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return ("alpha=0", "sigma=0")
+
+    @abstractmethod
+    def write(self, w: Writer) -> None:
+        """Writes all rows after the start."""
+
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        """Network calls of `steps` grid intervals; `to_zero` when the grid ends at sigma = 0."""
+        return steps
+
+    def tabulate(self, process: Process, grid: Tensor) -> Tableau:
+        """The table for a process and a grid of decreasing times (n + 1,)."""
+        label = type(self).__name__
+        if process.kind not in self.kinds:
+            raise ValueError(
+                f"got {type(process).__name__} ({process.kind}) for {label}, which covers {', '.join(self.kinds)} "
+                f"processes ({self.reason}): use ddim or multistep"
+            )
+        start, end = (process.log_snr(float(t)) for t in (grid[0], grid[-1]))
+        if start == -torch.inf and "alpha=0" not in self.ends:
+            raise ValueError(
+                f"got a grid that starts at t = {float(grid[0]):g}, where alpha = 0, for {label}, which is singular "
+                "there: start later or use ddim, dpmpp-2m or multistep"
+            )
+        if end == torch.inf and "sigma=0" not in self.ends:
+            raise ValueError(
+                f"got a grid that ends at t = {float(grid[-1]):g}, where sigma = 0, for {label}, which is singular "
+                "there: end earlier or use ddim, dpmpp-2m or multistep"
+            )
+        writer = Writer(process, grid)
+        self.write(writer)
+        return writer.table(self)
+
+    def config(self) -> dict[str, Any]:
+        """Class and options, as JSON."""
+        return {"class": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]

@@ -1,0 +1,195 @@
+r"""Explicit Runge-Kutta in a chosen form and clock, and EDM's Heun with churn.
+
+The probability-flow ODE can be stepped in three variables, each in any clock u(t):
+
+    state   dz/du           = (M' D + R' eps) / u'
+    noise   d(Psi^-1 z)/du  = Psi^-1 (R' - F R) eps / u'      (u = rho, scalar: dx/dsigma = eps, EDM and DEIS rhoRK)
+    data    d(R^-1 z)/du    = R^-1 (M' - R' R^-1 M) D / u'
+
+A step is z_i = P_i [P_t^-1 z_t + du sum_j a_ij k_j] with P = 1, Psi or R. The state form cannot be evaluated at
+sigma = 0 and the noise form has no prediction there, so the last step into sigma = 0 is an Euler step (as EDM's).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fewstep.process.base import Process, derivative
+from fewstep.process.clock import Clock, clock
+from fewstep.process.operator import Coefficient, cholesky, inverse
+from fewstep.solver.ancestral import added_noise
+from fewstep.solver.base import Solver
+from fewstep.tableau.form import Form
+from fewstep.tableau.writer import Writer
+
+__all__ = ["EDMHeun", "METHODS", "Method", "RungeKutta"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A Butcher tableau: lower-triangular `a` by rows (the first stage has none), `b`, and its order."""
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    order: int
+
+    @property
+    def c(self) -> tuple[float, ...]:
+        return tuple(sum(row) for row in self.a)
+
+
+METHODS: dict[str, Method] = {
+    "euler": Method(((),), (1.0,), 1),
+    "midpoint": Method(((), (1 / 2,)), (0.0, 1.0), 2),
+    "heun": Method(((), (1.0,)), (1 / 2, 1 / 2), 2),
+    "ralston": Method(((), (2 / 3,)), (1 / 4, 3 / 4), 2),
+    "heun3": Method(((), (1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4), 3),
+    "kutta3": Method(((), (1 / 2,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6), 3),
+    "ralston3": Method(((), (1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9), 3),
+    "ssp3": Method(((), (1.0,), (1 / 4, 1 / 4)), (1 / 6, 1 / 6, 2 / 3), 3),
+    "van-der-houwen3": Method(((), (8 / 15,), (1 / 4, 5 / 12)), (1 / 4, 0.0, 3 / 4), 3),
+    "rk4": Method(((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungeKutta(Solver):
+    """An explicit Runge-Kutta method of the probability-flow ODE; calls per step = stages, no state kept.
+
+    `form="noise", clock="rho"` makes Euler equal to DDIM, Heun equal to EDM's and the rest DEIS rhoRK (Zhang & Chen
+    2023, section 3.3); the state form is the textbook method, exact on a point mass only in the limit.
+    """
+
+    method: str = "heun"
+    form: str = "noise"
+    clock: str = "rho"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"got method={self.method!r}: choose one of {', '.join(METHODS)}")
+        if self.form not in ("state", "noise", "data"):
+            raise ValueError(f"got form={self.form!r}: choose state, noise or data")
+        clock(self.clock)
+
+    @property
+    def order(self) -> int:
+        return METHODS[self.method].order
+
+    @property
+    def point_mass(self) -> str:
+        return "residual"
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        infinite_start = self.form == "noise" or self.clock != "t"
+        infinite_end = self.clock == "log-snr" or self.form == "data"
+        return ("alpha=0",) * (not infinite_start) + ("sigma=0",) * (not infinite_end)
+
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        stages = len(METHODS[self.method].b)
+        return steps * stages - (stages - 1) * to_zero
+
+    def write(self, w: Writer) -> None:
+        z = w.start
+        for t, s in w.steps:
+            z = step(w, METHODS[self.method], self.form, clock(self.clock), z, t, s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDMHeun(Solver):
+    r"""EDM's sampler (Karras et al. 2022, Algorithm 2): Heun in sigma/alpha, with optional churn.
+
+    Before a step noise is added up to a level (1 + gamma) times higher, gamma = min(churn / n, sqrt(2) - 1) where
+    rho = sigma/alpha is in [churn_min, churn_max], with standard deviation `noise` times the exact one. Two calls a
+    step, one in a last step to sigma = 0. churn = 0 is deterministic, order 2.
+    The level is raised by the process's own transition, so churn works on every linear process. Where we differ: the
+    raised level never leaves the times on which the process is defined.
+    """
+
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float = math.inf
+    noise: float = 1.0
+    method: str = "heun"
+
+    _up: ClassVar[float] = math.sqrt(2) - 1
+
+    def __post_init__(self) -> None:
+        if self.churn < 0 or self.noise < 0:
+            raise ValueError(f"got churn={self.churn}, noise={self.noise}: give numbers of at least 0")
+        if self.method not in METHODS:
+            raise ValueError(f"got method={self.method!r}: choose one of {', '.join(METHODS)}")
+
+    @property
+    def order(self) -> int:
+        return 1 if self.stochastic else METHODS[self.method].order
+
+    @property
+    def stochastic(self) -> bool:
+        return self.churn > 0
+
+    @property
+    def point_mass(self) -> str:
+        return "residual"
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return ("sigma=0",)
+
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        stages = len(METHODS[self.method].b)
+        return steps * stages - (stages - 1) * to_zero
+
+    def write(self, w: Writer) -> None:
+        z, p, rho = w.start, w.process, clock("rho")
+        for t, s in w.steps:
+            level = math.exp(-float(p.log_snr(t)))
+            gamma = min(self.churn / len(w.steps), self._up) if self.churn_min <= level <= self.churn_max else 0.0
+            if gamma > 0:
+                up = min(float(p.inverse_log_snr(-math.log(level * (1 + gamma)))), p.domain[1])
+                form = p.transition(up, t) * z
+                z, t = w.row(form + self.noise * cholesky(added_noise(p, up, t)) * w.fresh_noise(up, t, "churn"), up), up  # type: ignore[operator]
+            z = step(w, METHODS[self.method], "noise", rho, z, t, s)
+
+
+def step(w: Writer, method: Method, form: str, u: Clock, z: Form, t: float, s: float) -> Form:
+    """One Runge-Kutta step from t to s; an Euler step where s is at sigma = 0."""
+    p, (start, end) = w.process, (float(u.of(w.process, torch.tensor(x, dtype=torch.float64))) for x in (t, s))
+    if w.process.log_snr(s) == math.inf:
+        method = METHODS["euler"]
+    slopes: list[Form] = []
+    for a, c in zip((*method.a, method.b), (*method.c, 1.0), strict=True):
+        at = t if c == 0 else s if c == 1 else float(u.time(p, torch.tensor(start + c * (end - start), dtype=torch.float64)))
+        if slopes:
+            front, base = _frame(p, form, at), inverse(_frame(p, form, t))
+            row = front * base * z  # type: ignore[operator]
+            for weight, slope in zip(a, slopes, strict=True):
+                row = row + (front * (weight * (end - start))) * slope  # type: ignore[operator]
+            ahead = w.row(row, at)
+        else:
+            ahead = z
+        if len(slopes) < len(method.b):
+            slopes.append(_slope(w, form, u, ahead, at))
+    return ahead
+
+
+def _frame(process: Process, form: str, t: float) -> Coefficient:
+    return 1.0 if form == "state" else process.Psi(t) if form == "noise" else process.R(t)
+
+
+def _slope(w: Writer, form: str, u: Clock, z: Form, t: float) -> Form:
+    """k, the derivative of the chosen variable with respect to the clock."""
+    p, d = w.process, w.call(z, t)
+    rate = 1 / float(derivative(lambda x: u.of(p, x), torch.tensor(t, dtype=torch.float64)))
+    if form == "noise":
+        return rate * (inverse(p.Psi(t)) * (p.R_rate(t) - p.F(t) * p.R(t))) * w.eps(z)  # type: ignore[operator]
+    r_inv = inverse(p.R(t))
+    turn = p.R_rate(t) * r_inv  # type: ignore[operator]
+    gain = p.M_rate(t) - turn * p.M(t)  # type: ignore[operator]
+    if form == "data":
+        return rate * (r_inv * gain) * d  # type: ignore[operator]
+    return rate * turn * z + rate * gain * d  # type: ignore[operator]

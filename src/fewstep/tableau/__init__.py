@@ -1,0 +1,9 @@
+"""Tables: a sampler with process, solver and grid fixed, as numbers that can be checked, printed, saved and rewritten."""
+
+from __future__ import annotations
+
+from fewstep.tableau.form import Form
+from fewstep.tableau.tableau import NoiseInterval, Row, Tableau
+from fewstep.tableau.writer import Writer
+
+__all__ = ["Form", "NoiseInterval", "Row", "Tableau", "Writer"]

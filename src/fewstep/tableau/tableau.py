@@ -1,0 +1,211 @@
+r"""The table: a sampler with process, solver and grid fixed, as numbers.
+
+$$ z_k = \sum_{i<k} A_{k,i} z_i + \sum_{j<k,h} B_{k,j,h}\, y_{j,h} + \sum_l C_{k,l}\, \xi_l
+       + \sum_{j<k,h,l} V_{k,j,h,l} \sqrt{y_{j,h}}\, \xi_l $$
+
+Rows are states in the order they are made; the last one is the result. `y_{j,h}` is output ("head") h of the network
+call at row j. Head `x0` is the data prediction D_j; head `noise` is eps_j = R^-1 (z_j - M D_j), computed from it; any
+other head is one the denoiser returns by that name. `xi_l` is the standard normal of a named interval of the path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fewstep.process.base import Process
+from fewstep.process.operator import Block, Coefficient, Diagonal, inverse
+from fewstep.tableau.form import Form, Symbol
+
+if TYPE_CHECKING:
+    from fewstep.solver.base import Solver
+
+__all__ = ["NoiseInterval", "Row", "Tableau"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One state: made at time `t` (where exactness is checked), evaluated at time `at` (the network's), or not (None).
+
+    `given` names a row that is handed in (the start, a corrupted image) instead of made from its form.
+    """
+
+    t: float
+    at: float | None
+    form: Form
+    given: str | None = None
+
+
+@dataclass(frozen=True)
+class NoiseInterval:
+    """Where a standard normal belongs: the path between two times (stream "path"), or draw `index` of a stream."""
+
+    t: float
+    s: float
+    stream: str = "path"
+    index: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Tableau:
+    """Rows, the noises they use, the process they live on and the grid they were written for.
+
+    `output` is what a call returns into: "x0", or after `in_terms_of` a network's own prediction. `heads` maps a
+    derived head (j, name) to the pair (P, Q) with y = P z_j + Q output_j.
+    """
+
+    rows: tuple[Row, ...]
+    noises: tuple[NoiseInterval, ...]
+    process: Process
+    grid: Tensor
+    solver: Solver | None = None
+    output: str = "x0"
+    heads: Mapping[tuple[int, str], tuple[Coefficient, Coefficient]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    @property
+    def nfe(self) -> int:
+        """Network calls: the rows that are evaluated."""
+        return sum(row.at is not None for row in self.rows)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The names of the rows handed in, "start" first."""
+        return tuple(row.given for row in self.rows if row.given is not None)
+
+    def column(self, kind: str) -> dict[tuple[Any, ...], Coefficient]:
+        """The sparse entries of one letter: A by (k, i), B by (k, j, head), C by (k, l), V by (k, j, head, l)."""
+        tag = {"A": "z", "B": "y", "C": "xi", "V": "root"}[kind]
+        return {(k, *s[1:]): c for k, row in enumerate(self.rows) for s, c in row.form if s[0] == tag}
+
+    def last_use(self) -> dict[Symbol, int]:
+        """For every state and output the last row that reads it: after that row it is freed.
+
+        A state is also read by its own call, and by the heads derived from it.
+        """
+        last: dict[Symbol, int] = {}
+        for k, row in enumerate(self.rows):
+            for symbol, _ in row.form:
+                s = symbol if symbol[0] != "root" else ("y", symbol[1], symbol[2])
+                last[s] = k
+        last["z", len(self.rows) - 1] = len(self.rows)
+        return last
+
+    def eliminate(self) -> Tableau:
+        """The same sampler with every state written from given rows, data predictions and noises alone.
+
+        Two tables are the same sampler exactly when their eliminated forms agree. Derived heads are written out too.
+        """
+        made: list[Form] = []
+        for k, row in enumerate(self.rows):
+            if row.given is not None:
+                made.append(Form.of(("z", k)))
+                continue
+            form = Form({})
+            for symbol, c in row.form:
+                form = form + c * self._eliminated(symbol, made)
+            made.append(form)
+        rows = tuple(replace(row, form=row.form if row.given else form) for row, form in zip(self.rows, made, strict=True))
+        return replace(self, rows=rows, heads={})
+
+    def _eliminated(self, symbol: Symbol, made: list[Form]) -> Form:
+        if symbol[0] == "z":
+            return made[symbol[1]]
+        if symbol[0] == "y" and (symbol[1], symbol[2]) in self.heads:
+            p, q = self.heads[symbol[1], symbol[2]]
+            return p * made[symbol[1]] + q * Form.of(("y", symbol[1], self.output))
+        return Form.of(symbol)
+
+    def in_terms_of(self, prediction: str) -> Tableau:
+        """The same sampler reading a network's raw output (`noise`, `v`, `flow`, ...), without conversion passes.
+
+        Every D_j becomes p_j z_j + q_j F_j, with p and q from `fewstep.denoiser.PREDICTIONS`.
+        """
+        from fewstep.denoiser.predict import conversion
+
+        if self.output != "x0":
+            raise ValueError(f"got a table that already reads {self.output!r}: rewrite the original one")
+        swap: dict[Symbol, Form] = {}
+        heads = dict(self.heads)
+        for j, row in enumerate(self.rows):
+            if row.at is None:
+                continue
+            p, q = conversion(prediction, self.process, row.at)
+            state, raw = Form.of(("z", j)), Form.of(("y", j, prediction))
+            swap["y", j, "x0"] = p * state + q * raw
+            if (j, "noise") in heads:
+                a, b = heads.pop((j, "noise"))
+                swap["y", j, "noise"] = raw if prediction == "noise" else (a + b * p) * state + (b * q) * raw  # type: ignore[operator]
+        rows = []
+        for row in self.rows:
+            form = Form({})
+            for symbol, c in row.form:
+                form = form + c * swap.get(symbol, Form.of(symbol))
+            rows.append(replace(row, form=form))
+        return replace(self, rows=tuple(rows), heads=heads, output=prediction)
+
+    def validate(self) -> None:
+        """Shape, causality, finite coefficients; a ValueError names the row."""
+        if not self.rows or self.rows[0].given != "start":
+            raise ValueError("got a table whose first row is not the start: row 0 must be given as 'start'")
+        for k, row in enumerate(self.rows):
+            if row.given is not None and row.form.terms:
+                raise ValueError(f"row {k} is given as {row.given!r} and made from other rows: choose one")
+            if row.given is None and not row.form.terms:
+                raise ValueError(f"row {k} (t = {row.t:g}) is empty: every row that is not given needs a term")
+            for symbol, c in row.form:
+                self._validate_term(k, row, symbol, c)
+
+    def _validate_term(self, k: int, row: Row, symbol: Symbol, c: Coefficient) -> None:
+        where = f"row {k} (t = {row.t:g})"
+        values = c.values if isinstance(c, Diagonal | Block) else torch.as_tensor(c, dtype=torch.float64)
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"{where} has a weight that is not finite on {name(symbol)}: this end is singular for it")
+        kind, index = symbol[0], symbol[1]
+        if kind in ("z", "y", "root") and not 0 <= index < k:
+            raise ValueError(f"{where} reads {name(symbol)}, which is not made yet: rows read earlier rows only")
+        if kind in ("y", "root") and self.rows[index].at is None:
+            raise ValueError(f"{where} reads {name(symbol)}, but row {index} is not evaluated")
+        if kind in ("xi", "root") and not 0 <= symbol[-1] < len(self.noises):
+            raise ValueError(f"{where} reads noise {symbol[-1]}, of which the table has {len(self.noises)}")
+
+    def explain(self) -> str:
+        """A readable printout: rows, times, weights, network calls."""
+        from fewstep.tableau.explain import explain
+
+        return explain(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the table as safetensors with a JSON header (a few kB)."""
+        from fewstep.tableau.file import save
+
+        save(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path) -> Tableau:
+        """Reads a table; a file that is not one is refused with a ValueError."""
+        from fewstep.tableau.file import load
+
+        return load(Path(path))
+
+
+def noise_head(process: Process, at: float) -> tuple[Coefficient, Coefficient]:
+    """(P, Q) of eps = R^-1 (z - M D)."""
+    r = inverse(process.R(at))
+    return r, -1.0 * (r * process.M(at))  # type: ignore[operator]
+
+
+def name(symbol: Symbol) -> str:
+    """A symbol as `explain` prints it: z3, x0[3], noise[3], xi2."""
+    if symbol[0] == "z":
+        return f"z{symbol[1]}"
+    if symbol[0] == "y":
+        return f"{symbol[2]}[{symbol[1]}]"
+    return f"xi{symbol[1]}" if symbol[0] == "xi" else f"sqrt({symbol[2]}[{symbol[1]}]) xi{symbol[3]}"

@@ -1,0 +1,101 @@
+"""The writer: what a solver holds while it writes a table, row by row, in the letters of its paper."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fewstep.process.base import Process
+from fewstep.process.operator import Coefficient
+from fewstep.tableau.form import Form, Symbol
+from fewstep.tableau.tableau import NoiseInterval, Row, Tableau, noise_head
+
+if TYPE_CHECKING:
+    from fewstep.solver.base import Solver
+
+__all__ = ["Writer"]
+
+
+class Writer:
+    """Collects rows. `start` is z_0; `call` evaluates a row; `row` makes one; `noise` names an interval.
+
+    A row is a form with a single symbol, so what `row` returns can be used at once in the next update.
+    """
+
+    def __init__(self, process: Process, grid: Tensor) -> None:
+        self.process, self.grid = process, grid
+        self.times: list[float] = grid.tolist()
+        self.steps = list(zip(self.times[:-1], self.times[1:], strict=True))
+        self._rows = [Row(self.times[0], None, Form({}), "start")]
+        self._noises: list[NoiseInterval] = []
+        self._heads: dict[tuple[int, str], tuple[Coefficient, Coefficient]] = {}
+        self.start = Form.of(("z", 0))
+
+    def given(self, label: str) -> Form:
+        """A constant row handed in beside the start."""
+        self._rows.append(Row(self.times[0], None, Form({}), label))
+        return Form.of(("z", len(self._rows) - 1))
+
+    def row(self, form: Form, t: float) -> Form:
+        """Makes a state at time t."""
+        self._rows.append(Row(t, None, form))
+        return Form.of(("z", len(self._rows) - 1))
+
+    def call(self, z: Form, at: float) -> Form:
+        """Evaluates a state at time `at`; returns the data prediction D."""
+        k = _index(z)
+        row = self._rows[k]
+        self._rows[k] = Row(row.t, at, row.form, row.given)
+        return Form.of(("y", k, "x0"))
+
+    def eps(self, z: Form) -> Form:
+        """The noise prediction eps = R^-1 (z - M D) of an evaluated row."""
+        k = _index(z)
+        at = self._rows[k].at
+        assert at is not None
+        self._heads[k, "noise"] = noise_head(self.process, at)
+        return Form.of(("y", k, "noise"))
+
+    def head(self, z: Form, label: str) -> Form:
+        """Another output of the call at an evaluated row, by the name the denoiser returns it under."""
+        return Form.of(("y", _index(z), label))
+
+    def noise(self, t: float, s: float) -> Form:
+        """The standard normal of the path between two times."""
+        return self._xi(NoiseInterval(t, s))
+
+    def fresh_noise(self, t: float, s: float, stream: str) -> Form:
+        """A standard normal that is no part of the path (noise that is added and taken away again)."""
+        index = sum(n.stream == stream for n in self._noises)
+        return self._xi(NoiseInterval(t, s, stream, index))
+
+    def root(self, variance: Form, xi: Form) -> Form:
+        """sqrt(a predicted variance) * noise."""
+        (_, j, label), (_, index) = _symbol(variance), _symbol(xi)
+        return Form.of(("root", j, label, index))
+
+    def table(self, solver: Solver) -> Tableau:
+        return Tableau(
+            rows=tuple(self._rows),
+            noises=tuple(self._noises),
+            process=self.process,
+            grid=self.grid,
+            solver=solver,
+            heads=self._heads,
+        )
+
+    def _xi(self, interval: NoiseInterval) -> Form:
+        self._noises.append(interval)
+        return Form.of(("xi", len(self._noises) - 1))
+
+
+def _symbol(form: Form) -> Symbol:
+    (symbol,) = form.terms
+    return symbol
+
+
+def _index(form: Form) -> int:
+    kind, index = _symbol(form)
+    assert kind == "z"
+    return index

@@ -1,0 +1,23 @@
+"""Training: images in, a resumable run, a model folder out."""
+
+from __future__ import annotations
+
+from fewstep.train.card import add_quality, card
+from fewstep.train.data import Images, read_images
+from fewstep.train.loop import Stopped, TrainConfig, Trainer
+from fewstep.train.measure import measure
+from fewstep.train.run import TRAINABLE, train, write_sheet
+
+__all__ = [
+    "TRAINABLE",
+    "Images",
+    "Stopped",
+    "TrainConfig",
+    "Trainer",
+    "add_quality",
+    "card",
+    "measure",
+    "read_images",
+    "train",
+    "write_sheet",
+]

@@ -1,0 +1,254 @@
+r"""Trains a denoiser: mean squared error on the velocity, log-SNR drawn from a normal.
+
+$$ L = E || v_\theta(z_t, t) - (\alpha_t \epsilon - \sigma_t x_0) ||^2, \qquad
+   \log(\alpha_t/\sigma_t) \sim N(m, s^2) $$
+
+(`predicts="flow"` takes eps - x0 as target instead.) The normal is truncated to the process's range and stratified
+over the batch (Kingma et al. 2021, appendix I.1). With data of standard deviation `sigma_data` this is EDM's loss and
+noise distribution (Karras et al. 2022, eq. 8 and table 1) written for a variance-preserving process.
+
+Everything random in step k is a function of (seed, k), so a run that was killed and resumed ends in the same weights
+as one that was not, bit for bit on the same machine and number of threads. The learning rate follows the share of the
+budget that is spent: where `hours` is the tighter limit it follows the clock, and two runs differ in the last bits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.files import extra, load_tensors, save_tensors
+from fewstep.process import ScalarProcess
+from fewstep.train.card import hardware
+
+__all__ = ["TARGETS", "Stopped", "TrainConfig", "Trainer", "read_header"]
+
+BUDGET = ("images", "hours")  # may change when a run goes on; everything else in TrainConfig may not
+
+# What the network learns to return, from (alpha, sigma, x0, eps); the names of fewstep.denoiser.wrap.
+TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "v": lambda alpha, sigma, x0, eps: alpha * eps - sigma * x0,
+    "flow": lambda alpha, sigma, x0, eps: eps - x0,  # noqa: ARG005
+}
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What a training run is; saved in every checkpoint, and refused when it differs on resume (but for the budget).
+
+    `images` and `hours` both end the run, whichever comes first, and the learning rate falls linearly to zero there.
+    """
+
+    images: int = 2_000_000
+    hours: float = 24.0
+    batch: int = 128
+    lr: float = 1e-3
+    warmup: int = 20_000  # images over which the learning rate rises from zero
+    ema: float = 0.999  # decay of the averaged weights, per step
+    drop_label: float = 0.1  # share of labels replaced by the null class
+    log_snr_mean: float = 0.7
+    log_snr_std: float = 1.5
+    seed: int = 0
+
+
+class Trainer:
+    """Owns network, EMA, optimiser and counters; `run` goes on from wherever the checkpoint stands.
+
+    Args:
+        net: the network.
+        process: a scalar process.
+        images: (N, H, W) or (N, H, W, C) uint8.
+        labels: (N,) integers from 0, or None.
+        config: the run.
+        checkpoint: the file to save to and load from.
+        call: (z, t, classes) -> the network's output, shaped like z; t float64 (B,), classes (B,) with 0 for no label.
+        predicts: the target, a key of `TARGETS`.
+        setup: what else the run depends on (network, process, data), saved in the checkpoint.
+        device: where the network lives.
+    """
+
+    def __init__(
+        self,
+        net: torch.nn.Module,
+        process: ScalarProcess,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        config: TrainConfig,
+        checkpoint: Path,
+        call: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+        *,
+        predicts: str = "v",
+        setup: Mapping[str, Any] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.net, self.process, self.config, self.checkpoint = net.to(device), process, config, checkpoint
+        self.images, self.labels, self.call, self.target = images, labels, call, TARGETS[predicts]
+        self.setup, self.device = dict(setup or {}), torch.device(device)
+        self.ema = [p.detach().clone() for p in net.parameters()]
+        self.optimiser = torch.optim.AdamW(net.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.step, self.seconds, self.hardware = 0, 0.0, hardware(device)
+
+    def progress(self) -> float:
+        """The share of the budget that is spent, in [0, 1]."""
+        images = self.step * self.config.batch / self.config.images
+        return min(1.0, max(images, self.seconds / (3600 * self.config.hours)))
+
+    def batch(self, k: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Step k's clean images in [-1, 1], times, labels and noise: a function of (seed, k) alone."""
+        c, n = self.config, len(self.images)
+        per_epoch = n // c.batch
+        order = np.random.default_rng([c.seed, 1, k // per_epoch]).permutation(n)
+        rows = order[(k % per_epoch) * c.batch :][: c.batch]
+        rng = np.random.default_rng([c.seed, 2, k])
+        x0 = torch.from_numpy(self.images[rows].astype(np.float32) / 127.5 - 1)
+        x0 = x0[:, None] if x0.ndim == 3 else x0.movedim(-1, 1)
+        low, high = (self.process.log_snr(t) for t in (self.process.t_max, self.process.t_min))
+        q = [0.5 * (1 + math.erf((float(v) - c.log_snr_mean) / c.log_snr_std / math.sqrt(2))) for v in (low, high)]
+        u = (torch.arange(c.batch, dtype=torch.float64) + float(rng.random())) / c.batch
+        lam = c.log_snr_mean + c.log_snr_std * torch.special.ndtri(q[0] + (q[1] - q[0]) * u)
+        t = torch.as_tensor(self.process.inverse_log_snr(lam.clamp(float(low), float(high))))
+        labels = None
+        if self.labels is not None:
+            labels = torch.from_numpy(self.labels[rows].astype(np.int64) + 1)
+            labels[torch.from_numpy(rng.random(c.batch) < c.drop_label)] = 0  # class 0 is "no label"
+        eps = torch.from_numpy(rng.standard_normal(tuple(x0.shape), dtype=np.float32))
+        return x0, t, labels, eps
+
+    def loss(self, k: int) -> Tensor:
+        """The mean squared error of step k, with gradients."""
+        x0, t, labels, eps = self.batch(k)
+        x0, eps, labels = x0.to(self.device), eps.to(self.device), None if labels is None else labels.to(self.device)
+        alpha, sigma = (
+            torch.as_tensor(f(t)).to(x0)[:, None, None, None] for f in (self.process.alpha, self.process.sigma)
+        )
+        with torch.autocast(x0.device.type, torch.bfloat16):
+            out = self.call(alpha * x0 + sigma * eps, t, labels)
+        return ((out.float() - self.target(alpha, sigma, x0, eps)) ** 2).mean()
+
+    def run(self, report: Callable[[Trainer, float], None], save_every: float = 120.0) -> None:
+        """Trains until the budget is spent; `report(trainer, loss)` once a step, a checkpoint every `save_every` s.
+
+        Ctrl-C and SIGTERM end the step that is under way, save, and raise `Stopped`; a second Ctrl-C stops at once.
+        """
+        parameters = list(self.net.parameters())
+        last = saved = time.monotonic()
+        with _stop_requests() as stop:
+            while self.progress() < 1:
+                warm = min(1.0, (self.step + 1) * self.config.batch / max(1, self.config.warmup))
+                for group in self.optimiser.param_groups:
+                    group["lr"] = self.config.lr * warm * (1 - self.progress())
+                loss = self.loss(self.step)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                self.optimiser.step()
+                self.optimiser.zero_grad(set_to_none=True)
+                self.step += 1
+                decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+                torch._foreach_lerp_(self.ema, [p.detach() for p in parameters], 1 - decay)  # type: ignore[reportPrivateImportUsage]
+                value, now = float(loss.detach()), time.monotonic()
+                self.seconds, last = self.seconds + now - last, now
+                if not math.isfinite(value):
+                    raise ValueError(
+                        f"the loss of step {self.step} is {value}; the checkpoint of an earlier step is kept; "
+                        "start again with a smaller lr."
+                    )
+                if stop or now - saved > save_every:
+                    self.save()
+                    saved = now
+                if stop:
+                    raise Stopped
+                report(self, value)
+        self.save()
+
+    def save(self) -> None:
+        """Writes the checkpoint beside its final name, then renames: a kill leaves the old one whole."""
+        tensors: dict[str, Tensor] = {}
+        for (name, p), ema in zip(self.net.named_parameters(), self.ema, strict=True):
+            state = self.optimiser.state.get(p) or {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            tensors |= {f"net.{name}": p, f"ema.{name}": ema}
+            tensors |= {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
+        header = {"step": self.step, "seconds": self.seconds, "config": asdict(self.config)}
+        header |= {"setup": self.setup, "hardware": self.hardware}
+        save_tensors(self.checkpoint, tensors, {"fewstep": json.dumps(header)})
+
+    def load(self) -> None:
+        """Goes on from the checkpoint: weights, EMA, both Adam moments, step and seconds.
+
+        Refuses a checkpoint of another run: other options (the budget apart), network, process or data.
+        """
+        header = read_header(self.checkpoint)
+        theirs = {k: v for k, v in header["config"].items() if k not in BUDGET} | header.get("setup", {})
+        ours = {k: v for k, v in asdict(self.config).items() if k not in BUDGET}
+        ours |= json.loads(json.dumps({k: v for k, v in self.setup.items() if k in theirs}))
+        for name in ours:
+            if theirs.get(name, ours[name]) != ours[name]:
+                raise ValueError(
+                    f"{self.checkpoint} was made with {name} = {theirs[name]}, this run asks for {ours[name]}; a run "
+                    "goes on only as it began; give the same options or another output folder."
+                )
+        tensors = load_tensors(self.checkpoint)
+        for (name, p), ema in zip(self.net.named_parameters(), self.ema, strict=True):
+            parts = [tensors.get(f"{part}.{name}") for part in ("net", "ema", "m", "v")]
+            if any(t is None or t.shape != p.shape for t in parts):
+                raise ValueError(
+                    f"{self.checkpoint} has no {name} of shape {tuple(p.shape)}; it belongs to another network; "
+                    "give the same options or another output folder."
+                )
+            net, average, m, v = (t.to(p.device) for t in parts if t is not None)
+            p.data.copy_(net)
+            ema.copy_(average)
+            if header["step"]:
+                self.optimiser.state[p] = {"step": torch.tensor(float(header["step"])), "exp_avg": m, "exp_avg_sq": v}
+        self.step, self.seconds = header["step"], header["seconds"]
+        before = header.get("hardware") or self.hardware
+        self.hardware = before if self.hardware in before else f"{before}; then {self.hardware}"
+
+
+def read_header(checkpoint: Path) -> dict[str, Any]:
+    """Step, seconds, config and setup of a checkpoint, or one sentence about why it is none."""
+    safe_open = extra("safetensors", "diffusers", "reading a checkpoint").safe_open
+    try:
+        with safe_open(checkpoint, "pt") as f:
+            header = json.loads(f.metadata()["fewstep"])
+        return {"setup": {}} | header | {name: header[name] for name in ("step", "seconds", "config")}
+    except Exception as error:  # safetensors raises its own class, a bare Exception
+        raise ValueError(
+            f"{checkpoint} is not a whole training checkpoint ({error}); a run goes on only from one of its own; "
+            "delete it or name another output folder."
+        ) from error
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list while the block runs; the second SIGINT gets its usual meaning."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, frame: object) -> None:  # noqa: ARG001
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,297 @@
+"""`fewstep train` as a function: data in, a resumable run, a model folder out.
+
+OUT/checkpoint.safetensors   everything the run needs to go on
+OUT/sheet.png                samples of the averaged weights, renewed while it runs
+OUT/model/                   the model folder, written when the budget is spent
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.files import atomic, extra
+from fewstep.model import Model, build_network, call_network, process_to_json, save_model
+from fewstep.process import VP, Cosine, Flow, ScalarProcess, SubVP
+from fewstep.train.card import KNOWN_DATA, card
+from fewstep.train.data import Images, read_images
+from fewstep.train.loop import BUDGET, Stopped, TrainConfig, Trainer, read_header
+from fewstep.train.progress import Progress, duration
+
+__all__ = ["TRAINABLE", "export", "network_config", "train", "write_sheet"]
+
+# Processes that can be trained here, and what the network learns to return for each.
+TRAINABLE: dict[str, tuple[type[ScalarProcess], str]] = {
+    "vp": (VP, "v"),
+    "cosine": (Cosine, "v"),
+    "sub-vp": (SubVP, "v"),
+    "flow": (Flow, "flow"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a run depends on beside `TrainConfig`; saved in the checkpoint and refused when it differs."""
+
+    process: str = "vp"
+    channels: tuple[int, ...] = (64, 128)
+    layers: int = 1
+    patch: int = 2
+
+
+def train(
+    data: str | Path | Images,
+    out: str | Path,
+    *,
+    process: str | None = None,
+    images: int | None = None,
+    hours: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    warmup: int | None = None,
+    ema: float | None = None,
+    drop_label: float | None = None,
+    seed: int | None = None,
+    channels: Sequence[int] | None = None,
+    layers: int | None = None,
+    patch: int | None = None,
+    resume: bool = True,
+    save_every: float = 120.0,
+    sheet_every: float | None = 600.0,
+    device: str | torch.device = "cpu",
+    command: str | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Trains a denoiser until the budget is spent and returns the model folder `out`/model.
+
+    Options left at None are those of the run in `out` when there is one, else the defaults of `TrainConfig` and
+    `Setup`. Killed at any moment, the same call goes on from the last checkpoint and ends in the same weights. A run
+    that is over is exported again; with a larger budget it goes on.
+
+    Args:
+        data: an npz file, a folder of pictures (see `read_images`), or `Images`.
+        out: the run's folder.
+        process: a key of `TRAINABLE`.
+        images: budget in images seen.
+        hours: budget in hours of training, all sessions together.
+        batch, lr, warmup, ema, drop_label, seed: as in `TrainConfig`.
+        channels: channels of each resolution of the UNet.
+        layers: residual blocks per resolution.
+        patch: side of the squares of pixels folded into channels (1: none).
+        resume: False starts anew and overwrites the run in `out`.
+        save_every: seconds between checkpoints.
+        sheet_every: seconds between sample sheets; None: no sheets.
+        device: where to train.
+        command: the command line, for the card; None: told from the options.
+        quiet: shows nothing.
+
+    Raises:
+        ValueError: one sentence, for options, data or a checkpoint that do not fit.
+        Stopped: after Ctrl-C or SIGTERM; the checkpoint is saved.
+    """
+    data = data if isinstance(data, Images) else read_images(data)
+    out = Path(out)
+    checkpoint = out / "checkpoint.safetensors"
+    goes_on = resume and checkpoint.exists()
+    header = read_header(checkpoint) if goes_on else {"config": {}, "setup": {}}
+    given = {"process": process, "channels": channels, "layers": layers, "patch": patch}
+    setup = _merge(Setup(), header["setup"], given)
+    given = {"images": images, "hours": hours, "batch": batch, "lr": lr, "warmup": warmup, "ema": ema}
+    config = _merge(TrainConfig(), header["config"], given | {"drop_label": drop_label, "seed": seed})
+    _check(config, setup, data)
+    kind, predicts = TRAINABLE[setup.process]
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        net = build_network(network_config(setup, data))
+    saved_setup = {name: getattr(setup, name) for name in ("process", "channels", "layers", "patch")}
+    trainer = Trainer(
+        net,
+        kind(),
+        data.images,
+        data.labels,
+        config,
+        checkpoint,
+        lambda z, t, classes: call_network(net, z, 1000 * t - 1, classes, setup.patch),
+        predicts=predicts,
+        setup={**saved_setup, "data": data.fingerprint()},
+        device=device,
+    )
+    with Progress(quiet=quiet) as progress:
+        if goes_on:
+            trainer.load()
+            changed = [n for n in BUDGET if header["config"][n] != getattr(config, n)]
+            notes = "".join(f"; {n} is now {getattr(config, n):g}, was {header['config'][n]:g}" for n in changed)
+            progress.say(f"goes on from step {trainer.step} of {checkpoint}{notes}")
+        else:
+            trainer.save()  # an output folder that cannot be written is found before the work, not after
+        sheet_at = trainer.seconds + (sheet_every or math.inf)
+
+        def report(t: Trainer, loss: float) -> None:
+            nonlocal sheet_at
+            progress(t, loss)
+            if t.seconds >= sheet_at:
+                sheet_at = t.seconds + (sheet_every or math.inf)
+                write_sheet(_in_memory(t, setup, data), out / "sheet.png")
+
+        try:
+            trainer.run(report, save_every)
+        except Stopped:
+            progress.say(f"stopped at step {trainer.step}; saved; the same command goes on from {checkpoint}")
+            raise
+        if sheet_every is not None:
+            write_sheet(_in_memory(trainer, setup, data), out / "sheet.png")
+        folder = export(
+            trainer, out / "model", data=data, setup=setup, command=command or _command(config, setup, data)
+        )
+        progress.say(f"trained {duration(trainer.seconds)}; the model is in {folder}")
+    return folder
+
+
+def export(trainer: Trainer, folder: Path, *, data: Images, setup: Setup, command: str) -> Path:
+    """Writes the averaged weights as a model folder with its card."""
+    model = _in_memory(trainer, setup, data)
+    config = trainer.config
+    training = {
+        "command": command,
+        "parameters": sum(p.numel() for p in model.net.parameters()),
+        "images": trainer.step * config.batch,
+        "steps": trainer.step,
+        "hours": round(trainer.seconds / 3600, 3),
+        "hardware": trainer.hardware,
+        "versions": f"torch {torch.__version__}, diffusers {extra('diffusers', 'diffusers', 'training').__version__}",
+        **{f.name: getattr(config, f.name) for f in fields(config) if f.name not in BUDGET},
+    }
+    facts: dict[str, Any] = {
+        "training": training,
+        "data": {"source": data.source, "count": len(data.images), "fingerprint": data.fingerprint()},
+    }
+    if data.fingerprint() in KNOWN_DATA:
+        facts["data"]["licence"] = KNOWN_DATA[data.fingerprint()]
+    about = {
+        "process": process_to_json(model.process),
+        **{name: getattr(model, name) for name in ("predicts", "time", "shape", "patch", "labels")},
+    }
+    return save_model(
+        folder,
+        model.net,
+        process=model.process,
+        predicts=model.predicts,
+        time=model.time,
+        shape=model.shape,
+        patch=model.patch,
+        labels=model.labels,
+        facts=facts,
+        card=card(network_config(setup, data), about | facts),
+    )
+
+
+def network_config(setup: Setup, data: Images) -> dict[str, Any]:
+    """The diffusers config of the UNet for these images: no attention, one halving between resolutions."""
+    c, h, w = data.shape
+    n = len(setup.channels)
+    return {
+        "_class_name": "UNet2DModel",
+        "sample_size": [h // setup.patch, w // setup.patch] if h != w else h // setup.patch,
+        "in_channels": c * setup.patch**2,
+        "out_channels": c * setup.patch**2,
+        "layers_per_block": setup.layers,
+        "block_out_channels": list(setup.channels),
+        "down_block_types": ["DownBlock2D"] * n,
+        "up_block_types": ["UpBlock2D"] * n,
+        "norm_num_groups": math.gcd(16, *setup.channels),
+        "num_class_embeds": len(data.names) + 1 if data.labels is not None else None,
+        "add_attention": False,
+    }
+
+
+def write_sheet(
+    model: Model, path: str | Path, *, rows: int = 8, columns: int | None = None, steps: int = 10, seed: int = 0
+) -> None:
+    """Samples rows x columns images and writes them as a PNG: a column for each of up to 16 labels, else 8 columns."""
+    from fewstep.loop import sample
+
+    columns = columns or (len(model.labels) if 2 <= len(model.labels) <= 16 else 8)
+    count = rows * columns
+    labels = torch.arange(count) % columns % len(model.labels) if model.labels else None
+    z = sample(model.denoiser(labels), model.process, steps=steps, shape=(count, *model.shape), seed=seed)
+    save_pictures(model.process.to_data(z), path, columns=columns)
+
+
+def save_pictures(images: Tensor, path: str | Path, *, columns: int = 8) -> None:
+    """Writes images (B, C, H, W) in [-1, 1] as one PNG, `columns` a row; the file is whole or absent."""
+    from fewstep.ui import sheet
+
+    picture = extra("PIL.Image", "ui", "a sample sheet")
+    pixels = (images.clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8).cpu().numpy()
+    with atomic(path) as part, part.open("wb") as f:
+        picture.fromarray(sheet(pixels, columns=columns)).save(f, "png")
+
+
+def _in_memory(trainer: Trainer, setup: Setup, data: Images) -> Model:
+    """The model of the averaged weights as they stand."""
+    net: nn.Module = copy.deepcopy(trainer.net).eval().requires_grad_(False)
+    for p, average in zip(net.parameters(), trainer.ema, strict=True):
+        p.copy_(average)
+    return Model(
+        net=net,
+        process=trainer.process,
+        predicts=TRAINABLE[setup.process][1],
+        time="index",
+        shape=data.shape,
+        patch=setup.patch,
+        labels=data.names,
+    )
+
+
+def _merge(default: Any, stored: dict[str, Any], given: dict[str, Any]) -> Any:
+    """The dataclass `default` with the stored values, then the given ones that are not None."""
+    names = {f.name for f in fields(default)}
+    values = {k: v for k, v in stored.items() if k in names} | {k: v for k, v in given.items() if v is not None}
+    return replace(default, **{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
+
+
+def _check(config: TrainConfig, setup: Setup, data: Images) -> None:
+    """Refuses options that cannot work, in one sentence each."""
+    if setup.process not in TRAINABLE:
+        raise ValueError(
+            f"process came as {setup.process!r}; training takes {', '.join(TRAINABLE)}; choose one of these."
+        )
+    checks = {
+        "images": (config.images >= 1, "a whole number of at least 1"),
+        "hours": (config.hours > 0, "a number above 0"),
+        "batch": (1 <= config.batch <= len(data.images), f"1 to {len(data.images)}, the number of images"),
+        "lr": (0 < config.lr < math.inf, "a number above 0"),
+        "ema": (0 <= config.ema < 1, "in [0, 1)"),
+        "drop_label": (0 <= config.drop_label <= 1, "in [0, 1]"),
+    }
+    for name, (good, allowed) in checks.items():
+        if not good:
+            raise ValueError(f"{name} came as {getattr(config, name)}; allowed is {allowed}; change it.")
+    sizes = {"channels": setup.channels, "layers": [setup.layers], "patch": [setup.patch]}
+    for name, values in sizes.items():
+        if not values or not all(isinstance(v, int) and v >= 1 for v in values):
+            raise ValueError(f"{name} came as {values}; positive whole numbers are allowed; change it.")
+    factor = setup.patch * 2 ** (len(setup.channels) - 1)
+    _, h, w = data.shape
+    if h % factor or w % factor:
+        raise ValueError(
+            f"images of {h}x{w} came for patch {setup.patch} and {len(setup.channels)} resolutions; both sides must be "
+            f"divisible by {factor}; use fewer channels entries, a smaller patch, or padded images."
+        )
+
+
+def _command(config: TrainConfig, setup: Setup, data: Images) -> str:
+    """A command line that makes the same run."""
+    words = []
+    for f, value in ((f, getattr(options, f.name)) for options in (config, setup) for f in fields(options)):
+        if value != f.default:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words.append(f"--{f.name.replace('_', '-')} {text}")
+    return " ".join(["fewstep train", data.source, "OUT", *words])

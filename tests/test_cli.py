@@ -1,0 +1,161 @@
+"""The command line: help without torch, one sentence for every mistake, results that are what they say."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fewstep
+from fewstep.cli import COMMANDS, main
+
+SOURCE = Path(fewstep.__file__).parent
+
+
+def python(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs python in a fresh process that finds this source tree."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([sys.executable, *argv], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def refused(capsys, *argv: str, code: int = 2) -> str:
+    """Runs a command line that must fail with one sentence; returns the sentence."""
+    assert main(argv) == code
+    out, err = capsys.readouterr()
+    assert err.startswith("fewstep: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert out == ""
+    return err
+
+
+# ---- imports
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_does_not_import_torch(argv):
+    code = (
+        "import sys\n"
+        "from fewstep.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "assert not {'torch', 'numpy', 'rich'} & set(sys.modules)\n"
+    )
+    done = python("-c", code, *argv)
+    assert done.returncode == 0, done.stderr
+    assert "fewstep" in done.stdout
+
+
+def test_importing_every_public_name_needs_torch_and_numpy_alone():
+    extras = ("diffusers", "safetensors", "scipy", "rich", "PIL", "matplotlib", "accelerate")
+    done = python("-c", f"from fewstep import *; import sys; assert not {set(extras)} & set(sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_table_of_public_names_is_the_list_of_imports():
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    imports = {node.module: tuple(alias.name for alias in node.names)
+               for block in ast.walk(tree) if isinstance(block, ast.If)
+               for node in block.body if isinstance(node, ast.ImportFrom)}  # fmt: skip
+    assert imports == fewstep._HOME
+    for name in fewstep.__all__:
+        assert getattr(fewstep, name) is not None
+
+
+def test_no_module_can_hide_a_public_name():
+    modules = {path.stem for path in SOURCE.iterdir()}
+    assert not modules & set(fewstep.__all__)
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'smaple'"):
+        fewstep.smaple  # noqa: B018
+
+
+# ---- one sentence for every mistake
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "COMMAND"),
+        (["smaple"], "did you mean sample"),
+        (["explain"], "solver"),
+        (["explain", "ddim", "--steps", "0"], "from 1 on"),
+        (["explain", "ddim", "--steps", "-3"], "from 1 on"),
+        (["explain", "ddim", "--steps", "2.5"], "from 1 on"),
+        (["explain", "ddim", "--option", "eta"], "NAME=VALUE"),
+        (["explain", "ddmi"], "ddim"),
+        (["explain", "ddim", "--process", "vpp"], "did you mean vp"),
+        (["explain", "ddim", "--grid", "karas"], "did you mean karras"),
+        (["explain", "ddim", "--option", "etta=1"], "did you mean eta"),
+        (["list", "solver"], "solvers"),
+        (["sample", "--steps", "0"], "from 1 on"),
+        (["sample", "--num", "0"], "from 1 on"),
+        (["sample", "--batch", "-1"], "from 1 on"),
+        (["sample", "--steps", "3", "--nfe", "3"], "not allowed with"),
+        (["sample", "--final", "stat"], "denoise"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line_is_one_sentence(capsys, argv, words):
+    assert words in refused(capsys, *argv)
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    with pytest.raises(ValueError, match="did you mean"):
+        main(["--debug", "explain", "ddmi"])
+    with pytest.raises(ValueError, match="did you mean"):
+        main(["explain", "ddmi", "--debug"])
+    monkeypatch.setenv("FEWSTEP_DEBUG", "1")
+    with pytest.raises(ValueError, match="did you mean"):
+        main(["explain", "ddmi"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "stopped"),
+        (RuntimeError("two\nlines"), 1, "unexpected RuntimeError: two lines"),
+        (ValueError(""), 1, "ValueError"),
+    ],
+)
+def test_whatever_goes_wrong_is_one_sentence(capsys, monkeypatch, error, code, words):
+    def fail(_args):
+        raise error
+
+    monkeypatch.setattr(COMMANDS["list"], "run", fail)
+    assert words in refused(capsys, "list", code=code)
+
+
+def test_a_missing_extra_is_named(capsys, monkeypatch):
+    from fewstep.files import extra
+
+    monkeypatch.setattr(COMMANDS["list"], "run", lambda _args: extra("no_such_module", "train", "training"))
+    assert "pip install 'fewstep[train]'" in refused(capsys, "list", code=1)
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    code = "import subprocess, sys; subprocess.run(f'{sys.executable} -m fewstep list | true', shell=True)"
+    assert python("-c", code).stderr == ""
+
+
+# ---- list and explain
+
+
+def test_list_names_everything(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in (*fewstep.SOLVERS, *fewstep.PROCESSES, *fewstep.GRIDS):
+        line = next(line for line in out.splitlines() if line.split()[:1] == [name])
+        assert len(line.split()) > 3, f"{name} has no description"
+
+
+@pytest.mark.parametrize("process", ["vp", "cld", "blurring"])
+def test_explain_prints_the_table(capsys, process):
+    assert main(["explain", "ddim", "--process", process, "--steps", "3"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 3

@@ -1,0 +1,229 @@
+"""`fewstep sample` on a tiny model: what it writes, what it counts, and each thing that can go wrong."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep.cli import main
+
+pytest.importorskip("diffusers")
+pytest.importorskip("PIL")
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A model folder with a network of a few thousand parameters, random weights and three classes."""
+    from fewstep.model import build_network, save_model
+
+    config = {
+        "_class_name": "UNet2DModel",
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": [8],
+        "down_block_types": ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+        "norm_num_groups": 4,
+        "num_class_embeds": 4,
+        "add_attention": False,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build_network(config)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    labels = ("coat", "Bag", "boot")
+    return save_model(folder, net, process=fs.VP(), predicts="v", shape=(1, 8, 8), labels=labels, dtype=torch.float32)
+
+
+def sample(model, out, *argv: str) -> int:
+    return main(["sample", str(model), "--out", str(out), "--num", "5", "--steps", "3", *argv])
+
+
+def refused(capsys, *words: str) -> None:
+    """Asserts that the last command said one sentence with these words and nothing else."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fewstep: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
+def test_it_writes_sheet_samples_and_record(tiny, tmp_path, capsys):
+    assert sample(tiny, tmp_path / "out", "--label", "bag,2") == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["run.json", "samples.npz", "sheet.png"]
+    data = np.load(tmp_path / "out" / "samples.npz")
+    assert data["samples"].shape == (5, 1, 8, 8)
+    assert data["samples"].dtype == np.float32
+    assert data["labels"].tolist() == [1, 2, 1, 2, 1]
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["network_calls"] == 3
+    assert record["seed"] == 0
+    assert record["labels"] == [1, 2, 1, 2, 1]
+    assert record["seconds"] > 0
+    assert record["model"]["sha256"] == hashlib.sha256((tiny / WEIGHTS).read_bytes()).hexdigest()
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["process"]["name"] == "vp"
+    assert len(record["times"]) >= 3
+    assert record["solver"]["class"]
+    assert "3 network calls" in capsys.readouterr().out
+
+
+def test_samples_do_not_depend_on_the_batch(tiny, tmp_path):
+    for batch in ("1", "3", "64"):
+        assert sample(tiny, tmp_path / batch, "--batch", batch, "--solver", "ddpm") == 0
+    one, three, all_at_once = (np.load(tmp_path / b / "samples.npz")["samples"] for b in ("1", "3", "64"))
+    np.testing.assert_allclose(three, one, atol=1e-4)
+    np.testing.assert_allclose(all_at_once, one, atol=1e-4)
+
+
+def test_the_samples_are_the_library_s(tiny, tmp_path):
+    assert sample(tiny, tmp_path, "--solver", "ddim", "--seed", "7", "--format", "safetensors") == 0
+    from fewstep.files import load_tensors
+
+    model = fs.load(tiny)
+    z = fs.sample(model.denoiser([0, 1, 2, 0, 1]), model.process, solver="ddim", steps=3, shape=(5, 1, 8, 8), seed=7)
+    torch.testing.assert_close(load_tensors(tmp_path / "samples.safetensors")["samples"], z)
+
+
+def test_denoising_at_the_end_is_one_of_the_calls(tiny, tmp_path):
+    assert sample(tiny, tmp_path, "--final", "denoise", "--solver", "ddim") == 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["network_calls"] == 3
+    assert len(record["times"]) == 3
+    model = fs.load(tiny)
+    x = fs.sample(
+        model.denoiser([0, 1, 2, 0, 1]), model.process, solver="ddim", steps=3, shape=(5, 1, 8, 8), final="denoise"
+    )
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["samples"], x.numpy())
+
+
+def test_a_dry_run_writes_nothing(tiny, tmp_path, capsys):
+    assert sample(tiny, tmp_path / "out", "--dry-run", "--solver", "ddim", "--option", "eta=0.5") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["solver"]["eta"] == 0.5
+    assert len(record["times"]) >= 3
+    assert not (tmp_path / "out").exists()
+
+
+# ---- what can go wrong
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--solver", "dimm"], "did you mean ddim"),
+        (["--grid", "karas"], "did you mean karras"),
+        (["--label", "bagg"], "did you mean bag"),
+        (["--label", "3"], "coat, bag, boot, 0, 1, 2"),
+        (["--option", "etta=1", "--solver", "ddim"], "did you mean eta"),
+        (["--option", "eta=big", "--solver", "ddim"], "give a number"),
+        (["--steps", "1", "--final", "denoise"], "at least 2"),
+        (["--device", "nowhere"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_argument_is_one_sentence(tiny, tmp_path, capsys, argv, words):
+    assert sample(tiny, tmp_path / "out", *argv) != 0
+    refused(capsys, words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_impossible_number_of_calls_names_the_nearest(tiny, tmp_path, capsys):
+    assert main(["sample", str(tiny), "--out", str(tmp_path / "out"), "--solver", "heun", "--nfe", "5"]) == 1
+    refused(capsys, "5", "4 or 6")
+
+
+@pytest.fixture
+def broken(tiny, tmp_path):
+    """A copy of the model folder to break."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for path in tiny.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("name", ["config.json", "fewstep.json", WEIGHTS])
+def test_a_model_folder_that_lacks_a_file_is_refused(broken, tmp_path, capsys, name):
+    (broken / name).unlink()
+    assert sample(broken, tmp_path / "out") == 1
+    refused(capsys, name, "missing")
+
+
+@pytest.mark.parametrize("name", ["config.json", "fewstep.json", WEIGHTS])
+def test_a_truncated_file_of_a_model_is_refused(broken, tmp_path, capsys, name):
+    content = (broken / name).read_bytes()
+    (broken / name).write_bytes(content[: len(content) // 2])
+    assert sample(broken, tmp_path / "out") == 1
+    refused(capsys, name)
+
+
+def test_a_pickle_is_never_opened(broken, tmp_path, capsys):
+    (broken / WEIGHTS).unlink()
+    (broken / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch touched'\ntR.")
+    assert sample(broken, tmp_path / "out") == 1
+    refused(capsys, "pickle", "safetensors")
+
+
+def test_weights_that_are_nan_are_named_by_row_and_time(broken, tmp_path, capsys):
+    from fewstep.files import load_tensors, save_tensors
+
+    tensors = load_tensors(broken / WEIGHTS)
+    name = next(name for name in tensors if name.startswith("conv_out"))
+    save_tensors(broken / WEIGHTS, tensors | {name: torch.full_like(tensors[name], torch.nan)})
+    about = json.loads((broken / "fewstep.json").read_text())
+    del about["weights_sha256"]
+    (broken / "fewstep.json").write_text(json.dumps(about))
+    assert sample(broken, tmp_path / "out") == 1
+    refused(capsys, "row", "t = ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_such_model_is_one_sentence(tmp_path, capsys):
+    assert sample(tmp_path / "none", tmp_path / "out") == 1
+    refused(capsys, "no model folder")
+
+
+def test_an_unwritable_folder_is_refused_before_sampling(tiny, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr("fewstep.cli.sample.draw", lambda *_, **__: pytest.fail("sampled before looking"))
+    assert sample(tiny, tmp_path / "file" / "out") == 1
+    refused(capsys, "cannot write")
+
+
+def test_a_full_disk_leaves_nothing(tiny, tmp_path, capsys, monkeypatch):
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert sample(tiny, tmp_path / "out") == 1
+    refused(capsys, "No space left on device")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["npz", "safetensors"])
+def test_a_file_that_cannot_grow_leaves_nothing(tiny, tmp_path, form):
+    def small():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    argv = [sys.executable, "-m", "fewstep", "sample", str(tiny), "--out", str(tmp_path / "out"), "--steps", "1"]
+    done = subprocess.run([*argv, "--format", form], preexec_fn=small, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "File too large" in done.stderr
+    assert not (tmp_path / "out").exists()
