@@ -133,7 +133,10 @@ def test_a_dry_run_writes_nothing(tiny, tmp_path, capsys):
         (["--option", "etta=1", "--solver", "ddim"], "did you mean eta"),
         (["--option", "eta=big", "--solver", "ddim"], "give a number"),
         (["--steps", "1", "--final", "denoise"], "at least 2"),
-        (["--device", "nowhere"], "nowhere"),
+        (["--device", "nowhere"], "'nowhere'"),
+        (["--device", "meta"], "'meta'"),
+        (["--quality", "--num", "3"], "at least 4"),
+        (["--quality"], "28"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

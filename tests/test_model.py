@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.model import WEIGHTS, build_network, call_network, load, process_from_json, process_to_json, save_model
+from fewstep.model import WEIGHTS, build_network, call_network, load, save_model
 from fewstep.process import PROCESSES, VP, Cosine
+from fewstep.process.config import process_from_json, process_to_json
 
 pytest.importorskip("diffusers")
 

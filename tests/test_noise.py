@@ -59,6 +59,10 @@ def pairs(points: list[float]) -> list[tuple[float, float]]:
     return list(zip(points[:-1], points[1:], strict=True))
 
 
+def requests(points: list[float]) -> list[tuple[float, float, str, int]]:
+    return [(a, b, "path", i) for i, (a, b) in enumerate(pairs(points))]
+
+
 def log_snr_grid(low: float, high: float, n: int) -> list[float]:
     return [1 / (1 + math.exp(-(low + (high - low) * i / n) / 2)) for i in range(n + 1)]
 
@@ -143,7 +147,7 @@ def test_initial_is_independent_of_path() -> None:
     shape = (64, 3000)
     source = noise_source(seed=3)
     eps = source.initial(shape, F64, CPU)
-    for xi in source.intervals(pairs(GRIDS["uniform"]), shape, F64, CPU):
+    for xi in source.intervals(requests(GRIDS["uniform"]), shape, F64, CPU):
         r = float((eps * xi).mean() / (eps.std() * xi.std()))
         assert abs(r) < 4.5 / math.sqrt(eps.numel())
 
@@ -155,7 +159,7 @@ def test_initial_is_independent_of_path() -> None:
 @pytest.mark.parametrize("shape", [(), (7,), (1, 28, 28), (3, 5, 5)])
 def test_same_bits_in_any_batch(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     whole = Noise(seed=3).normal("initial", 2, (64, *shape), dtype=dtype)
-    steps = list(noise_source(seed=3).intervals([(0.0, 0.3), (0.3, 0.31)], (64, *shape), dtype, CPU))
+    steps = list(noise_source(seed=3).intervals(requests([0.0, 0.3, 0.31]), (64, *shape), dtype, CPU))
     for first in (0, 1, 17, 61):
         for batch in (1, 3):
             rows = slice(first, first + batch)
@@ -163,7 +167,7 @@ def test_same_bits_in_any_batch(dtype: torch.dtype, shape: tuple[int, ...]) -> N
             assert torch.equal(part, whole[rows])
             source = noise_source(seed=3, first=first)
             for xi, all_xi in zip(
-                source.intervals([(0.0, 0.3), (0.3, 0.31)], (batch, *shape), dtype, CPU), steps, strict=True
+                source.intervals(requests([0.0, 0.3, 0.31]), (batch, *shape), dtype, CPU), steps, strict=True
             ):
                 assert torch.equal(xi, all_xi[rows])
                 assert xi.dtype == dtype
@@ -191,7 +195,7 @@ def test_dtypes_are_casts_of_float64() -> None:
 def test_empty_states(shape: tuple[int, ...]) -> None:
     source = noise_source()
     assert source.initial(shape, F64, CPU).shape == shape
-    assert next(source.intervals([(0.0, 1.0)], shape, F64, CPU)).shape == shape
+    assert next(source.intervals(requests([0.0, 1.0]), shape, F64, CPU)).shape == shape
 
 
 def test_last_words_are_legal() -> None:
@@ -332,39 +336,50 @@ def test_noise_source_passes_seed_and_first() -> None:
 def test_intervals_are_made_when_asked_for() -> None:
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    iterator = noise_source(generator).intervals([(0.0, 0.5), (0.5, 1.0)], (2, 3), F64, CPU)
+    iterator = noise_source(generator).intervals(requests([0.0, 0.5, 1.0]), (2, 3), F64, CPU)
     assert torch.equal(generator.get_state(), before)
     next(iterator)
     assert not torch.equal(generator.get_state(), before)
 
 
+def test_requests_of_another_stream() -> None:
+    """They are draws of that stream by index, whatever their positions, and leave the path alone."""
+    shape, source = (2, 3), noise_source(seed=3)
+    asked = [(0.1, 0.4, "path", 0), (0.9, 0.9, "churn", 5), (0.4, 0.6, "path", 1)]
+    first, churn, last = source.intervals(asked, shape, F64, CPU)
+    assert torch.equal(churn, Noise(seed=3).normal("churn", 5, shape, dtype=F64))
+    path = BrownianPath(Noise(seed=3), shape, F64, CPU)
+    assert torch.equal(first, path.increment(0.1, 0.4))
+    assert torch.equal(last, path.increment(0.4, 0.6))
+
+
 def test_generator_draws_in_order_and_replays() -> None:
-    shape, positions = (2, 3), [(0.0, 0.5), (0.5, 1.0)]
+    shape, asked = (2, 3), requests([0.0, 0.5, 1.0])
     source = GeneratorSource(torch.Generator().manual_seed(4))
     mark = source.snapshot()
-    eps, steps = source.initial(shape, F64, CPU), list(source.intervals(positions, shape, F64, CPU))
+    eps, steps = source.initial(shape, F64, CPU), list(source.intervals(asked, shape, F64, CPU))
     reference = torch.Generator().manual_seed(4)
     for x in (eps, *steps):
         assert torch.equal(x, torch.randn(shape, generator=reference, dtype=F64))
     assert not torch.equal(source.initial(shape, F64, CPU), eps)
     source.restore(mark)
     assert torch.equal(source.initial(shape, F64, CPU), eps)
-    assert torch.equal(torch.stack(list(source.intervals(positions, shape, F64, CPU))), torch.stack(steps))
+    assert torch.equal(torch.stack(list(source.intervals(asked, shape, F64, CPU))), torch.stack(steps))
 
 
 def test_stateless_sources_replay() -> None:
-    shape, positions = (2, 3), [(0.0, 0.5), (0.5, 1.0)]
+    shape, asked = (2, 3), requests([0.0, 0.5, 1.0])
     for source in (noise_source(seed=2), noise_source(torch.randn(2, *shape))):
         runs = []
         for _ in range(2):
             source.restore(source.snapshot())
-            runs.append(torch.stack([source.initial(shape, F64, CPU), *source.intervals(positions, shape, F64, CPU)]))
+            runs.append(torch.stack([source.initial(shape, F64, CPU), *source.intervals(asked, shape, F64, CPU)]))
         assert torch.equal(*runs)
 
 
 def test_tensor_rows_in_order() -> None:
     noise = torch.randn(4, 2, 3)
-    out = list(TensorSource(noise).intervals([(0.0, 0.5), (0.5, 1.0)], (2, 3), F64, CPU))
+    out = list(TensorSource(noise).intervals(requests([0.0, 0.5, 1.0]), (2, 3), F64, CPU))
     assert torch.equal(torch.stack(out), noise[:2].double())
     assert list(TensorSource(noise).intervals([], (2, 3), F64, CPU)) == []
 
@@ -389,12 +404,18 @@ def test_tensor_rows_in_order() -> None:
         (lambda: path_of().increment(-0.1, 0.5), "interval is"),
         (lambda: path_of().increment(0.5, 1.1), "interval is"),
         (lambda: path_of().increment(math.nan, 0.5), "interval is"),
-        (lambda: noise_source().intervals([(0.0, 0.5), (0.7, 0.6)], (2, 3), F64, CPU), "interval is"),
+        (lambda: noise_source().intervals(requests([0.0, 0.7, 0.6]), (2, 3), F64, CPU), "interval is"),
         (lambda: noise_source(torch.Generator()).initial((), F64, CPU), "noise shape"),
         (lambda: noise_source(torch.zeros(3, 4).long()), "noise tensor"),
         (lambda: noise_source(torch.zeros(3)), "noise tensor"),
-        (lambda: noise_source(torch.zeros(1, 2, 3)).intervals([(0, 0.5), (0.5, 1)], (2, 3), F64, CPU), "2 or more"),
-        (lambda: noise_source(torch.zeros(2, 1, 3)).intervals([(0, 0.5), (0.5, 1)], (2, 3), F64, CPU), "2 or more"),
+        (
+            lambda: noise_source(torch.zeros(1, 2, 3)).intervals(requests([0.0, 0.5, 1.0]), (2, 3), F64, CPU),
+            "2 or more",
+        ),
+        (
+            lambda: noise_source(torch.zeros(2, 1, 3)).intervals(requests([0.0, 0.5, 1.0]), (2, 3), F64, CPU),
+            "2 or more",
+        ),
         (lambda: noise_source(7), "noise is a int"),
         (lambda: noise_source("gaussian"), "noise is a str"),
     ],

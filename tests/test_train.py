@@ -16,7 +16,7 @@ import torch
 
 from fewstep.files import load_tensors
 from fewstep.model import load
-from fewstep.train import Stopped, add_quality, read_images, train
+from fewstep.train import Stopped, add_quality, measure, read_images, train
 from fewstep.train.loop import TrainConfig, Trainer, read_header
 from fewstep.train.progress import duration
 
@@ -287,6 +287,17 @@ def test_sheets_are_made_while_it_runs(data: Path, tmp_path: Path) -> None:
     with picture.open(tmp_path / "run" / "sheet.png") as sheet:
         assert sheet.size[0] >= 8 * 8
         assert sheet.size[1] >= 8 * 8
+
+
+def test_measured_quality_goes_into_the_card(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", x=rng.integers(0, 256, (16, 28, 28)).astype(np.uint8), y=np.arange(16) % 10)
+    folder = train(tmp_path / "d.npz", tmp_path / "run", images=16, **(TINY | {"patch": 2}))
+    rows = measure(folder, runs=(("ddim", 2), ("ddpm", 3)), samples=24, batch=16)
+    assert [row["calls"] for row in rows[:2]] == [2, 3]
+    assert rows[0]["Frechet"] > 2 * rows[-1]["Frechet"]  # an untrained network against real images
+    assert "| ddpm | 3 |" in (folder / "README.md").read_text()
+    assert load(folder).facts["quality"] == rows
 
 
 def test_plain_lines_where_no_terminal_is(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

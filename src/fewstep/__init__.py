@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fewstep.solver import (
         DDIM as DDIM,
         DDPM as DDPM,
-        DEFAULT_SOLVER as DEFAULT_SOLVER,
+        DEFAULT_SOLVERS as DEFAULT_SOLVERS,
         SOLVERS as SOLVERS,
         DPMMultistep as DPMMultistep,
         EDMHeun as EDMHeun,
@@ -86,7 +86,7 @@ _HOME = {
     "fewstep.solver": (
         "DDIM",
         "DDPM",
-        "DEFAULT_SOLVER",
+        "DEFAULT_SOLVERS",
         "SOLVERS",
         "DPMMultistep",
         "EDMHeun",

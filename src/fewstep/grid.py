@@ -35,14 +35,14 @@ def power(process: Process, steps: int, *, exponent: float = 2.0) -> Tensor:
 def log_snr(process: Process, steps: int) -> Tensor:
     """Equal steps in log-SNR."""
     lam = torch.linspace(*_range(process), steps + 1, dtype=torch.float64)
-    return _exact_ends(process, process.inverse_log_snr(lam))  # type: ignore[arg-type]
+    return _exact_ends(process, process.inverse_log_snr(lam))
 
 
 def karras(process: Process, steps: int, *, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5)."""
     ends = (math.exp(-lam / rho) for lam in _range(process))
     level = torch.linspace(*ends, steps + 1, dtype=torch.float64)
-    return _exact_ends(process, process.inverse_log_snr(-rho * level.log()))  # type: ignore[arg-type]
+    return _exact_ends(process, process.inverse_log_snr(-rho * level.log()))
 
 
 def default(process: Process, steps: int) -> Tensor:

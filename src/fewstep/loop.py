@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.network import NetworkError
+from fewstep.denoiser.network import NetworkError, bound
 from fewstep.grid import Grid, as_grid
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
 from fewstep.process.operator import Coefficient, apply
-from fewstep.solver import DEFAULT_SOLVER, SOLVERS, Solver
+from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
+from fewstep.ui import Bar
 from fewstep.words import pick
 
 __all__ = ["Plan", "sample", "tabulate", "walk"]
@@ -37,7 +38,7 @@ After = Callable[[int, float, Tensor], Tensor]
 
 
 def tabulate(
-    solver: str | Solver | Tableau | Path,
+    solver: str | Solver | Tableau | Path | None,
     process: Process,
     *,
     grid: str | Tensor | Grid = "default",
@@ -47,16 +48,21 @@ def tabulate(
     """The table of a solver on a process and a grid.
 
     Args:
-        solver: a name in `SOLVERS`, a solver, a table (returned as it is) or a file that `Tableau.save` wrote.
+        solver: a name in `SOLVERS`, a solver, a table (returned as it is) or a file that `Tableau.save` wrote; None is
+            the default of the process's kind, in `DEFAULT_SOLVERS`.
         process: the process.
         grid: a name in `GRIDS`, a function (process, steps) -> times, or a decreasing tensor of times, used as given.
         steps: at most this many network calls (with a named grid; 10 when neither is given).
         nfe: exactly this many network calls, or refused.
     """
-    if isinstance(solver, Tableau):
-        return solver
     if isinstance(solver, Path):
-        return Tableau.load(solver)
+        solver = Tableau.load(solver)
+    if isinstance(solver, Tableau):
+        if solver.process != process:
+            raise ValueError(f"got a table written for {solver.process} to run on {process}: tabulate the solver again")
+        return solver
+    if solver is None:
+        solver = DEFAULT_SOLVERS[process.kind]
     if isinstance(solver, str):
         solver = pick(SOLVERS, solver, "solver")()
     if steps is not None and nfe is not None:
@@ -68,7 +74,9 @@ def tabulate(
         raise ValueError(f"got steps={steps} with an explicit grid, whose length says the steps: give one of them")
     table = solver.tabulate(process, as_grid(grid, process, None))
     if nfe is not None and table.nfe != nfe:
-        raise ValueError(f"got nfe={nfe} with a grid on which this solver takes {table.nfe} calls: give nfe={table.nfe}")
+        raise ValueError(
+            f"got nfe={nfe} with a grid on which this solver takes {table.nfe} calls: give nfe={table.nfe}"
+        )
     return table
 
 
@@ -76,7 +84,7 @@ def sample(
     denoiser: Denoiser,
     process: Process,
     *,
-    solver: str | Solver | Tableau | Path = DEFAULT_SOLVER,
+    solver: str | Solver | Tableau | Path | None = None,
     grid: str | Tensor | Grid = "default",
     steps: int | None = None,
     nfe: int | None = None,
@@ -92,6 +100,7 @@ def sample(
     callback: Callback | None = None,
     after: After | None = None,
     differentiable: bool = False,
+    progress: bool = True,
 ) -> Tensor:
     """Samples: from noise, or from a given state, down the grid.
 
@@ -111,6 +120,7 @@ def sample(
         callback: called after each evaluated row with (row, t, state, x0_hat); treat the tensors as read-only.
         after: the hook (row, t, z) -> z on every made row.
         differentiable: keeps autograd through the run (and the history out of place).
+        progress: show a bar on a terminal when the run takes longer than two seconds.
 
     Returns:
         The state (batch, *state shape) at the last time of the grid; `process.to_data` takes it to data space. With
@@ -121,43 +131,41 @@ def sample(
     budget = _one_less(final, steps, nfe)
     table = tabulate(solver, process, grid=grid, **budget)
     if (shape is None) == (x is None):
-        raise ValueError("got both a shape and a start x: give one" if x is not None else "got no shape: give shape or x")
+        raise ValueError(
+            "got both a shape and a start x: give one" if x is not None else "got no shape: give shape or x"
+        )
     source = noise_source(noise, seed, first)
-    memory = source.snapshot()
-    state_shape = tuple(x.shape) if x is not None else _state_shape(process, shape)  # type: ignore[arg-type]
-    kind = {"dtype": dtype, "device": torch.device(device or "cpu")}
     if x is None:
+        state_shape, device = _state_shape(process, shape or ()), torch.device(device or "cpu")
         _check_dtype(dtype)
-        x = process.prior(source.initial(state_shape, **kind))
+        x = process.prior(source.initial(state_shape, dtype, device))
     else:
         _check_dtype(x.dtype)
-        kind = {"dtype": x.dtype, "device": x.device}
+    start, memory = x, source.snapshot()
     inference = not (differentiable or getattr(denoiser, "needs_grad", False))
     plan = Plan.of(table, denoiser, reuse=inference)
 
-    def run(look: bool) -> Tensor:
-        noises = _noises(table, source, state_shape, **kind)  # type: ignore[arg-type]
-        z = walk(plan, x, noises, given=given or {}, callback=callback, after=after, look=look)
+    def run(*, look: bool, callback: Callback | None, tick: Callable[[], None] | None) -> Tensor:
+        noises = _noises(table, source, tuple(start.shape), start.dtype, start.device)
+        z = walk(plan, start, noises, given=given, callback=callback, after=after, tick=tick, look=look)
         if final == "state":
             return z
         d = denoiser(z, float(table.grid[-1]))
         return d["x0"] if isinstance(d, Mapping) else d
 
     with torch.inference_mode() if inference else nullcontext():
-        z = run(look=False)
+        with Bar(table.nfe, "sampling") as bar:
+            z = run(look=False, callback=callback, tick=bar.advance if progress else None)
         if not bool(torch.isfinite(z).all()):
             source.restore(memory)
-            if noise is not None and memory is not None and shape is not None:
-                source.initial(state_shape, **kind)  # type: ignore[arg-type]
-            callback = None
-            run(look=True)
-            raise ValueError("the samples are not finite, and a replay of the run was: is the denoiser deterministic?")
+            run(look=True, callback=None, tick=None)
+            raise ValueError("the samples are not finite, but a replay of the run was: is the denoiser deterministic?")
     return z.clone() if z.is_inference() and not torch.is_inference_mode_enabled() else z
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One row, ready to run: terms to add, heads to derive, what to free when it is done."""
+    """One row, ready to run: terms to add, what to free then, the call, heads to derive, what nothing reads later."""
 
     row: int
     t: float
@@ -168,6 +176,8 @@ class Instruction:
     heads: tuple[tuple[str, Coefficient, Coefficient], ...]
     raw: tuple[str, ...]
     free: tuple[Symbol, ...]
+    ours: tuple[Symbol, ...]  # the part of `free` that the loop made itself and may write into again
+    dead: tuple[Symbol, ...]
 
 
 @dataclass(frozen=True)
@@ -189,10 +199,11 @@ class Plan:
             heads = tuple((s[2], *table.heads[k, s[2]]) for s in live if (k, s[2]) in table.heads)
             raw = tuple(s[2] for s in live if (k, s[2]) not in table.heads)
             free = tuple(s for s, end in last.items() if end == k)
-            if ("z", k) not in last:
-                free = (*free, ("z", k))
-            call = None if row.at is None else _bound(denoiser, row.at, table.output)
-            steps.append(Instruction(k, row.t, row.at, call, row.given, tuple(row.form), heads, raw, free))
+            ours = tuple(s for s in free if s[0] == "z" and table.rows[s[1]].given is None)
+            own = [("z", k), ("y", k, table.output)]
+            dead = tuple(s for s in own if s not in last) if k < len(table.rows) - 1 else ()
+            call = None if row.at is None else bound(denoiser, row.at, table.output)
+            steps.append(Instruction(k, row.t, row.at, call, row.given, tuple(row.form), heads, raw, free, ours, dead))
         return Plan(table.process, table.output, tuple(steps), reuse)
 
 
@@ -204,6 +215,7 @@ def walk(
     given: Mapping[str, Tensor] | None = None,
     callback: Callback | None = None,
     after: After | None = None,
+    tick: Callable[[], None] | None = None,
     look: bool = False,
 ) -> Tensor:
     """Runs a plan from a start state; a pure function of its tensors, which `torch.compile` takes as one graph."""
@@ -211,17 +223,20 @@ def walk(
     pool: list[Tensor] = []
     coming: Iterator[Tensor] = iter(noises)
     drawn = 0
-    reuse = plan.reuse and not torch.compiler.is_compiling()
+    reuse = plan.reuse and after is None and callback is None and not torch.compiler.is_compiling()
     z = start
     for step in plan.instructions:
         if step.given is not None:
-            z = start if step.given == "start" else _given(given, step)
+            z = start if step.given == "start" else _given(given, step.given)
         else:
             for symbol, _ in step.terms:
                 while symbol[0] in ("xi", "root") and drawn <= symbol[-1]:
                     live["xi", drawn] = next(coming)
                     drawn += 1
-            z = _combine([(_value(live, s), c) for s, c in step.terms], pool.pop() if reuse and pool else None, reuse)
+            z = _combine([(_value(live, s), c) for s, c in step.terms], pool.pop() if pool else None, reuse)
+            if reuse:
+                pool.extend(live[symbol] for symbol in step.ours)
+            _free(live, step.free)
             if after is not None:
                 z = after(step.row, step.t, z)
         if look:
@@ -229,14 +244,18 @@ def walk(
         live["z", step.row] = z
         if step.call is not None:
             _evaluate(plan, step, z, live, look=look)
+            if tick is not None:
+                tick()
             if callback is not None:
-                callback(step.row, step.at, z, live["y", step.row, plan.output])
-        for symbol in step.free:
-            tensor = live.pop(symbol, None)
-            if reuse and tensor is not None and symbol[0] == "z" and tensor is not start and after is None:
-                pool.append(tensor)
-        live.pop(("y", step.row, plan.output), None) if plan.output not in step.raw else None
+                callback(step.row, step.at or 0.0, z, live["y", step.row, plan.output])
+        _free(live, step.dead)
     return z
+
+
+def _free(live: dict[Symbol, Tensor], symbols: Iterable[Symbol]) -> None:
+    """Lets go of what no later row reads."""
+    for symbol in symbols:
+        live.pop(symbol, None)
 
 
 def _evaluate(plan: Plan, step: Instruction, z: Tensor, live: dict[Symbol, Tensor], *, look: bool) -> None:
@@ -268,25 +287,10 @@ def _evaluate(plan: Plan, step: Instruction, z: Tensor, live: dict[Symbol, Tenso
         live["y", step.row, head] = _combine([(z, p), (main, q)], None, plan.reuse)
 
 
-def _bound(denoiser: Denoiser, t: float, output: str) -> Callable[[Tensor], Any]:
-    """The denoiser (or its raw output) at one time."""
-    if hasattr(denoiser, "at"):
-        ready = denoiser.at(t)  # type: ignore[attr-defined]
-        return ready if output == "x0" else ready.raw
-    if output == "x0":
-        return lambda z: denoiser(z, t)
-    if getattr(denoiser, "predicts", None) != output:
-        raise ValueError(f"got a table in terms of {output!r} for a denoiser that does not predict it: wrap one that does")
-    return lambda z: denoiser.raw(z, t)  # type: ignore[attr-defined]
-
-
 def _combine(terms: list[tuple[Tensor, Coefficient]], out: Tensor | None, reuse: bool) -> Tensor:
-    """sum of coefficient * tensor: chained multiply-adds, in place from the second term on."""
+    """Sum of coefficient * tensor: chained multiply-adds, in place from the second term on."""
     (x, c), *rest = terms
-    if isinstance(c, float):
-        total = torch.mul(x, c, out=out) if out is not None else x * c
-    else:
-        total = apply(c, x)
+    total = torch.mul(x, c, out=out) if out is not None and isinstance(c, float) else apply(c, x)
     for x, c in rest:
         if not isinstance(c, float):
             x, c = apply(c, x), 1.0
@@ -322,9 +326,13 @@ def _intervals(solver: Solver, process: Process, steps: int | None, nfe: int | N
     fewer = solver.calls(count, to_zero=to_zero) if count else None
     more = solver.calls(count + 1, to_zero=to_zero)
     if count == 0:
-        raise ValueError(f"got {label}={asked} for {type(solver).__name__}, which takes at least {more} calls: give {more}")
+        raise ValueError(
+            f"got {label}={asked} for {type(solver).__name__}, which takes at least {more} calls: give {more}"
+        )
     if nfe is not None and fewer != nfe:
-        raise ValueError(f"got nfe={nfe} for {type(solver).__name__}, which takes {fewer} or {more} calls: give one of them")
+        raise ValueError(
+            f"got nfe={nfe} for {type(solver).__name__}, which takes {fewer} or {more} calls: give one of them"
+        )
     return count
 
 
@@ -334,7 +342,9 @@ def _one_less(final: str, steps: int | None, nfe: int | None) -> dict[str, int |
         return {"steps": steps, "nfe": nfe}
     for label, value in (("steps", steps), ("nfe", nfe)):
         if isinstance(value, int) and value == 1:
-            raise ValueError(f"got {label}=1 with final='denoise', which spends one call after the table: give at least 2")
+            raise ValueError(
+                f"got {label}=1 with final='denoise', which spends one call after the table: give at least 2"
+            )
     return {"steps": steps - 1 if steps else steps, "nfe": nfe - 1 if nfe else nfe}
 
 
@@ -353,10 +363,10 @@ def _check_dtype(dtype: torch.dtype) -> None:
         )
 
 
-def _given(given: Mapping[str, Tensor] | None, step: Instruction) -> Tensor:
-    if given is None or step.given not in given:
-        raise ValueError(f"the table wants a given row {step.given!r}: pass given={{{step.given!r}: tensor}}")
-    return given[step.given]
+def _given(given: Mapping[str, Tensor] | None, label: str) -> Tensor:
+    if given is None or label not in given:
+        raise ValueError(f"the table wants a given row {label!r}: pass given={{{label!r}: tensor}}")
+    return given[label]
 
 
 def _look(z: Tensor, sentence: str, step: Instruction) -> None:

@@ -19,7 +19,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import PREDICTIONS, TIMES, wrap
 from fewstep.files import extra, load_tensors, read_json, save_tensors, sha256, write_json, write_text
-from fewstep.process import PROCESSES, Process
+from fewstep.process import Process
+from fewstep.process.config import process_from_json, process_to_json
 
 __all__ = [
     "NETWORKS",
@@ -36,8 +37,6 @@ __all__ = [
     "build_network",
     "call_network",
     "load",
-    "process_from_json",
-    "process_to_json",
     "save_model",
 ]
 
@@ -268,38 +267,6 @@ def _config_of(net: nn.Module) -> dict[str, Any]:
         )
     config: Mapping[str, Any] = net.config  # type: ignore[assignment] - set by diffusers
     return {"_class_name": name} | {k: v for k, v in config.items() if not k.startswith("_")}
-
-
-def process_to_json(process: Process) -> dict[str, Any]:
-    """{"name": key in PROCESSES, field: value, ...}."""
-    names = [name for name, cls in PROCESSES.items() if cls is type(process)]
-    if not names:
-        raise ValueError(
-            f"a {type(process).__name__} came as process; known are {', '.join(PROCESSES)}; use one of these."
-        )
-    values = {f.name: getattr(process, f.name) for f in fields(process) if f.init}  # type: ignore[arg-type]
-    return {"name": names[0], **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
-
-
-def process_from_json(value: Any, where: str | Path = "fewstep.json") -> Process:
-    """The process of `process_to_json`'s dict; `where` names the file in an error."""
-    name = value.get("name") if isinstance(value, dict) else value
-    if not isinstance(name, str) or name not in PROCESSES:
-        raise ValueError(
-            f"{where} names the process {name!r}; known are {', '.join(PROCESSES)}; correct it or update fewstep."
-        )
-    cls = PROCESSES[name]
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "name"}
-    allowed = {f.name for f in fields(cls) if f.init}
-    if unknown := sorted(set(arguments) - allowed):
-        raise ValueError(
-            f"{where} gives the process {name!r} a field {unknown[0]!r}; allowed are {', '.join(sorted(allowed))}; "
-            "correct it or update fewstep."
-        )
-    try:
-        return cls(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where} gives the process {name!r} values it refuses ({error}); correct them.") from error
 
 
 def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from fewstep import words
 
-__all__ = ["Parser", "Usage", "at_least", "build", "option", "pick"]
+__all__ = ["Parser", "Usage", "at_least", "build", "check_device", "option", "pick"]
 
 T = TypeVar("T")
 
@@ -59,6 +59,19 @@ def pick(registry: Mapping[str, T], name: str, what: str) -> T:
         return words.pick(registry, name, what)
     except ValueError as error:
         raise Usage(str(error)) from None
+
+
+def check_device(name: str) -> None:
+    """Refuses a device that cannot hold a tensor here."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:  # each back end has its own way to say no
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise Usage(
+            f"got the device {name!r}, which does not work here ({reason}): choose another, such as cpu"
+        ) from None
 
 
 def build(registry: Mapping[str, Callable[..., Any]], name: str, what: str, options: Sequence[tuple[str, Any]]) -> Any:

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     model, classifier, reference = fs.load(), load_classifier(), load_reference()
     floor = reference.floor(args.num)
     labels = class_labels(None, model.labels, args.num)
-    plan = [(fs.DEFAULT_SOLVER, args.steps), ("ddpm", args.ancestral_steps)]
+    plan = [(fs.DEFAULT_SOLVERS[model.process.kind], args.steps), ("ddpm", args.ancestral_steps)]
     batches = -(-args.num // args.batch)
     lines, records = [], []
     with Results(args.out) as results:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.common import Usage, at_least, build, option, pick
+from fewstep.cli.common import Usage, at_least, build, check_device, option, pick
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Drawn", "arguments", "describe", "draw", "picture", "run"]
 
 STEPS = 10  # network calls where the command line names none
+LEAST = 4  # samples that a distance between sets needs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +53,15 @@ def run(args: argparse.Namespace) -> None:
     """Samples a model: a sheet of pictures, the samples, and run.json that says how they were made."""
     import fewstep as fs
 
-    solver = build(fs.SOLVERS, args.solver or fs.DEFAULT_SOLVER, "solver", args.option)
+    if args.solver:  # a wrong name is refused before the model is loaded
+        build(fs.SOLVERS, args.solver, "solver", args.option)
+    if args.quality and args.num < LEAST:
+        raise Usage(f"got --quality with --num {args.num}: quality is measured on at least {LEAST} samples")
+    check_device(args.device)
     grid = pick(fs.GRIDS, args.grid, "grid")
     model = fs.load(args.model, device=args.device)
+    name = args.solver or fs.DEFAULT_SOLVERS[model.process.kind]
+    solver = build(fs.SOLVERS, name, "solver", args.option)
     labels = class_labels(args.label, model.labels, args.num)
     table = fs.tabulate(solver, model.process, grid=grid, **budget(args))
     record = describe(model, solver, table.grid, grid=args.grid, final=args.final, num=args.num, labels=labels,
@@ -66,23 +73,21 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.cli.files import Results
     from fewstep.ui import Bar
 
+    measure = quality_of(model) if args.quality else None
     with Results(args.out) as results:
         total = -(-args.num // args.batch) * (table.nfe + (args.final == "denoise"))
         with Bar(total, "sampling") as bar:
             drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
-                         final=args.final, on_call=bar.advance)  # fmt: skip
+                         final=args.final, device=args.device, on_call=bar.advance)  # fmt: skip
         record |= {"network_calls": drawn.calls, "seconds": round(drawn.seconds, 3)}
-        if args.quality:
-            from fewstep.quality import load_classifier, load_reference
-
-            quality = load_reference().quality(load_classifier().features(drawn.samples))
-            record["quality"] = quality.as_dict()
+        if measure is not None:
+            record["quality"] = measure(drawn.samples)
         sheet = results.write("sheet.png", picture(drawn.samples))
         samples = results.write(f"samples.{args.format}", WRITERS[args.format](drawn.samples, labels))
         text = json.dumps(record, indent=2) + "\n"
         results.write("run.json", lambda file: file.write(text.encode()))
     print(f"{args.num} samples, {drawn.calls} network calls each, {drawn.seconds:.1f} s: {sheet}, {samples}")
-    if args.quality:
+    if "quality" in record:
         print(", ".join(f"{key} {value:.4g}" for key, value in record["quality"].items()))
 
 
@@ -114,6 +119,7 @@ def draw(
     seed: int,
     batch: int,
     final: str = "state",
+    device: str = "cpu",
     on_call: Callable[[], object] | None = None,
 ) -> Drawn:
     """Samples `num` images, `batch` at a time; sample k has the noise and the label of its number, whatever the batch.
@@ -141,6 +147,7 @@ def draw(
             seed=seed,
             first=first,
             final=final,
+            device=device,
         )
         parts.append((model.process.to_data(z) if final == "state" else z).float().cpu())
         calls.add(denoiser.calls)
@@ -162,6 +169,17 @@ class _Watched:
         return out
 
 
+def quality_of(model: Model) -> Callable[[Tensor], dict[str, float]]:
+    """Returns samples -> quality numbers; refuses at once a model whose images the shipped classifier cannot see."""
+    import torch
+
+    from fewstep.quality import load_classifier, load_reference
+
+    classifier, reference = load_classifier(), load_reference()
+    classifier.features(torch.zeros(1, *model.shape))
+    return lambda samples: reference.quality(classifier.features(samples)).as_dict()
+
+
 def class_labels(text: str | None, names: Sequence[str], num: int) -> list[int] | None:
     """Returns the class number of every sample: the classes of `text` ("sneaker,9"), or all of `names`, in turn."""
     if not names:
@@ -180,7 +198,8 @@ def describe(model: Model, solver: Solver, times: Tensor, **more: Any) -> dict[s
 
     import fewstep as fs
     from fewstep.files import sha256
-    from fewstep.model import WEIGHTS, process_to_json
+    from fewstep.model import WEIGHTS
+    from fewstep.process.config import process_to_json
 
     folder = model.path
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fewstep.cli.common import at_least
+from fewstep.cli.common import at_least, check_device
 
 __all__ = ["arguments", "run"]
 
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from fewstep.train import train
 
+    check_device(args.device)
     folder = train(
         args.data,
         args.out,

@@ -34,15 +34,11 @@ class NetworkError(ValueError):
     """What a network returned cannot be used; the loop adds the row and the time."""
 
 
-def _index(process: Process, t: Tensor) -> Tensor:
-    return len(getattr(process, "alphas_cumprod", range(1000))) * t - 1
-
-
 TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
     "t": lambda process, t: t,
-    "index": _index,
-    "sigma": lambda process, t: torch.exp(-process.log_snr(t)),  # type: ignore[operator]
-    "log-sigma/4": lambda process, t: -process.log_snr(t) / 4,  # type: ignore[operator]
+    "index": lambda process, t: getattr(process, "count", 1000) * t - 1,
+    "sigma": lambda process, t: torch.exp(-process.log_snr(t)),
+    "log-sigma/4": lambda process, t: -process.log_snr(t) / 4,
 }
 
 
@@ -62,14 +58,15 @@ class Wrapped:
         """x0_hat in data space for states z (batch, *state) at a time or (batch,) times."""
         return self.at(t)(z)
 
-    def raw(self, z: Tensor, t: Time) -> Tensor:
-        """The network's own output, for tables rewritten `in_terms_of` its prediction."""
-        return self.at(t).raw(z)
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """The denoiser at one time: what the loop makes before a run, so that a row computes no coefficient.
 
-    def at(self, t: Time) -> AtTime:
-        """The denoiser at one time: what the loop makes before a run, so that a row computes no coefficient."""
+        `output` is "x0", or the network's own prediction for its raw output (tables rewritten `in_terms_of` it).
+        """
+        if output not in ("x0", self.predicts):
+            raise ValueError(f"got a table in terms of {output!r} for a network that predicts {self.predicts!r}")
         if self.predicts == "edm":
-            alpha, sigma, data = self.process.alpha(t), self.process.sigma(t), self.sigma_data  # type: ignore[attr-defined]
+            alpha, sigma, data = self.process.alpha(t), self.process.sigma(t), self.sigma_data
             total = sigma**2 + (alpha * data) ** 2  # alpha^2 (sigma_edm^2 + sigma_data^2)
             c_in, p, q = total**-0.5, alpha * data**2 / total, sigma * data * total**-0.5
         else:
@@ -77,7 +74,8 @@ class Wrapped:
         times = t if isinstance(t, Tensor) else torch.tensor([t], dtype=torch.float64)
         named = partial(TIMES[self.time], self.process) if isinstance(self.time, str) else self.time
         label = torch.as_tensor(named(times))
-        return AtTime(self, c_in, p, q, label if isinstance(t, Tensor) else float(label))
+        ready = AtTime(self, c_in, p, q, label if isinstance(t, Tensor) else float(label))
+        return ready if output == "x0" else ready.raw
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +160,9 @@ def wrap(
         pick({**PREDICTIONS, "edm": None}, predicts, "predicts")
         conversion(predicts, process, (process.t_max + process.t_min) / 2)
     elif process.kind != "scalar":
-        raise ValueError(f"got predicts='edm' for {type(process).__name__}: EDM's preconditioning is for scalar processes")
+        raise ValueError(
+            f"got predicts='edm' for {type(process).__name__}: EDM's preconditioning is for scalar processes"
+        )
     return Wrapped(
         net=net,
         process=process,
@@ -183,9 +183,27 @@ class Counted:
 
     def __call__(self, z: Tensor, t: Time) -> Any:
         """The denoiser's answer, counted."""
+        return self._count(lambda x: self.denoiser(x, t), z)
+
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+        """The denoiser at one time, counted."""
+        return partial(self._count, bound(self.denoiser, t, output))
+
+    def _count(self, call: Callable[[Tensor], Any], z: Tensor) -> Any:
         self.calls += 1
         self.evaluations += len(z)
-        return self.denoiser(z, t)
+        return call(z)
+
+
+def bound(denoiser: Callable[[Tensor, Time], Any], t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+    """The denoiser at one time, by its own `at` where it has one."""
+    if hasattr(denoiser, "at"):
+        return denoiser.at(t, output)
+    if output != "x0":
+        raise ValueError(
+            f"got a table in terms of {output!r} for a denoiser without raw outputs: give a wrapped network"
+        )
+    return lambda z: denoiser(z, t)
 
 
 def _dtype(net: Callable[..., Any]) -> torch.dtype | None:

@@ -38,44 +38,57 @@ class Mixture:
 
     def __init__(self, process: Process, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
         means = torch.as_tensor(means, dtype=torch.float64)
-        stds = torch.as_tensor(stds, dtype=torch.float64).expand(len(means)) if _is_number(stds) else torch.as_tensor(stds)
+        if means.ndim == 0:
+            raise ValueError("got one number as means: give a tensor (K, *shape), or (K,) for the same mean everywhere")
+        stds = torch.as_tensor(stds, dtype=torch.float64)
+        stds = stds.expand(len(means)) if stds.ndim == 0 else stds
         weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
-        if len(stds) != len(means) or len(weights) != len(means) or bool((weights <= 0).any()) or bool((stds < 0).any()):
+        if (
+            len(stds) != len(means)
+            or len(weights) != len(means)
+            or bool((weights <= 0).any())
+            or bool((stds < 0).any())
+        ):
             raise ValueError(
                 f"got {len(means)} means, {len(stds)} stds and {len(weights)} weights: give one of each for every "
                 "component, stds of at least 0 and weights above 0"
             )
-        self.process = process
-        self.means = process.coordinates(means)
-        self.stds = _trailing(stds.to(torch.float64), means.ndim)
+        self.process, self.means, self.stds = process, means, stds
         self.log_weights = (weights.to(torch.float64) / weights.sum()).log()
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
+        """E[x0 | z] in data space, (batch, *shape)."""
         b, n = _matched(self.process, z.to(torch.float64), t)
+        mu, std = self._components(tuple(b.shape[1:]))
         b, n = b[:, None], n[:, None]  # (batch, K, *shape)
-        variance = self.stds**2
-        keep = 1 / (1 + variance * n)
+        keep = 1 / (1 + std**2 * n)
         estimate = torch.where(n > 0, b / torch.where(n > 0, n, 1.0), 0.0)
-        logits = self.log_weights - 0.5 * (
-            n * keep * (estimate - self.means) ** 2 - keep.log()
-        ).expand(len(z), *self.means.shape).flatten(2).sum(-1)
-        means = self.means + variance * n * keep * (estimate - self.means)
-        pi = _trailing(logits.softmax(1), means.ndim)
-        return self.process.from_coordinates((pi * means).sum(1)).to(z.dtype)
+        energy = (n * keep * (estimate - mu) ** 2 - keep.log()).expand(len(z), *mu.shape)
+        pi = (self.log_weights - 0.5 * energy.flatten(2).sum(-1)).softmax(1)
+        found = mu + std**2 * n * keep * (estimate - mu)
+        return self.process.from_coordinates((_trailing(pi, found.ndim) * found).sum(1)).to(z.dtype)
+
+    def _components(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Means (K, *shape) and stds (K, 1... or *shape) in the process's coordinates."""
+        means = _trailing(self.means, len(shape) + 1).expand(len(self.means), *shape)
+        return self.process.coordinates(means), _trailing(self.stds, len(shape) + 1)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws of the data (count, *shape), in data space."""
+        mu, std = self._components(tuple(self.means.shape[1:]))
         k = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
-        noise = torch.randn(count, *self.means.shape[1:], dtype=torch.float64, generator=generator)
-        return self.process.from_coordinates(self.means[k] + self.stds.expand_as(self.means)[k] * noise)
+        noise = torch.randn(count, *mu.shape[1:], dtype=torch.float64, generator=generator)
+        return self.process.from_coordinates(mu[k] + std.expand_as(mu)[k] * noise)
 
 
 class Gaussian(Mixture):
-    """The exact denoiser of N(mean, std^2), independent in the process's coordinates; mean (*shape), std a number or (*shape)."""
+    """The exact denoiser of N(mean, std^2): a mixture of one.
 
-    def __init__(self, process: Process, mean: Tensor, std: Tensor | float) -> None:
-        std = torch.as_tensor(std, dtype=torch.float64)
-        super().__init__(process, torch.as_tensor(mean)[None], std[None])
+    `mean` is (*shape) or one number for every coordinate; `std` a number or (*shape) in the process's coordinates.
+    """
+
+    def __init__(self, process: Process, mean: Tensor | float, std: Tensor | float) -> None:
+        super().__init__(process, *(torch.as_tensor(v, dtype=torch.float64)[None] for v in (mean, std)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +125,11 @@ class Dataset:
 
 
 def _matched(process: Process, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-    """b (batch, *shape) in the process's coordinates and n, broadcastable to it, (batch or 1, ...)."""
+    """The pair b (batch, *shape) in the process's coordinates and n, broadcastable to it, (batch or 1, ...)."""
     m = process.M(t)
-    matched = transpose(m) * inverse(process.Sigma(t))  # type: ignore[operator]
+    matched = transpose(m) * inverse(process.Sigma(t))
     b = apply(matched, z)
-    return b, _values(matched * m, b)  # type: ignore[operator]
+    return b, _values(matched * m, b)
 
 
 def _values(c: Coefficient, like: Tensor) -> Tensor:
@@ -130,7 +143,3 @@ def _values(c: Coefficient, like: Tensor) -> Tensor:
 
 def _trailing(v: Tensor, ndim: int) -> Tensor:
     return v.reshape(v.shape + (1,) * (ndim - v.ndim))
-
-
-def _is_number(value: Tensor | float) -> bool:
-    return not isinstance(value, Tensor) or value.ndim == 0

@@ -38,14 +38,14 @@ def _score(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
 
 def _v(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
     m, r = process.M(t), process.R(t)
-    scale = inverse(m * m + r * r)  # type: ignore[operator]
-    return m * scale, -1.0 * (r * scale)  # type: ignore[operator]
+    scale = inverse(m * m + r * r)
+    return m * scale, -1.0 * (r * scale)
 
 
 def _flow(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
     m, r = process.M(t), process.R(t)
-    scale = inverse(m + r)  # type: ignore[operator]
-    return scale, -1.0 * (r * scale)  # type: ignore[operator]
+    scale = inverse(m + r)
+    return scale, -1.0 * (r * scale)
 
 
 PREDICTIONS: dict[str, Conversion] = {"data": _data, "noise": _noise, "v": _v, "flow": _flow, "score": _score}

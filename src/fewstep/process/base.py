@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from fewstep.process.operator import Coefficient, apply, inverse, transpose
 
 __all__ = ["Process", "ScalarProcess", "Time", "derivative"]
 
-Time = float | Tensor
+Time = Any  # float | (batch,) float64 Tensor; a function of a Time returns the same of the two
 
 
 class Process(ABC):
@@ -104,12 +104,12 @@ class Process(ABC):
 
     def M_rate(self, t: Time) -> Coefficient:
         """dM/dt = F M."""
-        return self.F(t) * self.M(t)  # type: ignore[operator]
+        return self.F(t) * self.M(t)
 
     def R_rate(self, t: Time) -> Coefficient:
         """dR/dt = F R + 1/2 G G^T R^-T."""
         r = self.R(t)
-        return self.F(t) * r + 0.5 * (self.GG(t) * transpose(inverse(r)))  # type: ignore[operator]
+        return self.F(t) * r + 0.5 * (self.GG(t) * transpose(inverse(r)))
 
     def transition(self, t: Time, s: Time) -> Coefficient:
         """Psi_t Psi_s^-1."""
@@ -179,13 +179,13 @@ class ScalarProcess(Process):
         return self.sigma(t)
 
     def F(self, t: Time) -> Coefficient:
-        """d log alpha / dt."""
+        """The rate d log alpha / dt."""
         return _like(lambda u: derivative(self._alpha, u) / self._alpha(u), t)
 
     def GG(self, t: Time) -> Coefficient:
         """g^2 = d sigma^2/dt - 2 F sigma^2 (Kingma et al. 2021, eq. 2 and appendix)."""
         s = self.sigma(t)
-        return 2 * s * (self.R_rate(t) - self.F(t) * s)  # type: ignore[operator]
+        return 2 * s * (self.R_rate(t) - self.F(t) * s)
 
     def M_rate(self, t: Time) -> Coefficient:
         return _like(lambda u: derivative(self._alpha, u), t)
@@ -196,12 +196,12 @@ class ScalarProcess(Process):
     def data_from_noise(self, t: Time) -> tuple[Coefficient, Coefficient]:
         """x0 = (z - sigma eps) / alpha."""
         a = inverse(self.alpha(t))
-        return a, -self.sigma(t) * a  # type: ignore[operator]
+        return a, -self.sigma(t) * a
 
     def data_from_score(self, t: Time) -> tuple[Coefficient, Coefficient]:
         """x0 = (z + sigma^2 s) / alpha."""
         a = inverse(self.alpha(t))
-        return a, self.sigma(t) ** 2 * a  # type: ignore[operator]
+        return a, self.sigma(t) ** 2 * a
 
 
 def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 def _like(f: Callable[[Tensor], Tensor], t: Time) -> Time:
-    """f on float64; a float for a float."""
+    """Calls f in float64; gives a float for a float."""
     if isinstance(t, Tensor):
         return f(t.to(torch.float64))
     value = f(torch.tensor(float(t), dtype=torch.float64)).item()

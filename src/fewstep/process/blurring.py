@@ -63,7 +63,7 @@ class Blurring(Process):
         return self._diagonal(lambda u: torch.sin(self._angle(u))[..., None, None].expand(*u.shape, *self.size), t)
 
     def F(self, t: Time) -> Coefficient:
-        """d log(alpha d) / dt of every frequency."""
+        """The rate d log(alpha d) / dt of every frequency."""
         blur = math.pi / 2 * _tensor(t)
         rate = self.sigma_blur_max**2 * torch.sin(blur) ** 3 * torch.cos(blur) * math.pi  # d(sigma_B^2 / 2) / dt
         d = self.frequency_scaling(t)
@@ -76,7 +76,7 @@ class Blurring(Process):
         u = _tensor(t)
         s, ds = (torch.sin(self._angle(u)), derivative(lambda v: torch.sin(self._angle(v)), u))
         s, ds = s[..., None, None], ds[..., None, None]
-        return Diagonal(2 * s * (ds - self.F(t).values * s), 2)  # type: ignore[union-attr]
+        return Diagonal(2 * s * (ds - self.F(t).values * s), 2)
 
     def log_snr(self, t: Time) -> Time:
         """log(alpha / sigma): the clock of frequency zero; `log_snr_modes` gives all."""
@@ -93,12 +93,12 @@ class Blurring(Process):
     def data_from_noise(self, t: Time) -> tuple[Coefficient, Coefficient]:
         """x0 = (z - sigma eps) / (alpha d), frequency by frequency."""
         m, r = self.M(t), self.R(t)
-        return Diagonal(1 / m.values, 2), Diagonal(-r.values / m.values, 2)  # type: ignore[union-attr]
+        return Diagonal(1 / m.values, 2), Diagonal(-r.values / m.values, 2)
 
     def data_from_score(self, t: Time) -> tuple[Coefficient, Coefficient]:
         """x0 = (z + sigma^2 s) / (alpha d), frequency by frequency."""
         m, r = self.M(t), self.R(t)
-        return Diagonal(1 / m.values, 2), Diagonal(r.values**2 / m.values, 2)  # type: ignore[union-attr]
+        return Diagonal(1 / m.values, 2), Diagonal(r.values**2 / m.values, 2)
 
     def coordinates(self, x0: Tensor) -> Tensor:
         """DCT-II coefficients of the last two axes."""

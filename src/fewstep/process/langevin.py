@@ -44,11 +44,11 @@ class CLD(Process):
     t_min: float = 1e-3
 
     kind = "block"
-    default_grid = "log-snr"
+    default_grid = "power"
 
     @property
     def mass(self) -> float:
-        """m = Gamma^2 / 4: critical damping."""
+        """The mass m = Gamma^2 / 4: critical damping."""
         return self.Gamma**2 / 4
 
     def Psi(self, t: Time) -> Block:
@@ -79,20 +79,26 @@ class CLD(Process):
         return value if isinstance(t, Tensor) else value.item()
 
     def inverse_log_snr(self, lam: Time) -> Time:
-        """By bisection in log t, to rounding: the log-SNR falls monotonically."""
+        """By Newton's method in log t inside a shrinking bracket, to rounding: the log-SNR falls monotonically."""
         target = _tensor(lam)
         low, high = torch.full_like(target, math.log(1e-12)), torch.full_like(target, math.log(4 * self.t_max))
-        for _ in range(70):
-            middle = (low + high) / 2
-            above = self._log_snr(middle.exp()) > target
+        middle = (low + high) / 2
+        for _ in range(100):
+            value, rate = self._log_snr_and_rate(middle.exp())
+            above = value > target
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        value = ((low + high) / 2).exp()
+            step = middle - (value - target) / (rate * middle.exp())
+            step = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
+            moved, middle = (step - middle).abs(), step
+            if not bool((moved > 4e-16 * middle.abs().clamp(min=1.0)).any()):
+                break
+        value = middle.exp()
         return value if isinstance(lam, Tensor) else value.item()
 
     def data_from_noise(self, t: Time) -> tuple[Coefficient, Coefficient]:
         """Through the velocity's score, the part a hybrid-score network learns; s = -R^-T eps."""
         p, q = self.data_from_score(t)
-        return p, -1.0 * (q * Block(torch.linalg.inv(self.R(t).values).mT))  # type: ignore[operator]
+        return p, -1.0 * (q * Block(torch.linalg.inv(self.R(t).values).mT))
 
     def data_from_score(self, t: Time) -> tuple[Coefficient, Coefficient]:
         """x0 = (e_v^T Sigma^-1 z + s_v) / (e_v^T Sigma^-1 M): from the velocity component s_v alone."""
@@ -113,7 +119,7 @@ class CLD(Process):
 
     @property
     def domain(self) -> tuple[float, float]:
-        return (0.0, math.inf)
+        return (1e-5, math.inf)  # at t = 0 the position is noiseless and the velocity is not: R is singular
 
     def _psi(self, t: Tensor) -> Tensor:
         tau, k = self.beta * t, 2 / self.Gamma
@@ -130,10 +136,15 @@ class CLD(Process):
         return noise + (psi * start) @ psi.mT
 
     def _log_snr(self, t: Tensor) -> Tensor:
+        return self._log_snr_and_rate(t)[0]
+
+    def _log_snr_and_rate(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-SNR and its time derivative -1/2 |G^T Sigma^-1 M|^2 / (M^T Sigma^-1 M)."""
         m, s = self._psi(t)[..., 0], self._sigma(t)
         a, b, d = s[..., 0, 0], s[..., 0, 1], s[..., 1, 1]
-        square = (d * m[..., 0] ** 2 - 2 * b * m[..., 0] * m[..., 1] + a * m[..., 1] ** 2) / _det(s)
-        return 0.5 * square.log()
+        square = d * m[..., 0] ** 2 - 2 * b * m[..., 0] * m[..., 1] + a * m[..., 1] ** 2
+        velocity = a * m[..., 1] - b * m[..., 0]
+        return 0.5 * (square / _det(s)).log(), -self.Gamma * self.beta * velocity**2 / (_det(s) * square)
 
     def _theta(self, t: Tensor) -> Tensor:
         """The angle from t to t = 1 (a constant rotation is free), by Gauss-Legendre on panels that halve towards t.

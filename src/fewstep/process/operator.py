@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,13 +41,16 @@ class Diagonal:
     values: Tensor
     rank: int
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Diagonal) and torch.equal(self.values, other.values)
+
     def _with(self, values: Tensor) -> Diagonal:
         return Diagonal(values, self.rank)
 
     def _values(self, other: Coefficient) -> Tensor | float:
         if isinstance(other, Tensor):
             return other.reshape(other.shape + (1,) * self.rank)
-        return other.values if isinstance(other, Diagonal) else other  # type: ignore[union-attr]
+        return other.values if isinstance(other, Diagonal) else other
 
     def __add__(self, other: Coefficient) -> Diagonal:
         return self._with(self.values + self._values(other))
@@ -91,6 +95,9 @@ class Block:
 
     values: Tensor
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Block) and torch.equal(self.values, other.values)
+
     def __add__(self, other: Coefficient) -> Block:
         return Block(self.values + self._matrix(other))
 
@@ -121,7 +128,7 @@ class Block:
             return other.values
         if isinstance(other, Tensor):
             other = other[:, None, None]
-        return other * torch.eye(self.values.shape[-1], dtype=torch.float64)  # type: ignore[operator]
+        return other * torch.eye(self.values.shape[-1], dtype=torch.float64)
 
     def apply(self, x: Tensor) -> Tensor:
         v = self.values.to(x)
@@ -134,7 +141,8 @@ class Block:
         return y.squeeze(1) if m == 1 else y
 
 
-Coefficient = float | Tensor | Diagonal | Block
+# float | (batch,) Tensor | Diagonal | Block; a type checker cannot multiply such a union, so it is Any to it.
+Coefficient = Any
 
 
 def apply(c: Coefficient, x: Tensor) -> Tensor:
@@ -158,6 +166,7 @@ def inverse(c: Coefficient) -> Coefficient:
 
 
 def transpose(c: Coefficient) -> Coefficient:
+    """c^T."""
     return Block(c.values.mT) if isinstance(c, Block) else c
 
 
@@ -182,7 +191,7 @@ def root(c: Coefficient) -> Coefficient:
 
 
 def log_det(c: Coefficient, data_shape: tuple[int, ...]) -> Tensor | float:
-    """log |det c| over a whole state whose data part has `data_shape`; a number, or (batch,)."""
+    """Log |det c| over a whole state whose data part has `data_shape`; a number, or (batch,)."""
     count = math.prod(data_shape)
     if isinstance(c, Block):
         return torch.linalg.slogdet(c.values)[1] * count

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fewstep.process.base import ScalarProcess
+from fewstep.process.base import ScalarProcess, Time
 
 __all__ = ["EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "SubVP"]
 
@@ -30,6 +31,7 @@ class VP(ScalarProcess):
     beta_max: float = 20.0
     t_max: float = 1.0
     t_min: float = 1e-3
+    default_grid: ClassVar[str] = "power"
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return -t * (t * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2)
@@ -50,10 +52,16 @@ class VP(ScalarProcess):
         """The time at which -2 log alpha is `loss`, by the root that does not cancel."""
         return 2 * loss / ((self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * loss).sqrt() + self.beta_min)
 
+    @property
+    def domain(self) -> tuple[float, float]:
+        return (0.0, math.inf)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubVP(VP):
     r"""Sub-VP (Song et al. 2021, eq. 29): alpha as VP, sigma = 1 - alpha^2."""
+
+    default_grid: ClassVar[str] = "uniform"
 
     def _sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(2 * self._log_alpha(t))
@@ -73,8 +81,9 @@ class Cosine(ScalarProcess):
     offset: float = 0.008
     t_max: float = 0.9946
     t_min: float = 1e-3
+    default_grid: ClassVar[str] = "uniform"
 
-    def _angle(self, t: Tensor | float) -> Tensor | float:
+    def _angle(self, t: Time) -> Time:
         return math.pi / 2 * (t + self.offset) / (1 + self.offset)
 
     def _alpha(self, t: Tensor) -> Tensor:
@@ -106,6 +115,10 @@ class VE(ScalarProcess):
     def _sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * (t * math.log(self.sigma_max / self.sigma_min)).exp()
 
+    @property
+    def domain(self) -> tuple[float, float]:
+        return (-math.inf, math.inf)
+
     def _inverse_log_snr(self, lam: Tensor) -> Tensor:
         return (-lam - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
@@ -116,7 +129,7 @@ class EDM(ScalarProcess):
 
     t_max: float = 80.0
     t_min: float = 0.002
-    default_grid = "karras"
+    default_grid: ClassVar[str] = "karras"
 
     @property
     def domain(self) -> tuple[float, float]:
@@ -141,7 +154,7 @@ class Flow(ScalarProcess):
 
     t_max: float = 1.0
     t_min: float = 0.0
-    default_grid = "uniform"
+    default_grid: ClassVar[str] = "uniform"
 
     def _alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -167,7 +180,8 @@ class Discrete(ScalarProcess):
 
     alphas_cumprod: tuple[float, ...] | None = None
     t_max: float = 1.0
-    t_min: float = 1e-3
+    t_min: float = math.nan  # stands for 1/N, index 0
+    default_grid: ClassVar[str] = "power"
 
     def __post_init__(self) -> None:
         table = self.alphas_cumprod
@@ -180,13 +194,24 @@ class Discrete(ScalarProcess):
                 "of cumulative products, index 0 nearest to data"
             )
         knots = torch.cat([torch.zeros(1, dtype=torch.float64), 0.5 * a.log()])
-        object.__setattr__(self, "alphas_cumprod", tuple(a.tolist()))
-        object.__setattr__(self, "_log_alphas", knots)
-        object.__setattr__(self, "t_min", max(self.t_min, 1 / len(a)) if self.t_min == 1e-3 else self.t_min)
+        if self.alphas_cumprod is not None:
+            object.__setattr__(self, "alphas_cumprod", tuple(a.tolist()))
+        if math.isnan(self.t_min):
+            object.__setattr__(self, "t_min", 1 / len(a))
+        object.__setattr__(self, "_log_alphas", knots)  # at t = 0, 1/N, ..., 1
+
+    @property
+    def _knots(self) -> Tensor:
+        return self.__dict__["_log_alphas"]
+
+    @property
+    def count(self) -> int:
+        """N, the number of indices."""
+        return len(self._knots) - 1
 
     def _log_alpha(self, t: Tensor) -> Tensor:
-        knots: Tensor = self._log_alphas  # type: ignore[attr-defined]
-        n = len(knots) - 1
+        knots = self._knots
+        n = self.count
         i = (t.detach() * n).floor().clamp(0, n - 1).long()
         w = t * n - i
         left, right = knots[i], knots[i + 1]
@@ -204,8 +229,8 @@ class Discrete(ScalarProcess):
         return self._log_alpha(t) - self._sigma(t).log()
 
     def _inverse_log_snr(self, lam: Tensor) -> Tensor:
-        knots: Tensor = self._log_alphas  # type: ignore[attr-defined]
-        n = len(knots) - 1
+        knots = self._knots
+        n = self.count
         log_alpha = -0.5 * softplus(-2 * lam)
         i = (torch.searchsorted(-knots, -log_alpha, right=True) - 1).clamp(0, n - 1)
         left, right = knots[i], knots[i + 1]

@@ -116,15 +116,17 @@ def kernel_distance(a: Features, b: Features, *, blocks: int = 16) -> KernelDist
 
 def _block_sums(a: Tensor, b: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows per block of a (B,), kernel sums over each pair of blocks (B, B), sums of k(x, x) by block of a (B,)."""
-    parts = a.tensor_split(blocks)
-    columns = [p.shape[0] for p in b.tensor_split(blocks)]
-    sums = [torch.stack([c.sum() for c in _kernel(p, b).split(columns, dim=1)]) for p in parts]
+    parts, others = a.tensor_split(blocks), b.tensor_split(blocks)
+    sums = torch.zeros(blocks, blocks, dtype=torch.float64)
+    for i, x in enumerate(parts):
+        for j, y in enumerate(others):
+            sums[i, j] = sums[j, i] if a is b and j < i else _kernel(x, y).sum()
     own = torch.stack([((p.square().sum(1) / p.shape[1] + 1) ** 3).sum() for p in parts])
-    return torch.tensor([len(p) for p in parts], dtype=torch.float64), torch.stack(sums), own
+    return torch.tensor([len(p) for p in parts], dtype=torch.float64), sums, own
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    return torch.addmm(torch.ones((), dtype=x.dtype), x, y.T, alpha=1 / x.shape[1]).pow_(3)
 
 
 @dataclass(frozen=True)

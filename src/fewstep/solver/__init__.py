@@ -12,9 +12,21 @@ from fewstep.solver.exponential import Multistep
 from fewstep.solver.runge_kutta import EDMHeun, RungeKutta
 from fewstep.solver.unipc import UniPC
 
-__all__ = ["DDIM", "DDPM", "DEFAULT_SOLVER", "SOLVERS", "DPMMultistep", "EDMHeun", "Multistep", "RungeKutta", "Solver", "UniPC"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "DEFAULT_SOLVERS",
+    "SOLVERS",
+    "DPMMultistep",
+    "EDMHeun",
+    "Multistep",
+    "RungeKutta",
+    "Solver",
+    "UniPC",
+]
 
-DEFAULT_SOLVER = "unipc-3"
+# By kind of process; chosen by measurement, see docs/choosing.md and benchmarks/default_solver.py.
+DEFAULT_SOLVERS = {"scalar": "unipc-3", "diagonal": "deis-tab-2", "block": "deis-tab-2"}
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "ddpm": DDPM,

@@ -43,8 +43,8 @@ class DDPM(Solver):
         return True
 
     @property
-    def point_mass(self) -> str:
-        return "exact" if self.variance == "posterior" else "residual"
+    def point_mass(self) -> tuple[str, ...]:
+        return self.kinds if self.variance == "posterior" else ()
 
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process
@@ -53,7 +53,7 @@ class DDPM(Solver):
             gain, covariance = posterior(p, t, s)
             if self.variance == "beta" and not is_zero(p.Sigma(s)):
                 covariance = added_noise(p, t, s)
-            form = gain * z + (p.M(s) - gain * p.M(t)) * d  # type: ignore[operator]
+            form = gain * z + (p.M(s) - gain * p.M(t)) * d
             if not is_zero(covariance):
                 form = form + cholesky(covariance) * w.noise(t, s)
             z = w.row(form, s)
@@ -89,11 +89,11 @@ class DDIM(Solver):
             a: Coefficient = r
             if noisy:
                 _, covariance = posterior(p, t, s)
-                covariance = self.eta**2 * covariance  # type: ignore[operator]
+                covariance = self.eta**2 * covariance
                 r_inv = inverse(r)
-                a = r * root(1.0 - r_inv * covariance * transpose(r_inv))  # type: ignore[operator]
-            keep = a * inverse(p.R(t))  # type: ignore[operator]
-            form = keep * z + (p.M(s) - keep * p.M(t)) * d  # type: ignore[operator]
+                a = r * root(1.0 - r_inv * covariance * transpose(r_inv))
+            keep = a * inverse(p.R(t))
+            form = keep * z + (p.M(s) - keep * p.M(t)) * d
             if noisy:
                 form = form + cholesky(covariance) * w.noise(t, s)
             z = w.row(form, s)
@@ -102,11 +102,11 @@ class DDIM(Solver):
 def posterior(process: Process, t: float, s: float) -> tuple[Coefficient, Coefficient]:
     """Gain K and covariance of q(z_s | z_t, x0), a Gaussian with mean M_s x0 + K (z_t - M_t x0)."""
     sigma_t, sigma_s = process.Sigma(t), process.Sigma(s)
-    gain = sigma_s * transpose(process.transition(t, s)) * inverse(sigma_t)  # type: ignore[operator]
-    return gain, sigma_s - gain * sigma_t * transpose(gain)  # type: ignore[operator]
+    gain = sigma_s * transpose(process.transition(t, s)) * inverse(sigma_t)
+    return gain, sigma_s - gain * sigma_t * transpose(gain)
 
 
 def added_noise(process: Process, t: float, s: float) -> Coefficient:
     """The covariance of q(z_t | z_s): Sigma_t - Psi Sigma_s Psi^T."""
     psi = process.transition(t, s)
-    return process.Sigma(t) - psi * process.Sigma(s) * transpose(psi)  # type: ignore[operator]
+    return process.Sigma(t) - psi * process.Sigma(s) * transpose(psi)

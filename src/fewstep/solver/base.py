@@ -8,7 +8,7 @@ how many network calls n steps take; (5) add it to `SOLVERS`. The tests then hol
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,9 +18,18 @@ from fewstep.process.base import Process
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
 
-__all__ = ["ALL_KINDS", "Solver"]
+__all__ = ["ALL_KINDS", "Moments", "Solver"]
 
 ALL_KINDS = ("scalar", "diagonal", "block")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Rows that read q predictions reproduce polynomials in `clock` up to degree `degrees[q - 1]` (the last beyond)."""
+
+    form: str
+    clock: str
+    degrees: tuple[int, ...]
 
 
 class Solver(ABC):
@@ -28,8 +37,9 @@ class Solver(ABC):
 
     - `kinds`: the kinds of process its mathematics covers; `reason` says why not the others.
     - `stochastic`: whether it adds noise.
-    - `point_mass`: "exact" when a single data point is carried exactly, else "residual" (it shrinks with the steps).
-    - `moments`: the degree up to which polynomial outputs are integrated exactly in `moment_clock` (-1: not claimed).
+    - `point_mass`: the kinds of process on which a single data point is carried exactly; on the others it leaves a
+      residual that shrinks with the steps.
+    - `moments`: the form and clock in which rows integrate polynomial predictions exactly, and up to which degree.
     - `ends`: singular ends it accepts, out of "alpha=0" (start) and "sigma=0" (end).
     """
 
@@ -46,8 +56,12 @@ class Solver(ABC):
         return False
 
     @property
-    def point_mass(self) -> str:
-        return "exact"
+    def point_mass(self) -> tuple[str, ...]:
+        return self.kinds
+
+    @property
+    def moments(self) -> Moments | None:
+        return None
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -57,7 +71,7 @@ class Solver(ABC):
     def write(self, w: Writer) -> None:
         """Writes all rows after the start."""
 
-    def calls(self, steps: int, *, to_zero: bool) -> int:
+    def calls(self, steps: int, *, to_zero: bool) -> int:  # noqa: ARG002
         """Network calls of `steps` grid intervals; `to_zero` when the grid ends at sigma = 0."""
         return steps
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Moments, Solver
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
@@ -64,6 +64,11 @@ class UniPC(Solver):
         return min(self.points + self.corrector, start, 2 if self.final_ramp else start)
 
     @property
+    def moments(self) -> Moments:
+        """A row with two predictions takes 1/2 and misses degree 1 (by O(h)); the others are solved for."""
+        return Moments(self.form, "log-snr", (0, 0, *range(2, self.points + self.corrector)))
+
+    @property
     def ends(self) -> tuple[str, ...]:
         return ("alpha=0", "sigma=0") if self.form == "data" else ("sigma=0",)
 
@@ -102,11 +107,11 @@ class UniPC(Solver):
         """From t to s with the predictions behind t, and the one made at s when correcting."""
         p, data = w.process, self.form == "data"
         if data:
-            carry = p.R(s) / p.R(t)  # type: ignore[operator]
-            scale, first = p.M(s), p.M(s) - carry * p.M(t)  # type: ignore[operator]
+            carry = p.R(s) / p.R(t)
+            scale, first = p.M(s), p.M(s) - carry * p.M(t)
         else:
-            carry = p.M(s) / p.M(t)  # type: ignore[operator]
-            scale, first = p.R(s), p.R(s) - carry * p.R(t)  # type: ignore[operator]
+            carry = p.M(s) / p.M(t)
+            scale, first = p.R(s), p.R(s) - carry * p.R(t)
         lam, m0 = nodes[0]
         form = carry * z + first * m0
         others = [*nodes[1:], *([new] if new else [])]
@@ -119,12 +124,12 @@ class UniPC(Solver):
         half = len(others) == 1 and not solve
         rho = np.array([0.5]) if half else _solve(r, hh, b_h)
         for weight, ratio, (_, m) in zip(rho, r, others, strict=True):
-            form = form - float(weight / ratio * b_h) * scale * (m - m0)  # type: ignore[operator]
+            form = form - float(weight / ratio * b_h) * scale * (m - m0)
         return form
 
 
 def _solve(r: np.ndarray, hh: float, b_h: float) -> np.ndarray:
-    """rho with sum_j rho_j r_j^(k-1) = k! phi_{k+1}(hh) / B, phi_{k+1} = (phi_k - 1/k!)/hh."""
+    """Rho with sum_j rho_j r_j^(k-1) = k! phi_{k+1}(hh) / B, phi_{k+1} = (phi_k - 1/k!)/hh."""
     phi, factorial, right = math.expm1(hh) / hh, 1.0, []
     for k in range(1, len(r) + 1):
         phi = (phi - 1 / factorial) / hh

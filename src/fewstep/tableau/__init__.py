@@ -1,4 +1,4 @@
-"""Tables: a sampler with process, solver and grid fixed, as numbers that can be checked, printed, saved and rewritten."""
+"""Tables: a sampler with process, solver and grid fixed, as numbers: checked, printed, saved, rewritten."""
 
 from __future__ import annotations
 

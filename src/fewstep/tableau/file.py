@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.process import PROCESSES, Process
+from fewstep.files import atomic
+from fewstep.process import Process
+from fewstep.process.config import process_from_json, process_to_json
 from fewstep.process.operator import Block, Coefficient, Diagonal
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import NoiseInterval, Row, Tableau
 
-__all__ = ["load", "process_config", "process_from_config", "save", "solver_from_config"]
+__all__ = ["load", "save", "solver_from_config"]
+
+if TYPE_CHECKING:
+    from fewstep.solver import Solver
 
 _FORMAT = "fewstep table 1"
 
@@ -33,11 +37,14 @@ def save(table: Tableau, path: Path) -> None:
     """Writes beside the final name and renames, so that a failed write leaves nothing behind."""
     numbers: list[float] = []
     rule = any(isinstance(c, Diagonal) for row in table.rows for _, c in row.form)
-    if rule and table.solver is None:
-        raise ValueError("got a table with one weight per frequency and no solver: only its rule can be saved")
+    if rule and (table.solver is None or _rule(table.solver, table.process, table.grid, table.output) != table):
+        raise ValueError(
+            "got a table with one weight per frequency that its solver would not write: only such a rule can be saved; "
+            "save the table that the solver wrote"
+        )
     meta: dict[str, Any] = {
         "format": _FORMAT,
-        "process": process_config(table.process),
+        "process": process_to_json(table.process),
         "solver": table.solver.config() if table.solver else None,
         "output": table.output,
     }
@@ -60,12 +67,8 @@ def save(table: Tableau, path: Path) -> None:
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    part = path.with_name(path.name + ".tmp")
-    try:
+    with atomic(path) as part:
         part.write_bytes(struct.pack("<Q", len(text)) + text + data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Tableau:
@@ -79,11 +82,10 @@ def load(path: Path) -> Tableau:
         if meta["format"] != _FORMAT or hashlib.sha256(data).hexdigest() != header["__metadata__"]["sha256"]:
             raise ValueError("checksum")
         numbers = torch.from_numpy(np.frombuffer(data, dtype="<f8").copy())
-        process = process_from_config(meta["process"])
+        process = process_from_json(meta["process"])
         solver = solver_from_config(meta["solver"]) if meta["solver"] else None
-        if "rows" not in meta:
-            table = solver.tabulate(process, numbers)  # type: ignore[union-attr]
-            return table if meta["output"] == "x0" else table.in_terms_of(meta["output"])
+        if "rows" not in meta and solver is not None:
+            return _rule(solver, process, numbers, meta["output"])
         return Tableau(
             rows=tuple(
                 Row(r["t"], r["at"], Form({tuple(s): _take(numbers, at) for s, at in r["form"]}), r["given"])
@@ -91,10 +93,10 @@ def load(path: Path) -> Tableau:
             ),
             noises=tuple(NoiseInterval(**n) for n in meta["noises"]),
             process=process,
-            grid=_take(numbers, meta["grid"]),  # type: ignore[arg-type]
+            grid=_take(numbers, meta["grid"]),
             solver=solver,
             output=meta["output"],
-            heads={tuple(k): (_take(numbers, p), _take(numbers, q)) for k, p, q in meta["heads"]},  # type: ignore[misc]
+            heads={tuple(k): (_take(numbers, p), _take(numbers, q)) for k, p, q in meta["heads"]},
         )
     except (struct.error, UnicodeDecodeError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(
@@ -103,33 +105,21 @@ def load(path: Path) -> Tableau:
         ) from None
 
 
-def process_config(process: Process) -> dict[str, Any]:
-    """Class and fields, as JSON."""
-    return {"class": type(process).__name__, **asdict(process)}  # type: ignore[call-overload]
+def _rule(solver: Solver, process: Process, grid: Tensor, output: str) -> Tableau:
+    """The table a solver writes, in terms of an output."""
+    table = solver.tabulate(process, grid)
+    return table if output == "x0" else table.in_terms_of(output)
 
 
-def process_from_config(config: dict[str, Any]) -> Process:
-    """The process of a config; a ValueError for one that is not known."""
-    return _build({p.__name__: p for p in PROCESSES.values()}, config, "process")
-
-
-def solver_from_config(config: dict[str, Any]) -> Any:
-    """The solver of a config; a ValueError for one that is not known."""
+def solver_from_config(config: dict[str, Any]) -> Solver:
+    """The solver of `Solver.config`; a ValueError for one that is not known."""
     from fewstep import solver
 
-    return _build({n: getattr(solver, n) for n in solver.__all__ if n not in ("SOLVERS", "DEFAULT_SOLVER")}, config, "solver")
-
-
-def _build(classes: dict[str, Any], config: dict[str, Any], what: str) -> Any:
-    fields = dict(config)
-    label = fields.pop("class", None)
-    if label not in classes:
-        raise ValueError(f"got {what} class {label!r}: known are {', '.join(classes)}")
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    try:
-        return classes[label](**fields)
-    except TypeError as error:
-        raise ValueError(f"got {what} {label} with options that it does not have ({error})") from None
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "class"}
+    cls = getattr(solver, str(config.get("class")), None)
+    if not (isinstance(cls, type) and issubclass(cls, solver.Solver)):
+        raise ValueError(f"got solver class {config.get('class')!r}, which is not known")
+    return cls(**options)
 
 
 def _put(numbers: list[float], c: Coefficient) -> list[Any]:
@@ -137,7 +127,7 @@ def _put(numbers: list[float], c: Coefficient) -> list[Any]:
     values = c.values if isinstance(c, Block) else c
     start = len(numbers)
     if not isinstance(values, Tensor):
-        numbers.append(float(values))  # type: ignore[arg-type]
+        numbers.append(float(values))
         return [start, None]
     numbers.extend(values.flatten().tolist())
     return [start, list(values.shape)]

@@ -36,7 +36,7 @@ class Form:
     def __add__(self, other: Form) -> Form:
         terms = dict(self.terms)
         for symbol, c in other.terms.items():
-            terms[symbol] = terms[symbol] + c if symbol in terms else c  # type: ignore[operator]
+            terms[symbol] = terms[symbol] + c if symbol in terms else c
         return Form(terms)._without_zeros()
 
     def __sub__(self, other: Form) -> Form:
@@ -46,7 +46,7 @@ class Form:
         return -1.0 * self
 
     def __rmul__(self, c: Coefficient) -> Form:
-        return Form({symbol: c * d for symbol, d in self.terms.items()})._without_zeros()  # type: ignore[operator]
+        return Form({symbol: c * d for symbol, d in self.terms.items()})._without_zeros()
 
     def __iter__(self) -> Iterator[tuple[Symbol, Coefficient]]:
         return iter(self.terms.items())

@@ -70,6 +70,17 @@ class Tableau:
     def __post_init__(self) -> None:
         self.validate()
 
+    def __eq__(self, other: object) -> bool:
+        """Equal numbers, row by row: the same rows, noises, process, grid and output."""
+        if not isinstance(other, Tableau):
+            return NotImplemented
+        plain = (self.process, self.noises, self.output, self.grid.tolist(), [(r.t, r.at, r.given) for r in self.rows])
+        if plain != (
+            other.process, other.noises, other.output, other.grid.tolist(), [(r.t, r.at, r.given) for r in other.rows]
+        ):  # fmt: skip
+            return False
+        return all(a.form == b.form for a, b in zip(self.rows, other.rows, strict=True))
+
     @property
     def nfe(self) -> int:
         """Network calls: the rows that are evaluated."""
@@ -93,8 +104,8 @@ class Tableau:
         last: dict[Symbol, int] = {}
         for k, row in enumerate(self.rows):
             for symbol, _ in row.form:
-                s = symbol if symbol[0] != "root" else ("y", symbol[1], symbol[2])
-                last[s] = k
+                read = [("y", *symbol[1:3]), ("xi", symbol[3])] if symbol[0] == "root" else [symbol]
+                last |= dict.fromkeys(read, k)
         last["z", len(self.rows) - 1] = len(self.rows)
         return last
 
@@ -112,7 +123,9 @@ class Tableau:
             for symbol, c in row.form:
                 form = form + c * self._eliminated(symbol, made)
             made.append(form)
-        rows = tuple(replace(row, form=row.form if row.given else form) for row, form in zip(self.rows, made, strict=True))
+        rows = tuple(
+            replace(row, form=row.form if row.given else form) for row, form in zip(self.rows, made, strict=True)
+        )
         return replace(self, rows=rows, heads={})
 
     def _eliminated(self, symbol: Symbol, made: list[Form]) -> Form:
@@ -142,7 +155,7 @@ class Tableau:
             swap["y", j, "x0"] = p * state + q * raw
             if (j, "noise") in heads:
                 a, b = heads.pop((j, "noise"))
-                swap["y", j, "noise"] = raw if prediction == "noise" else (a + b * p) * state + (b * q) * raw  # type: ignore[operator]
+                swap["y", j, "noise"] = raw if prediction == "noise" else (a + b * p) * state + (b * q) * raw
         rows = []
         for row in self.rows:
             form = Form({})
@@ -199,7 +212,7 @@ class Tableau:
 def noise_head(process: Process, at: float) -> tuple[Coefficient, Coefficient]:
     """(P, Q) of eps = R^-1 (z - M D)."""
     r = inverse(process.R(at))
-    return r, -1.0 * (r * process.M(at))  # type: ignore[operator]
+    return r, -1.0 * (r * process.M(at))
 
 
 def name(symbol: Symbol) -> str:

@@ -13,12 +13,13 @@ from fewstep.denoiser import Counted
 from fewstep.loop import sample
 from fewstep.model import load
 from fewstep.quality import Quality, load_classifier, load_reference
-from fewstep.solver import DEFAULT_SOLVER
+from fewstep.solver import DEFAULT_SOLVERS
 from fewstep.train.card import add_quality
 
 __all__ = ["measure"]
 
-RUNS = ((DEFAULT_SOLVER, 5), (DEFAULT_SOLVER, 10), (DEFAULT_SOLVER, 20), ("ddpm", 100))
+DEFAULT = DEFAULT_SOLVERS["scalar"]  # trainable processes are scalar
+RUNS = ((DEFAULT, 5), (DEFAULT, 10), (DEFAULT, 20), ("ddpm", 100))
 
 
 def measure(
@@ -68,12 +69,11 @@ def measure(
             parts.append(model.process.to_data(z).clamp(-1, 1))
             calls = denoiser.calls
         seconds, x = time.monotonic() - start, torch.cat(parts)
-        rows.append({"solver": solver, "calls": calls, "ms a sample": 1000 * seconds / samples} | _row(
-            reference.quality(classifier.features(x))
-        ))  # fmt: skip
+        quality = reference.quality(classifier.features(x))
+        rows.append({"solver": solver, "calls": calls, "ms a sample": 1000 * seconds / samples, **_row(quality)})
         if report is not None:
             report(rows[-1])
-    rows.append({"solver": "real images (floor)", "calls": "", "ms a sample": ""} | _row(floor))
+    rows.append({"solver": "real images (floor)", "calls": "", "ms a sample": "", **_row(floor)})
     if report is not None:
         report(rows[-1])
     add_quality(folder, rows)

@@ -72,7 +72,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Prints one line beside the bar."""
         if self._bar is not None:
-            self._bar.console.print(text)
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.files import atomic, extra
-from fewstep.model import Model, build_network, call_network, process_to_json, save_model
+from fewstep.model import Model, build_network, call_network, save_model
 from fewstep.process import VP, Cosine, Flow, ScalarProcess, SubVP
+from fewstep.process.config import process_to_json
 from fewstep.train.card import KNOWN_DATA, card
 from fewstep.train.data import Images, read_images
 from fewstep.train.loop import BUDGET, Stopped, TrainConfig, Trainer, read_header
@@ -106,6 +107,10 @@ def train(
     given = {"images": images, "hours": hours, "batch": batch, "lr": lr, "warmup": warmup, "ema": ema}
     config = _merge(TrainConfig(), header["config"], given | {"drop_label": drop_label, "seed": seed})
     _check(config, setup, data)
+    if sheet_every is not None:
+        extra("PIL.Image", "train", "a sample sheet")  # missing: said before the work, not after
+    for left in out.glob(f".{checkpoint.name}.*.part"):  # of a run that was killed while it saved
+        left.unlink()
     kind, predicts = TRAINABLE[setup.process]
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)

@@ -1,0 +1,127 @@
+"""A golden entry placed on our processes: what to run, and how well it must agree."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from golden_store import Entry
+from torch import Tensor
+
+from fewstep.loop import sample
+from fewstep.process import Process, ScalarProcess
+from fewstep.process.scalar import EDM
+from fewstep.solver import Solver
+from fewstep.tableau import Tableau
+
+__all__ = ["EXACT", "Case", "LinearTable", "NotYet", "RootVE", "Unknown", "cut_last", "difference", "run"]
+
+EXACT = 1e-9
+
+
+class NotYet(Exception):  # noqa: N818
+    """The entry's family is not built yet: the argument is a label of NOT_YET."""
+
+
+class Unknown(Exception):  # noqa: N818
+    """The entry is none that these tests know."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Runs `solver` over `grid` from `start`; `more` are further (grid, solver) runs that go on from its result.
+
+    `cut` leaves the last row out: the grid then ends in an artificial time that only the solver's end rules see.
+    `fault` is a label of FAULTS.
+    """
+
+    family: str
+    process: Process
+    solver: Solver
+    grid: Tensor
+    start: Tensor
+    noise: Tensor | None = None
+    final: str = "state"
+    scale: float = 1.0
+    cut: bool = False
+    fault: str | None = None
+    more: tuple[tuple[Tensor, Solver], ...] = field(default=())
+
+    def faulty(self, label: str) -> Case:
+        return replace(self, fault=label)
+
+
+def run(entry: Entry, case: Case) -> Tensor:
+    """Our result for an entry, (8, width) as it is stored."""
+    denoiser = entry.store.mixture(case.process, entry.d)
+    table = case.solver.tabulate(case.process, case.grid)
+    table = cut_last(table) if case.cut else table
+    noise = None if case.noise is None else case.noise
+    z = sample(denoiser, case.process, solver=table, x=case.start, noise=noise, final=case.final)
+    used = len(table.noises)
+    for grid, solver in case.more:
+        table = solver.tabulate(case.process, grid)
+        z = sample(denoiser, case.process, solver=table, x=z, noise=None if noise is None else noise[used:])
+        used += len(table.noises)
+    if case.process.kind == "block":  # (batch, 2, d) -> (batch, d, 2) -> (batch, 2 d)
+        z = z.transpose(1, 2).reshape(len(z), -1)
+    return case.scale * z
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, relative to the largest entry."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def cut_last(table: Tableau) -> Tableau:
+    """Without its last row; rows read earlier rows only, so the others stay what they were."""
+    last = len(table.rows) - 1
+    return replace(
+        table,
+        rows=table.rows[:-1],
+        grid=table.grid[:-1],
+        solver=None,
+        heads={k: v for k, v in table.heads.items() if k[0] < last},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RootVE(EDM):
+    """Sigma = sqrt(t): the time in which EDM's ablation steps its VE schedule."""
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return t.sqrt()
+
+    def _inverse_log_snr(self, lam: Tensor) -> Tensor:
+        return (-2 * lam).exp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearTable(ScalarProcess):
+    """Alpha^2 itself linear in the integer index between the entries of a table: th_deis's DiscreteVPSDE."""
+
+    alphas_cumprod: tuple[float, ...]
+    t_max: float = 999.0
+    t_min: float = 0.0
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return (0.0, math.inf)
+
+    def _square(self, t: Tensor) -> Tensor:
+        a = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+        i = t.detach().floor().clamp(0, len(a) - 2).long()
+        return a[i] + (t - i) * (a[i + 1] - a[i])
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self._square(t).sqrt()
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return (1 - self._square(t)).sqrt()
+
+    def _inverse_log_snr(self, lam: Tensor) -> Tensor:
+        a = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+        square = torch.sigmoid(2 * lam)
+        i = (torch.searchsorted(-a, -square, right=True) - 1).clamp(0, len(a) - 2)
+        return i + (square - a[i]) / (a[i + 1] - a[i])

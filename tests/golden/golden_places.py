@@ -1,0 +1,363 @@
+"""Where the entries of each reference implementation belong: process, grid, solver and start state.
+
+Deterministic methods only see the log-SNR, so a grid in sigma/alpha is put on the VP process (`t = 0` is sigma = 0)
+or taken as the time of EDM. Reading sigma/alpha back from a time loses no digits on either: VP's inverse is written
+without cancellation, EDM's time is sigma itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from golden_case import Case, LinearTable, NotYet, RootVE, Unknown
+from golden_store import Entry
+from torch import Tensor
+
+from fewstep.process import CLD, EDM, VP, Discrete, Flow, Process
+from fewstep.solver import DDIM, DDPM, DPMMultistep, EDMHeun, Multistep, RungeKutta, Solver, UniPC
+
+__all__ = ["place"]
+
+RK = {
+    "1euler": "euler",
+    "2heun": "heun",
+    "3kutta": "kutta3",
+    "3heun": "heun3",
+    "3ral": "ralston3",
+    "3vdh": "van-der-houwen3",
+    "3ssprk": "ssp3",
+    "4rk": "rk4",
+}
+
+
+def place(e: Entry) -> Case:
+    """The case of an entry; NotYet and Unknown say why there is none."""
+    places = {
+        "LuChengTHU/dpm-solver": _dpm_solver,
+        "wl-zhao/UniPC": _unipc,
+        "qsh-zh/deis(th_deis)": _deis,
+        "NVlabs/edm": _edm,
+        "qsh-zh/gDDIM(CLD)": _cld,
+        "crowsonkb/k-diffusion": _k_diffusion,
+        "luping-liu/PNDM": _pndm,
+        "yang-song/score_sde_pytorch": _score_sde,
+        "thu-ml/DPM-Solver-v3": _v3,
+    }
+    if e.impl.startswith("diffusers/"):
+        return _diffusers(e, e.impl.removeprefix("diffusers/"))
+    if e.impl not in places:
+        raise Unknown(f"implementation {e.raw['impl']!r}")
+    return places[e.impl](e)
+
+
+def times(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _known(value: Any, known: dict[Any, Any], what: str) -> Any:
+    if value not in known:
+        raise Unknown(f"{what} {value!r}")
+    return known[value]
+
+
+def _scheduled(e: Entry) -> Process:
+    """The process of the entries whose grid is in t."""
+    return _known(e.config["schedule"], {"vp_linear": VP(), "vp_discrete": Discrete()}, "schedule")
+
+
+def _from_alphas(p: VP, squares: list[float]) -> Tensor:
+    """Times of alpha^2, through the log of what is lost: sigma^2 = 1 - alpha^2 loses no more than the entry has."""
+    return torch.tensor([_vp_time(p, math.sqrt((1 - a) / a)) for a in squares], dtype=torch.float64)
+
+
+def _vp_time(p: Process, sigma: float) -> float:
+    """The time of sigma/alpha."""
+    return 0.0 if sigma == 0 else float(p.inverse_log_snr(-math.log(sigma)))
+
+
+# --- dpm-solver and UniPC: everything in t, from 1 to t_end --------------------------------------------------------
+
+
+def _dpm_solver(e: Entry) -> Case:
+    c, p = e.config, _scheduled(e)
+    form = _known(c["algorithm_type"], {"dpmsolver": "noise", "dpmsolver++": "data"}, "algorithm_type")
+    if c["method"] == "adaptive":
+        raise NotYet("adaptive steps")
+    grid = times(e.grid("t"))
+    if c["method"] in ("singlestep", "singlestep_fixed"):
+        if c["order"] != 1:
+            raise NotYet("DPM-Solver singlestep of order 2 and 3")
+        solver: Solver = DDIM()
+    elif c["method"] == "multistep":
+        kind = _known(c["solver_type"], {"dpmsolver": "midpoint", "taylor": "heun"}, "solver_type")
+        ramp = c["lower_order_final"] and len(grid) - 1 < 10
+        solver = DPMMultistep(points=c["order"], form=form, type=kind, final_ramp=ramp)
+    else:
+        raise Unknown(f"method {c['method']!r}")
+    final = "denoise" if c["denoise_to_zero"] else "state"
+    return Case(f"dpm-solver {c['method']} {form}", p, solver, grid, e.x_T, final=final)
+
+
+def _unipc(e: Entry) -> Case:
+    c, p, grid = e.config, _scheduled(e), times(e.grid("t"))
+    form = _known(c["algorithm_type"], {"noise_prediction": "noise", "data_prediction": "data"}, "algorithm_type")
+    final = "denoise" if c.get("denoise_to_zero") else "state"
+    if c["method"] != "multistep":
+        raise Unknown(f"method {c['method']!r}")
+    if c["variant"] == "vary_coeff":
+        raise NotYet("UniPC vary_coeff")
+    solver = UniPC(points=c["order"], form=form, b=c["variant"], final_ramp=c["lower_order_final"])
+    return Case(f"UniPC {form} {c['variant']}", p, solver, grid, e.x_T, final=final)
+
+
+def _v3(e: Entry) -> Case:
+    raise NotYet("DPM-Solver-v3")
+
+
+def _score_sde(e: Entry) -> Case:
+    raise NotYet("RK45")
+
+
+# --- DEIS and gDDIM ------------------------------------------------------------------------------------------------
+
+
+def _deis(e: Entry) -> Case:
+    c = e.config
+    if c["schedule"] == "vp_discrete_deis":
+        p: Process = LinearTable(alphas_cumprod=tuple(_ddpm_table().tolist()))
+    else:
+        p = _scheduled(e)
+    grid, method = times(e.grid("t")), c["method"]
+    if method == "ipndm":
+        raise NotYet("PNDM, iPNDM and FON")
+    if method == "rho_rk":
+        solver: Solver = RungeKutta(method=_known(c["rk_method"], RK, "rk_method"), form="noise", clock="rho")
+        return Case("DEIS rhoRK", p, solver, grid, e.x_T)
+    u = _known(method, {"t_ab": "t", "rho_ab": "rho"}, "method")
+    solver = Multistep(points=c["ab_order"] + 1, form="noise", clock=u)
+    case = Case(f"DEIS {method}", p, solver, grid, e.x_T)
+    exact = (method, c["quad"]) == ("rho_ab", "midpoint")  # a polynomial, which midpoints integrate to 1e-10
+    bends = " through a table" * (c["schedule"] == "vp_discrete_deis")
+    return case if exact else case.faulty(f"quadrature {c['quad']}{bends}")
+
+
+def _cld(e: Entry) -> Case:
+    c = e.config
+    p = CLD(
+        beta=c["beta_0"],
+        Gamma=2 / math.sqrt(c["m_inv"]),
+        gamma=c["vv_gamma"],
+        offset=c["numerical_eps"],
+        t_max=c["T"],
+        t_min=c["sampling_eps"],
+    )
+    if c["beta_1"]:
+        raise Unknown("beta that changes in time")
+    if c["sampler"] == "ldeis":
+        raise NotYet("L-DEIS (another root of Sigma)")
+    if c.get("denoising"):
+        raise NotYet("gDDIM's Euler step at the end")
+    if c.get("is_em"):
+        raise NotYet("Euler-Maruyama")
+    points = _known(c["sampler"], {"order0": 1, "deis": c.get("deis_order", 0) + 1}, "sampler")
+    start = e.store.array(f"gddim_cld_extra/cld_uT_d{e.d}").transpose(1, 2)
+    case = Case("gDDIM CLD", p, Multistep(points=points, form="noise", clock="t"), times(e.grid("t")), start)
+    return case.faulty(f"quadrature {c['quad']} of 2x2 matrices")
+
+
+def _ddpm_table() -> Tensor:
+    """alphas_cumprod of beta from 1e-4 to 0.02 in 1000 steps."""
+    return (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+
+
+# --- EDM and k-diffusion: time is sigma ----------------------------------------------------------------------------
+
+
+def _edm(e: Entry) -> Case:
+    c = e.config
+    evaluated = e.grid("sigma_eval")
+    if c["fn"] == "edm_sampler":
+        n, r = c["num_steps"], 1 / c["rho"]
+        low, high = c["sigma_min"] ** r, c["sigma_max"] ** r
+        grid = times([(high + i / (n - 1) * (low - high)) ** (1 / r) for i in range(n)] + [0.0])
+        solver = EDMHeun(
+            churn=float(c["S_churn"]),
+            churn_min=float(c.get("S_min", 0.0)),
+            churn_max=float(c.get("S_max", math.inf)),
+            noise=float(c.get("S_noise", 1.0)),
+        )
+        noise = None
+        if c["S_churn"]:  # the reference draws in every step, ours in the steps that add noise
+            noise = e.noise[:n][(grid[:-1] >= solver.churn_min) & (grid[:-1] <= solver.churn_max)]
+        start = math.sqrt(("latents" in c) + c["sigma_max"] ** 2) * e.x_T
+        return Case("EDM sampler" + " with churn" * bool(c["S_churn"]), EDM(), solver, grid, start, noise)
+    if c["fn"] != "ablation_sampler" or c.get("S_churn"):
+        raise Unknown(f"fn {c['fn']!r}")
+    euler = _known(c["solver"], {"euler": True, "heun": False}, "solver")
+    sigmas = [*(evaluated if euler else evaluated[::2]), 0.0]
+    method = "euler" if euler else _known(c.get("alpha", 1), {1: "heun", 0.5: "midpoint", 2 / 3: "ralston"}, "alpha")
+    kind = (c["schedule"], c["scaling"])
+    if kind == ("linear", "none"):
+        process: Process = EDM()
+        grid, start = times(sigmas), sigmas[0] * e.x_T
+    elif kind == ("ve", "none"):
+        process, grid, start = RootVE(), times(sigmas) ** 2, sigmas[0] * e.x_T
+    elif kind == ("vp", "vp"):
+        process = _ablation_vp(c)
+        grid = times([_vp_time(process, s) for s in sigmas])
+        start = math.sqrt(sigmas[0] ** 2 / (1 + sigmas[0] ** 2)) * e.x_T
+    else:
+        raise Unknown(f"schedule and scaling {kind}")
+    return Case(f"EDM ablation {method}", process, RungeKutta(method=method, form="state", clock="t"), grid, start)
+
+
+def _ablation_vp(c: dict[str, Any], eps: float = 1e-3) -> VP:
+    """The VP schedule that the ablation sampler fits to its range of sigma."""
+    if c["discretization"] == "vp" and "sigma_min" not in c:
+        return VP()
+    low = c.get("sigma_min", {"edm": 0.002, "iddpm": 0.002, "ve": 0.02}[c["discretization"]])
+    high = c.get("sigma_max", {"edm": 80.0, "iddpm": 81.0, "ve": 100.0}[c["discretization"]])
+    bottom, top = math.log1p(low**2), math.log1p(high**2)
+    slope = 2 * (bottom / eps - top) / (eps - 1)
+    return VP(beta_min=top - slope / 2, beta_max=top + slope / 2)
+
+
+def _k_diffusion(e: Entry) -> Case:
+    c, name = e.config, e.config["sampler"]
+    stages = {
+        "dpm_2": "dpm_2 (midpoint in log sigma of a step in sigma)",
+        "dpm_2_ancestral(eta=0)": "dpm_2 (midpoint in log sigma of a step in sigma)",
+        "dpmpp_2s_ancestral(eta=0)": "DPM-Solver singlestep of order 2 and 3",
+        "dpmpp_sde(eta=0)": "DPM-Solver singlestep of order 2 and 3",
+        "dpm_fast": "DPM-Solver singlestep of order 2 and 3",
+        "dpm_adaptive": "adaptive steps",
+        "dpm_2_ancestral": "ancestral steps of order 2",
+        "dpmpp_2s_ancestral": "ancestral steps of order 2",
+        "dpmpp_sde": "ancestral steps of order 2",
+        "dpmpp_2m_sde(midpoint)": "SDE-DPM-Solver",
+        "dpmpp_2m_sde(heun)": "SDE-DPM-Solver",
+        "dpmpp_3m_sde": "SDE-DPM-Solver",
+    }
+    if name in stages:
+        raise NotYet(stages[name])
+    solvers: dict[str, Solver] = {
+        "euler": RungeKutta(method="euler", form="noise", clock="rho"),
+        "euler_ancestral(eta=0)": DDIM(),
+        "euler_ancestral": DDIM(eta=1.0),
+        "heun": EDMHeun(),
+        "lms": Multistep(points=4, form="noise", clock="rho"),
+        "lms(order=1)": Multistep(points=1, form="noise", clock="rho"),
+        "lms(order=2)": Multistep(points=2, form="noise", clock="rho"),
+        "lms(order=3)": Multistep(points=3, form="noise", clock="rho"),
+        "dpmpp_2m": DPMMultistep(points=2, final_ramp=False),
+        "dpmpp_2m_sde(eta=0,midpoint)": DPMMultistep(points=2, final_ramp=False),
+        "dpmpp_2m_sde(eta=0,heun)": DPMMultistep(points=2, type="heun", final_ramp=False),
+        "dpmpp_3m_sde(eta=0)": DPMMultistep(points=3, type="heun", final_ramp=False),
+    }
+    sigmas = e.grid("sigma")
+    common = _known(e.raw["family"], {"edm": 0, "edm_to0": 0, "vp_common": 1, "vp_common_to0": 1}, "family")
+    start = math.sqrt(common + c["sigma_max"] ** 2) * e.x_T
+    noise = e.noise if e.raw.get("stochastic") else None
+    return Case(f"k-diffusion {name}", EDM(), _known(name, solvers, "sampler"), times(sigmas), start, noise)
+
+
+def _pndm(e: Entry) -> Case:
+    if e.config["method"] != "DDIM":
+        raise NotYet("PNDM, iPNDM and FON")
+    return Case("PNDM's DDIM", VP(), DDIM(), _from_alphas(VP(), e.grid("alphas_cumprod_at_grid")), e.x_T)
+
+
+# --- diffusers -----------------------------------------------------------------------------------------------------
+
+
+def _diffusers(e: Entry, name: str) -> Case:
+    if name == "DDIMScheduler":
+        return _diffusers_ddim(e)
+    if name == "PNDMScheduler":
+        raise NotYet("PNDM, iPNDM and FON")
+    p, sigmas, start = _diffusers_grid(e)
+    c, n = e.config, len(sigmas) - 1
+    repeated = n > 1 and math.isclose(sigmas[-1], sigmas[-2], rel_tol=1e-10)
+    if name == "HeunDiscreteScheduler":
+        sigmas, repeated = [s for i, s in enumerate(sigmas) if i == 0 or s != sigmas[i - 1]], False
+    noise = e.noise if e.raw.get("stochastic") else None
+    ramp = c.get("lower_order_final", True) and n < 15
+    if name in ("EulerDiscreteScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"):
+        solver: Solver = DDIM()
+    elif name == "HeunDiscreteScheduler":
+        solver = EDMHeun()
+    elif name == "LMSDiscreteScheduler":
+        solver = Multistep(points=4, form="noise", clock="rho")
+    elif name == "DEISMultistepScheduler":
+        solver = Multistep(points=c["solver_order"], form="noise", clock="log-snr", final_ramp=ramp)
+    elif name == "UniPCMultistepScheduler":
+        solver = UniPC(
+            points=c.get("solver_order", 2),
+            form="data" if c.get("predict_x0", True) else "noise",
+            b=c.get("solver_type", "bh2"),
+            corrector=_known(c.get("disable_corrector", ""), {"": True, "all": False}, "disable_corrector"),
+            final_ramp=c.get("lower_order_final", True),
+        )
+    elif name in ("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"):
+        solver = _diffusers_dpm(c, ramp=ramp)
+    elif name == "DPMSolverSinglestepScheduler":
+        if c["solver_order"] != 1:
+            raise NotYet("DPM-Solver singlestep of order 2 and 3")
+        solver = DDIM()
+    else:
+        raise Unknown(f"implementation {e.raw['impl']!r}")
+    if repeated:  # the step in between has no length: the end only tells the solver that a step follows
+        sigmas = [*sigmas[:-1], sigmas[-1] / 2]
+    grid = times(sigmas) if isinstance(p, EDM | Flow) else times([_vp_time(p, s) for s in sigmas])
+    case = Case(name, p, solver, grid, start, noise, cut=repeated)
+    if not e.finite:
+        return case.faulty("not finite")
+    return case.faulty("repeated last sigma") if repeated else case
+
+
+def _diffusers_dpm(c: dict[str, Any], *, ramp: bool) -> Solver:
+    form = {"dpmsolver++": "data", "dpmsolver": "noise"}
+    kind, order = c["algorithm_type"], c.get("solver_order", 2)
+    if kind == "sde-dpmsolver++" and order == 1:
+        return DDPM()
+    if kind in ("sde-dpmsolver++", "sde-dpmsolver"):
+        raise NotYet("SDE-DPM-Solver")
+    return DPMMultistep(
+        points=order, form=_known(kind, form, "algorithm_type"), type=c.get("solver_type", "midpoint"), final_ramp=ramp
+    )
+
+
+def _diffusers_grid(e: Entry) -> tuple[Process, list[float], Tensor]:
+    """Process, sigmas as they are stored, and the start state."""
+    sigmas, family = e.grid("sigmas"), e.raw["family"]
+    if family == "flow":
+        return Flow(), sigmas, e.x_T
+    if family == "diffusers_sigma":
+        return VP(), sigmas, e.x_T
+    if family == "edm_diffusers":
+        return EDM(), sigmas, math.sqrt(1 + sigmas[0] ** 2) * e.x_T  # init_noise_sigma of these schedulers
+    if family == "diffusers_ve":
+        leading = e.config.get("timestep_spacing") == "leading"
+        return EDM(), sigmas, math.sqrt(leading + sigmas[0] ** 2) * e.x_T
+    raise Unknown(f"family {family!r}")
+
+
+def _diffusers_ddim(e: Entry) -> Case:
+    c, steps = e.config, e.grid("timesteps")
+    table, p = _ddpm_table().tolist(), VP()
+    last = 1.0 if c["set_alpha_to_one"] else table[0]
+    if c["clip_sample"]:
+        raise NotYet("clipped predictions")
+    eta = float(c["eta"])
+    pairs = [(int(t), int(t) - len(table) // c["n_steps"]) for t in steps]
+    squares = [(table[t], table[s] if s >= 0 else last) for t, s in pairs]
+    runs = [(_from_alphas(p, list(pair)), DDIM(eta=eta)) for pair in squares if pair[0] < pair[1]]
+    chained = any(s != t for (_, s), (t, _) in zip(pairs[:-1], pairs[1:], strict=True))
+    noise = e.noise if eta else None
+    if chained:
+        case = Case("DDIMScheduler", p, DDIM(eta=eta), runs[0][0], e.x_T, noise, more=tuple(runs[1:]))
+        return case.faulty("a step lands beside the next time")
+    grid = torch.cat([runs[0][0][:1], *(g[1:] for g, _ in runs)])
+    return Case("DDIMScheduler", p, DDIM(eta=eta), grid, e.x_T, noise)

@@ -1,0 +1,255 @@
+"""The loop: what it returns, counts, refuses and promises about memory, noise and compilation."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from functools import partial
+
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep.denoiser import Counted
+from fewstep.loop import Plan, walk
+from fewstep.tableau import Form, NoiseInterval, Row, Tableau
+
+VP = fs.VP()
+
+
+@pytest.fixture
+def mixture() -> fs.Mixture:
+    means = torch.tensor([[1.0, -0.5], [-1.0, 0.3], [0.2, 1.5]])
+    return fs.Mixture(VP, means, torch.tensor([0.2, 0.4, 0.3]))
+
+
+class Network(torch.nn.Module):
+    """A tiny convolution that depends on time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.two(torch.tanh(self.one(x) + t.to(x.dtype)[:, None, None, None]))
+
+
+@pytest.mark.parametrize("solver", list(fs.SOLVERS))
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 50])
+def test_calls_counted_are_calls_planned(solver, steps, mixture):
+    lowest = fs.SOLVERS[solver]().calls(1, to_zero=False)
+    if steps < lowest:
+        with pytest.raises(ValueError, match=f"at least {lowest} calls"):
+            fs.tabulate(solver, VP, steps=steps)
+        return
+    table, counted = fs.tabulate(solver, VP, steps=steps), Counted(mixture)
+    x = fs.sample(counted, VP, solver=table, shape=(4, 2), seed=1)
+    assert counted.calls == table.nfe <= steps
+    assert counted.evaluations == 4 * table.nfe
+    assert x.shape == (4, 2)
+    assert x.isfinite().all()
+
+
+def test_thousand_steps(mixture):
+    for solver in ("ddpm", "unipc-3", "multistep-pc-3"):
+        assert fs.sample(mixture, VP, solver=solver, steps=1000, shape=(4, 2)).isfinite().all()
+
+
+def test_nfe_is_exact_or_refused_with_the_nearest(mixture):
+    assert fs.tabulate("heun", VP, nfe=6).nfe == 6
+    with pytest.raises(ValueError, match="takes 6 or 8 calls"):
+        fs.tabulate("heun", VP, nfe=7)
+    assert fs.tabulate("heun", VP, steps=7).nfe == 6
+
+
+def test_denoise_spends_one_of_the_calls(mixture):
+    counted = Counted(mixture)
+    x = fs.sample(counted, VP, steps=5, shape=(4, 2), final="denoise")
+    assert counted.calls == 5
+    z = fs.sample(mixture, VP, steps=4, shape=(4, 2))
+    assert torch.equal(x, mixture(z, VP.t_min))
+    with pytest.raises(ValueError, match="at least 2"):
+        fs.sample(mixture, VP, steps=1, shape=(4, 2), final="denoise")
+
+
+def test_state_at_the_last_time_of_an_explicit_grid():
+    times = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64)
+    z_T = torch.randn(3, 5, dtype=torch.float64)
+    point = fs.Mixture(VP, torch.full((1, 5), 0.7), 0.0)
+    z = fs.sample(point, VP, solver="unipc-2", grid=times, x=z_T)
+    eps = (z_T - VP.alpha(1.0) * 0.7) / VP.sigma(1.0)
+    assert torch.allclose(z, VP.diffuse(torch.full((3, 5), 0.7, dtype=torch.float64), 0.2, eps), atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "edm-sde", "unipc-3"])
+def test_a_sample_does_not_depend_on_its_batch(solver, mixture):
+    whole = fs.sample(mixture, VP, solver=solver, steps=50, shape=(64, 2), seed=3)
+    for first, size in ((17, 1), (16, 3), (0, 64)):
+        part = fs.sample(mixture, VP, solver=solver, steps=50, shape=(size, 2), seed=3, first=first)
+        assert torch.allclose(part, whole[first : first + size], atol=1e-5)
+
+
+def test_stochastic_solvers_follow_one_path(mixture):
+    """The same seed at 200 and at 400 steps ends near the same place; another seed does not."""
+    kind = {"shape": (256, 2), "solver": "ddpm", "grid": "log-snr", "dtype": torch.float64}
+    coarse, fine, other = (fs.sample(mixture, VP, steps=n, seed=s, **kind) for n, s in ((200, 0), (400, 0), (400, 1)))
+    assert (coarse - fine).square().mean() < 0.2 * (coarse - other).square().mean()
+
+
+def test_generator_and_ready_noise(mixture):
+    a, b = (
+        fs.sample(mixture, VP, solver="ddpm", steps=5, shape=(4, 2), noise=torch.Generator().manual_seed(7))
+        for _ in range(2)
+    )
+    assert torch.equal(a, b)
+    x = torch.randn(4, 2, dtype=torch.float64)
+    ready = torch.randn(5, 4, 2, dtype=torch.float64)
+    times = fs.tabulate("ddpm", VP, steps=5).grid
+    z = x
+    for k, (t, s) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
+        ratio = VP.alpha(t) / VP.alpha(s)
+        gain = ratio * VP.sigma(s) ** 2 / VP.sigma(t) ** 2
+        d = mixture(z, t)
+        std = math.sqrt(VP.sigma(s) ** 2 - gain**2 * VP.sigma(t) ** 2)
+        z = VP.alpha(s) * d + gain * (z - VP.alpha(t) * d) + std * ready[k]
+    assert torch.allclose(fs.sample(mixture, VP, solver="ddpm", steps=5, x=x, noise=ready), z, atol=1e-12)
+
+
+def test_bfloat16_network_keeps_a_float32_state():
+    network = Network().to(torch.bfloat16)
+    seen = []
+    denoiser = fs.wrap(lambda x, t: (seen.append((x.dtype, t.dtype)), network(x, t))[1], VP, "v", dtype=torch.bfloat16)
+    x = fs.sample(denoiser, VP, steps=3, shape=(2, 1, 8, 8))
+    assert x.dtype == torch.float32
+    assert set(seen) == {(torch.bfloat16, torch.float32)}
+
+
+def test_compiles_as_one_graph():
+    denoiser = fs.wrap(Network(), VP, "v")
+    for solver in ("unipc-3", "ddpm"):
+        table = fs.tabulate(solver, VP, steps=4)
+        plan, z = Plan.of(table, denoiser), torch.randn(2, 1, 8, 8)
+        noises = [torch.randn_like(z) for _ in table.noises]
+        with torch.no_grad():
+            compiled = torch.compile(partial(walk, plan), fullgraph=True, backend="aot_eager")
+            assert torch.allclose(compiled(z, noises), walk(plan, z, noises), atol=1e-5)
+
+
+def test_inference_mode_unless_asked_otherwise():
+    network = Network()
+    denoiser = fs.wrap(network, VP, "v")
+    assert not fs.sample(denoiser, VP, steps=3, shape=(2, 1, 8, 8)).requires_grad
+    x = fs.sample(denoiser, VP, solver="heun", steps=4, shape=(2, 1, 8, 8), differentiable=True)
+    x.square().sum().backward()
+    assert network.one.weight.grad.abs().sum() > 0
+    seen = []
+
+    def guided(z, t):
+        seen.append(torch.is_inference_mode_enabled())
+        return z * 0.5
+
+    guided.needs_grad = True
+    fs.sample(guided, VP, steps=2, shape=(1, 3))
+    assert seen == [False, False]
+
+
+def test_memory_is_the_live_rows():
+    """A hundred steps of DDIM never hold more than a handful of states at once."""
+    alive, most = [], [0]
+
+    def denoiser(z, t):
+        out = z * 0.9
+        alive.append(weakref.ref(out))
+        most[0] = max(most[0], sum(ref() is not None for ref in alive))
+        return out
+
+    fs.sample(denoiser, VP, solver="ddim", steps=100, shape=(1, 4))
+    assert most[0] <= 2
+    alive.clear()
+    most[0] = 0
+    fs.sample(denoiser, VP, solver="unipc-3", steps=100, shape=(1, 4))
+    assert most[0] <= 4
+
+
+def test_callback_and_hook(mixture):
+    seen = []
+    fs.sample(mixture, VP, solver="ddim", steps=3, shape=(2, 2), callback=lambda *a: seen.append(a))
+    assert [row for row, *_ in seen] == [0, 1, 2]
+    assert all(state.shape == x0.shape == (2, 2) for _, _, state, x0 in seen)
+    assert torch.equal(seen[1][3], mixture(seen[1][2], seen[1][1]))
+    fixed = fs.sample(mixture, VP, steps=3, shape=(2, 2), after=lambda row, t, z: torch.full_like(z, t))
+    assert torch.equal(fixed, torch.full((2, 2), VP.t_min))
+
+
+def test_non_finite_runs_name_the_row_and_the_time():
+    with pytest.raises(ValueError, match=r"network returned values that are not finite at row 3 \(t = 0\.2"):
+        fs.sample(
+            lambda z, t: z * (math.nan if t < 0.3 else 1), VP, solver="ddim", grid="uniform", steps=4, shape=(1, 2)
+        )
+    after = lambda row, t, z: z / 0 if row == 2 else z  # noqa: E731
+    with pytest.raises(ValueError, match="state became non-finite at row 2"):
+        fs.sample(lambda z, t: z, VP, solver="ddim", steps=4, shape=(1, 2), after=after)
+
+
+def test_wrong_shapes_name_the_row():
+    with pytest.raises(ValueError, match=r"row 0 \(t = 1\): the network returned shape \(1, 2\)"):
+        fs.sample(fs.wrap(lambda x, t: x[:1], VP), VP, shape=(3, 2))
+    with pytest.raises(ValueError, match=r"row 0 \(t = 1\): the denoiser returned shape \(3, 1\)"):
+        fs.sample(lambda z, t: z[:, :1], VP, shape=(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"solver": "unipc3"}, "did you mean unipc-3"),
+        ({"grid": "karas"}, "did you mean karras"),
+        ({"steps": 0}, "steps=0"),
+        ({"steps": -3}, "steps=-3"),
+        ({"steps": 2.5}, r"steps=2\.5"),
+        ({"steps": 5, "nfe": 5}, "give one of them"),
+        ({"grid": torch.tensor([1.0, 0.5, 0.5])}, "repeats at entry 2"),
+        ({"grid": torch.tensor([0.5, 1.0])}, "rises at entry 1"),
+        ({"grid": torch.tensor([1.0, math.nan])}, "entry 1 is nan"),
+        ({"grid": torch.tensor([[1.0, 0.5]])}, "1-D"),
+        ({"grid": torch.tensor([1.0])}, "at least two"),
+        ({"grid": torch.tensor([1.0, -0.5])}, "defined on"),
+        ({"shape": None}, "no shape"),
+        ({"shape": (4,)}, "batch"),
+        ({"shape": (0, 2)}, "positive"),
+        ({"dtype": torch.bfloat16}, "float32 or float64"),
+        ({"final": "data"}, "choose state or denoise"),
+        ({"x": torch.zeros(2, 2)}, "both a shape and a start"),
+    ],
+)
+def test_bad_input_gets_one_sentence(options, sentence, mixture):
+    with pytest.raises(ValueError, match=sentence):
+        fs.sample(mixture, VP, **{"shape": (4, 2), **options})
+
+
+def test_variance_heads_and_given_rows():
+    """A hand-made table: z1 = given + 2 x0[0] + sqrt(variance[0]) xi0."""
+    form = Form({("z", 1): 1.0, ("y", 0, "x0"): 2.0, ("root", 0, "variance", 0): 1.0})
+    table = Tableau(
+        rows=(Row(1.0, 1.0, Form({}), "start"), Row(1.0, None, Form({}), "condition"), Row(0.5, None, form)),
+        noises=(NoiseInterval(1.0, 0.5),),
+        process=VP,
+        grid=torch.tensor([1.0, 0.5], dtype=torch.float64),
+    )
+    x, given, xi = (torch.randn(3, 2, dtype=torch.float64) for _ in range(3))
+    denoiser = lambda z, t: {"x0": z + 1, "variance": z**2}  # noqa: E731
+    z = fs.sample(denoiser, VP, solver=table, x=x, given={"condition": given}, noise=xi[None])
+    assert torch.allclose(z, given + 2 * (x + 1) + x.abs() * xi)
+    with pytest.raises(ValueError, match="given row 'condition'"):
+        fs.sample(denoiser, VP, solver=table, x=x)
+
+
+@pytest.mark.parametrize(("name", "data"), [("cld", (1, 4, 4)), ("blurring", (1, 4, 4)), ("flow", (1, 4, 4))])
+def test_other_processes_sample_by_default(name, data):
+    process = fs.PROCESSES[name](**({"size": (4, 4)} if name == "blurring" else {}))
+    gaussian = fs.Gaussian(process, 0.3, 0.5)
+    z = fs.sample(gaussian, process, steps=40, shape=(512, *data), dtype=torch.float64)
+    x = process.to_data(z)
+    assert x.shape == (512, *data)
+    assert abs(float(x.mean()) - 0.3) < 0.03
+    assert abs(float(x.std()) - 0.5) < 0.03
