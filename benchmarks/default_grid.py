@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import platform
 import time
 from collections.abc import Iterable
 from datetime import date
@@ -26,30 +27,29 @@ import fewstep as fs
 CALLS = (5, 8, 10, 15)
 GRIDS = ("uniform", "power", "log-snr", "karras")
 SOLVERS = {"scalar": ("unipc-3", "dpmpp-2m"), "diagonal": ("deis-tab-2", "ddim"), "block": ("deis-tab-2", "ddim")}
-SHAPE = (1, 4, 4)
 
 
-def process(name: str) -> fs.Process:
+def process(name: str, size: int) -> fs.Process:
     """A process of that name, at the size of the mixtures."""
-    return fs.Blurring(size=SHAPE[1:]) if name == "blurring" else fs.PROCESSES[name]()
+    return fs.Blurring(size=(size, size)) if name == "blurring" else fs.PROCESSES[name]()
 
 
-def problems(p: fs.Process, num: int) -> Iterable[tuple[fs.Mixture, torch.Tensor]]:
+def problems(p: fs.Process, num: int, shape: tuple[int, ...]) -> Iterable[tuple[fs.Mixture, torch.Tensor]]:
     """(denoiser, start states) of two mixtures."""
     for seed in (0, 1):
         g = torch.Generator().manual_seed(seed)
-        means = 0.8 * torch.randn(8, *SHAPE, dtype=torch.float64, generator=g)
+        means = 0.8 * torch.randn(8, *shape, dtype=torch.float64, generator=g)
         stds = 0.1 + 0.4 * torch.rand(8, dtype=torch.float64, generator=g)
-        shape = (num, *p.state_shape(SHAPE))
-        yield fs.Mixture(p, means, stds), p.prior(torch.randn(shape, dtype=torch.float64, generator=g))
+        noise = (num, *p.state_shape(shape))
+        yield fs.Mixture(p, means, stds), p.prior(torch.randn(noise, dtype=torch.float64, generator=g))
 
 
-def study(name: str, num: int) -> dict[str, dict[str, float]]:
+def study(name: str, num: int, size: int) -> dict[str, dict[str, float]]:
     """Solver -> grid -> mean log distance."""
-    p = process(name)
+    p = process(name, size)
     solvers = SOLVERS[p.kind]
     found: dict[str, dict[str, list[float]]] = {s: {g: [] for g in GRIDS} for s in solvers}
-    for denoiser, start in problems(p, num):
+    for denoiser, start in problems(p, num, (1, size, size)):
         end = fs.sample(denoiser, p, solver="multistep-pc-3", grid="log-snr", steps=300, x=start)
         for solver, grid, calls in product(solvers, GRIDS, CALLS):
             z = fs.sample(denoiser, p, solver=solver, grid=grid, steps=calls, x=start)
@@ -57,10 +57,18 @@ def study(name: str, num: int) -> dict[str, dict[str, float]]:
     return {s: {g: sum(v) / len(v) for g, v in grids.items()} for s, grids in found.items()}
 
 
+def machine() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def main() -> None:
     """Runs the study, prints a line a process and solver, writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num", type=int, default=64, help="samples (default: 64)")
+    parser.add_argument("--size", type=int, default=4, help="data is size x size numbers (default: 4)")
     parser.add_argument("--process", choices=list(fs.PROCESSES), nargs="+", default=list(fs.PROCESSES))
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
@@ -68,8 +76,8 @@ def main() -> None:
     began, record = time.perf_counter(), {}
     print(f"{'process':10} {'solver':11}" + "".join(f"{g:>10}" for g in GRIDS) + "   best")
     for name in args.process:
-        default = process(name).default_grid
-        record[name] = {"default": default, "mean log rmse": study(name, args.num)}
+        default = process(name, args.size).default_grid
+        record[name] = {"default": default, "mean log rmse": study(name, args.num, args.size)}
         for solver, scores in record[name]["mean log rmse"].items():
             best = min(scores, key=lambda g: scores[g] if math.isfinite(scores[g]) else math.inf)
             cells = "".join(f"{scores[g]:>9.2f}{'*' if g == default else ' '}" for g in GRIDS)
@@ -77,7 +85,8 @@ def main() -> None:
     print(f"{time.perf_counter() - began:.0f} s")
     if args.out:
         whole = {"date": str(date.today()), "torch": torch.__version__, "threads": torch.get_num_threads(),
-                 "num": args.num, "calls": CALLS, "processes": record}  # fmt: skip
+                 "machine": machine(), "num": args.num, "size": args.size, "calls": CALLS,
+                 "processes": record}  # fmt: skip
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 

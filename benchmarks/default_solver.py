@@ -2,8 +2,8 @@
 
     python benchmarks/default_solver.py --num 64 --out benchmarks/results/default_solver_MODEL_HARDWARE_DATE.json
 
-For every solver x grid x call count the root mean square distance, over samples, to the end state of a teacher with many
-calls, on the shipped model and on closed-form mixtures in 2 and 64 dimensions. Printed: the best pairs of each
+For every solver x grid x call count the root mean square distance, over samples, to the end state of a teacher with
+many calls, on the shipped model and on closed-form mixtures in 2 and 64 dimensions. Printed: the best pairs of each
 problem, and the pairs ranked by their mean log distance relative to the best pair of the same problem and count.
 """
 

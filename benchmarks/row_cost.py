@@ -4,16 +4,20 @@
 
 A row is z_k = a z_{k-1} + b y_0 + c y_1 with both outputs already in the history, float32, batch 1, one thread. Its
 cost is the slope of `fewstep.loop.walk` over a table with many such rows, so the loop's own Python is in it. Beside it,
-alternately in the same run: the bare chain `mul(out=)`, `add_(alpha=)`, `add_(alpha=)`; the compiled expression; `mv`
-over a history whose tensors lie side by side (a lower bound: nothing lays them there); and `mv+copy`, which also copies
-one network output into that history, as a sampler built on it would have to. The fused one is the best of chain,
-compiled and mv.
+alternately in the same run: the bare chain `mul(out=)`, `add_(alpha=)`, `add_(alpha=)`; `blocks`, the same chain over
+one block of the state after the other; the compiled expression; `mv` over a history whose tensors lie side by side (a
+lower bound: nothing lays them there); and `mv+copy`, which also copies one network output into that history, as a
+sampler built on it would have to. The fused one is the best of chain, compiled and mv.
 
 Prediction, written down before the first run. Small state, (4, 64, 64): three kernels take 8 us, the bookkeeping of a
 row 3 to 5 us more, `mv` 6 us: ratio about 2. Large state, (3, 1024, 1024): 12 MB a tensor, bound by memory; the chain
 moves 8 tensors and a fused row 4, but the written one stays partly in the cache: ratio about 1.5. Loop with a ready
 denoiser: under 20 us a row on the small state; diffusers 100 to 300 us a step, since it computes its coefficients
 between the calls.
+
+Seen on 2026-11-20 (results/row_cost_xeon_2026-11-20.json, two shared cores): small 10 us, 2.2 of `mv`, 1.6 of
+`mv+copy`, 1.4 of the chain; large 1.5 of the compiled one (1.8 to 2.2 in runs beside another job, when memory is
+slower). The walk takes 12 to 36 us a row, diffusers 66 to 830. Writing the table takes 0.2 to 1.5 ms a step, once.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from fewstep.tableau import Form, Row, Tableau
 
 SHAPES = ((1, 4, 64, 64), (1, 3, 1024, 1024))
 A, B, C = 0.9, 0.4, -0.3
+BLOCK = 2**17  # 512 kB of float32: what the chain wrote is still in the cache when it is read again
 PROCESS = fs.VP()
 
 
@@ -57,6 +62,7 @@ def row_cases(shape: tuple[int, ...], rows: int) -> dict[str, Callable[[], objec
     buffers = [torch.empty_like(z), torch.empty_like(z)]
     history = torch.stack([z, y0, y1, torch.empty_like(z)]).flatten(1)  # states take turns in slots 0 and 3
     turns = ((history[:3].T, torch.tensor([A, B, C]), history[3]), (history[1:].T, torch.tensor([B, C, A]), history[0]))
+    parts = [x.view(-1).split(BLOCK) for x in (z, y0, y1, *buffers)]
     slot, output = history[2], y1.flatten()
 
     def chain() -> None:
@@ -64,6 +70,13 @@ def row_cases(shape: tuple[int, ...], rows: int) -> dict[str, Callable[[], objec
         for k in range(rows):
             out = torch.mul(x, A, out=buffers[k % 2])
             x = out.add_(y0, alpha=B).add_(y1, alpha=C)
+
+    def blocks() -> None:
+        x, outs = parts[0], parts[3:]
+        for k in range(rows):
+            for q, p0, p1, out in zip(x, parts[1], parts[2], outs[k % 2], strict=True):
+                torch.mul(q, A, out=out).add_(p0, alpha=B).add_(p1, alpha=C)
+            x = outs[k % 2]
 
     fused = torch.compile(lambda x, p, q, out: out.copy_(A * x + B * p + C * q), fullgraph=True, dynamic=False)
 
@@ -87,6 +100,7 @@ def row_cases(shape: tuple[int, ...], rows: int) -> dict[str, Callable[[], objec
         "loop": lambda: walk(long, z),
         "base": lambda: walk(short, z),
         "chain": chain,
+        "blocks": blocks,
         "compiled": compiled,
         "mv": mv,
         "mv+copy": mv_copy,

@@ -28,8 +28,10 @@ def spread(t: float) -> float:
 t, s = process.t_max, process.t_min
 exact = process.alpha(s) * MEAN + spread(s) / spread(t) * (start - process.alpha(t) * MEAN)
 error = float((x - exact).square().mean().sqrt())
-print(f"10 calls of the default solver: mean {x.mean():.4f}, std {x.std():.4f}, distance to the exact answer {error:.1e}")
-assert error < 0.01
+print(
+    f"10 calls of the default solver: mean {x.mean():.4f}, std {x.std():.4f}, distance to the exact answer {error:.1e}"
+)
+assert error < 0.02
 
 same = fs.sample(denoiser, process, steps=10, shape=(256, 1, 8, 8), seed=0)  # the same run, its start drawn inside
 assert torch.allclose(same, x, atol=1e-6)

@@ -39,9 +39,12 @@ def log_snr(process: Process, steps: int) -> Tensor:
 
 
 def karras(process: Process, steps: int, *, rho: float = 7.0) -> Tensor:
-    """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5)."""
-    ends = (math.exp(-lam / rho) for lam in _range(process))
-    level = torch.linspace(*ends, steps + 1, dtype=torch.float64)
+    """Equal steps in (sigma/alpha)^(1/rho), EDM's grid.
+
+    References: Karras et al. 2022, eq. 5, https://arxiv.org/abs/2206.00364.
+    """
+    low, high = _range(process)
+    level = torch.linspace(math.exp(-low / rho), math.exp(-high / rho), steps + 1, dtype=torch.float64)
     return _exact_ends(process, process.inverse_log_snr(-rho * level.log()))
 
 

@@ -15,7 +15,7 @@ from fewstep.process.scalar import EDM
 from fewstep.solver import Solver
 from fewstep.tableau import Tableau
 
-__all__ = ["EXACT", "Case", "LinearTable", "NotYet", "RootVE", "Unknown", "cut_last", "difference", "run"]
+__all__ = ["EXACT", "Case", "LinearTable", "NotYet", "RootVE", "Unknown", "amplified", "cut_last", "difference", "run"]
 
 EXACT = 1e-9
 
@@ -33,7 +33,7 @@ class Case:
     """Runs `solver` over `grid` from `start`; `more` are further (grid, solver) runs that go on from its result.
 
     `cut` leaves the last row out: the grid then ends in an artificial time that only the solver's end rules see.
-    `fault` is a label of FAULTS.
+    `fault` is a label of FAULTS; `crude` is the solver with the reference's quadrature in place of ours.
     """
 
     family: str
@@ -46,10 +46,11 @@ class Case:
     scale: float = 1.0
     cut: bool = False
     fault: str | None = None
+    crude: Solver | None = None
     more: tuple[tuple[Tensor, Solver], ...] = field(default=())
 
-    def faulty(self, label: str) -> Case:
-        return replace(self, fault=label)
+    def faulty(self, label: str, crude: Solver | None = None) -> Case:
+        return replace(self, fault=label, crude=crude)
 
 
 def run(entry: Entry, case: Case) -> Tensor:
@@ -72,6 +73,13 @@ def run(entry: Entry, case: Case) -> Tensor:
 def difference(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference, relative to the largest entry."""
     return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def amplified(entry: Entry, case: Case) -> float:
+    """How far the result moves when the start moves by a few units of rounding: some runs multiply it by thousands."""
+    sign = torch.where(torch.arange(case.start.numel()).reshape(case.start.shape) % 3 == 0, -1.0, 1.0)
+    moved = replace(case, start=case.start * (1 + 8 * torch.finfo(torch.float64).eps * sign))
+    return difference(run(entry, moved), run(entry, case))
 
 
 def cut_last(table: Tableau) -> Tableau:
@@ -105,12 +113,15 @@ class LinearTable(ScalarProcess):
     t_max: float = 999.0
     t_min: float = 0.0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_table", torch.tensor(self.alphas_cumprod, dtype=torch.float64))
+
     @property
     def domain(self) -> tuple[float, float]:
         return (0.0, math.inf)
 
     def _square(self, t: Tensor) -> Tensor:
-        a = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+        a: Tensor = self._table  # type: ignore[attr-defined]
         i = t.detach().floor().clamp(0, len(a) - 2).long()
         return a[i] + (t - i) * (a[i + 1] - a[i])
 
@@ -121,7 +132,7 @@ class LinearTable(ScalarProcess):
         return (1 - self._square(t)).sqrt()
 
     def _inverse_log_snr(self, lam: Tensor) -> Tensor:
-        a = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+        a: Tensor = self._table  # type: ignore[attr-defined]
         square = torch.sigmoid(2 * lam)
         i = (torch.searchsorted(-a, -square, right=True) - 1).clamp(0, len(a) - 2)
         return i + (square - a[i]) / (a[i + 1] - a[i])

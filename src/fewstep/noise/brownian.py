@@ -5,7 +5,7 @@ there, e.g. by sigmoid(log_snr / 2)), so that runs of one seed with 10 and with 
 `a < b` and `p` positions, `xi` a standard normal, `key = (stream id, k)` what fixes it, `form` the coefficients of W(p)
 on the xi.
 
-Reference: Moerters, Peres, "Brownian Motion", Cambridge 2010, section 1.1.1 (Levy's construction).
+Reference: Moerters, Peres, "Brownian Motion", Cambridge 2010, chapter 1 (Levy's construction).
 """
 
 from __future__ import annotations

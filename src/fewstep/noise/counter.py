@@ -5,9 +5,9 @@ A number depends only on what it is for:
     words = Philox4x32-10(counter = (element block, sample, stream, k), key = seed)      four words of 32 bits
     z_1 + i z_2 = sqrt(-2 log u_1) exp(2 pi i u_2)                                        twice, in float64
 
-References: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3,
+References: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011,
 https://doi.org/10.1145/2063384.2063405. Box, Muller, "A note on the generation of random normal deviates", Annals of
-Mathematical Statistics 29, 1958, equation (2). We differ in u_1 = (word + 1/2) / 2^32, which is never 0: no normal is
+Mathematical Statistics 29, 1958. We differ in u_1 = (word + 1/2) / 2^32, which is never 0: no normal is
 beyond 6.77 in size.
 """
 
@@ -42,7 +42,7 @@ def philox(counter: Sequence[Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor
     Returns:
         Four int64 tensors with values in [0, 2^32), of the broadcast shape.
 
-    References: Salmon et al. (2011), section 3.3. Products wrap in int64, which keeps all 64 bits; the shift copies
+    References: Salmon et al. (2011). Products wrap in int64, which keeps all 64 bits; the shift copies
     the sign, so the high word is masked; a low word is masked once it is used, after the next exclusive or.
     """
     c_0, c_1, c_2, c_3 = counter

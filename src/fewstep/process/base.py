@@ -11,6 +11,8 @@ $$ d(R^{-1} z) = d(R^{-1} M)\, D(z_t, t), \qquad d(\Psi^{-1} z) = d(\Psi^{-1} R)
 `D(z, t) = E[x0 | z]` is the data prediction and `eps = R^-1 (z - M D)` the noise prediction. Scalar processes have
 M = Psi = alpha and R = sigma. Time runs from `t_max` (noise) to `t_min` (data). A time is a float, or a `(batch,)`
 float64 tensor of per-sample times; a float gives a coefficient for the whole batch, a vector one per sample.
+
+References: Zhang, Tao, Chen, gDDIM, 2022, eq. 16-18, https://arxiv.org/abs/2206.05564.
 """
 
 from __future__ import annotations
@@ -183,7 +185,7 @@ class ScalarProcess(Process):
         return _like(lambda u: derivative(self._alpha, u) / self._alpha(u), t)
 
     def GG(self, t: Time) -> Coefficient:
-        """g^2 = d sigma^2/dt - 2 F sigma^2 (Kingma et al. 2021, eq. 2 and appendix)."""
+        """g^2 = d sigma^2/dt - 2 F sigma^2 (Kingma et al. 2021, appendix D, https://arxiv.org/abs/2107.00630)."""
         s = self.sigma(t)
         return 2 * s * (self.R_rate(t) - self.F(t) * s)
 

@@ -1,11 +1,15 @@
-r"""Blurring diffusion: every frequency has its own signal, all share the noise (Hoogeboom & Salimans 2022).
+r"""Blurring diffusion: every frequency has its own signal, all share the noise.
 
 In the orthonormal DCT-II basis of the last two axes, with frequency lambda_ij = pi^2 (i^2/H^2 + j^2/W^2),
 
 $$ z_t = \alpha_t d_t \odot (V^T x_0) + \sigma_t \epsilon, \qquad
    d_t = (1 - d_{min}) e^{-\lambda \sigma_{B,t}^2 / 2} + d_{min}, \qquad \sigma_{B,t} = \sigma_B \sin^2(\pi t / 2) $$
 
-(their eq. 17-19), and alpha = cos, sigma = sin of pi/2 (t + s)/(1 + 2 s), s = 0.004. The state is the DCT coefficients.
+and alpha = cos, sigma = sin of pi/2 (t + s)/(1 + 2 s), s = 0.004, as in gDDIM's code. The state is the DCT
+coefficients.
+
+References: Hoogeboom, Salimans, Blurring diffusion models, 2022, https://arxiv.org/abs/2209.05557; the code of gDDIM,
+https://github.com/qsh-zh/gDDIM.
 """
 
 from __future__ import annotations

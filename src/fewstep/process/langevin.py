@@ -9,6 +9,9 @@ With tau = beta t and kappa = 2 / Gamma the drift solves to
 Psi = e^{-kappa tau} [[1 + kappa tau, kappa^2 tau], [-tau, 1 - kappa tau]], the noise it gathers is a polynomial in
 incomplete gamma functions, and R = chol(Sigma) Rot(theta) with theta' = beta m^-1 sqrt(det Sigma) / Sigma_xx: the
 rotation that turns the Cholesky factor into the root gDDIM asks for (Zhang et al. 2022, eq. 17).
+
+References: Dockhorn, Vahdat, Kreis, Score-based generative modeling with critically-damped Langevin diffusion, 2022,
+https://arxiv.org/abs/2112.07068. Zhang, Tao, Chen, gDDIM, 2022, https://arxiv.org/abs/2206.05564.
 """
 
 from __future__ import annotations

@@ -22,9 +22,10 @@ __all__ = ["EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "SubVP"]
 
 @dataclass(frozen=True, kw_only=True)
 class VP(ScalarProcess):
-    r"""Variance-preserving with linear beta (Song et al. 2021, eq. 32-33).
+    r"""Variance-preserving with linear beta.
 
     log alpha = -t^2 (beta_max - beta_min)/4 - t beta_min/2 and sigma^2 = 1 - alpha^2.
+    References: Song et al. 2021, score-based modeling through SDEs, eq. 32-33, https://arxiv.org/abs/2011.13456.
     """
 
     beta_min: float = 0.1
@@ -59,7 +60,10 @@ class VP(ScalarProcess):
 
 @dataclass(frozen=True, kw_only=True)
 class SubVP(VP):
-    r"""Sub-VP (Song et al. 2021, eq. 29): alpha as VP, sigma = 1 - alpha^2."""
+    r"""Sub-VP: alpha as VP, sigma = 1 - alpha^2.
+
+    References: Song et al. 2021, eq. 29 (third case), https://arxiv.org/abs/2011.13456.
+    """
 
     default_grid: ClassVar[str] = "uniform"
 
@@ -72,10 +76,11 @@ class SubVP(VP):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(ScalarProcess):
-    r"""Cosine schedule (Nichol & Dhariwal 2021, eq. 17): alpha = cos(pi/2 (t+s)/(1+s)) / cos(pi/2 s/(1+s)).
+    r"""Cosine schedule: alpha = cos(pi/2 (t+s)/(1+s)) / cos(pi/2 s/(1+s)).
 
     `t_max` stays below 1, where alpha is zero, as DPM-Solver's continuous form of this schedule does; t_max=1 is legal
     for networks that do not predict noise.
+    References: Nichol, Dhariwal 2021, eq. 17, https://arxiv.org/abs/2102.09672.
     """
 
     offset: float = 0.008
@@ -102,7 +107,10 @@ class Cosine(ScalarProcess):
 
 @dataclass(frozen=True, kw_only=True)
 class VE(ScalarProcess):
-    r"""Variance-exploding (Song et al. 2021, eq. 30): alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t."""
+    r"""Variance-exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t.
+
+    References: Song et al. 2021, eq. 30-31, https://arxiv.org/abs/2011.13456.
+    """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
@@ -125,7 +133,10 @@ class VE(ScalarProcess):
 
 @dataclass(frozen=True, kw_only=True)
 class EDM(ScalarProcess):
-    r"""Karras et al. 2022 (table 1, "ours"): alpha = 1, sigma = t, from sigma_max to sigma_min."""
+    r"""EDM's process: alpha = 1, sigma = t, from sigma_max to sigma_min.
+
+    References: Karras et al. 2022, table 1 ("ours"), https://arxiv.org/abs/2206.00364.
+    """
 
     t_max: float = 80.0
     t_min: float = 0.002
@@ -147,9 +158,10 @@ class EDM(ScalarProcess):
 
 @dataclass(frozen=True, kw_only=True)
 class Flow(ScalarProcess):
-    r"""Flow matching / rectified flow (Liu et al. 2022; Lipman et al. 2022): z = (1 - t) x0 + t eps, t from 1 to 0.
+    r"""Flow matching / rectified flow: z = (1 - t) x0 + t eps, t from 1 to 0.
 
     Both ends are singular and legal: alpha = 0 at t = 1, sigma = 0 at t = 0.
+    References: Liu et al. 2022, https://arxiv.org/abs/2209.03003; Lipman et al. 2022, https://arxiv.org/abs/2210.02747.
     """
 
     t_max: float = 1.0
@@ -173,9 +185,11 @@ class Flow(ScalarProcess):
 class Discrete(ScalarProcess):
     r"""Variance-preserving process through a table of alphas_cumprod, continuous in between.
 
-    Index i of N lies at t = (i + 1)/N and log alpha is linear between knots, with t = 0 clean data (Lu et al. 2022,
-    DPM-Solver, appendix D.2). An exact zero at the end (zero terminal SNR) makes alpha itself linear there.
-    The default table is DDPM's: beta from 1e-4 to 0.02 in 1000 steps (Ho et al. 2020, section 4).
+    Index i of N lies at t = (i + 1)/N and log alpha is linear between knots, as in DPM-Solver's code; we add t = 0,
+    clean data. An exact zero at the end (zero terminal SNR) makes alpha itself linear there.
+    The default table is DDPM's: beta from 1e-4 to 0.02 in 1000 steps.
+    References: Lu et al. 2022, https://github.com/LuChengTHU/dpm-solver; Ho et al. 2020, section 4,
+    https://arxiv.org/abs/2006.11239.
     """
 
     alphas_cumprod: tuple[float, ...] | None = None

@@ -9,8 +9,8 @@ References:
     Heusel et al., GANs trained by a two time-scale update rule, 2017, eq. 6. https://arxiv.org/abs/1706.08500
     Gretton et al., A kernel two-sample test, JMLR 13, 2012, eq. 3.
     Binkowski et al., Demystifying MMD GANs, 2018, section 4. https://arxiv.org/abs/1801.01401
-    Kynkaanniemi et al., Improved precision and recall metric, 2019, eqs. 1-2. https://arxiv.org/abs/1904.06991
-    Naeem et al., Reliable fidelity and diversity metrics, 2020, section 3. https://arxiv.org/abs/2002.09797
+    Kynkaanniemi et al., Improved precision and recall metric, 2019. https://arxiv.org/abs/1904.06991
+    Naeem et al., Reliable fidelity and diversity metrics, 2020. https://arxiv.org/abs/2002.09797
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def kernel_distance(a: Features, b: Features, *, blocks: int = 16) -> KernelDist
     (Gretton et al. 2012, eq. 3.) Unbiased at every size, so sets of different sizes may be compared; near 0 when both
     come from one distribution. The error is a block jackknife: both sets are cut into `blocks` consecutive blocks
     and the estimate repeated with each pair of blocks left out, error^2 = (B - 1) / B sum (v_b - mean)^2. Rows are
-    taken to be in random order. Where we differ from the paper: it averages over random subsets of 1000 and
-    reports their spread, which is the error of a subset, not of the whole.
+    taken to be in random order. Where we differ: the paper averages over several small subsets and common
+    code (1000 rows each) reports their spread, which is the error of a subset, not of the whole.
 
     Args:
         a: features (n, d).
@@ -140,7 +140,7 @@ class Neighbours:
 
 
 def precision_recall(real: Features, fake: Features, *, k: int = 5) -> tuple[float, float]:
-    """Precision and recall of Kynkaanniemi et al. 2019 (eq. 2); see `neighbours`."""
+    """Precision and recall of Kynkaanniemi et al. 2019; see `neighbours`."""
     result = neighbours(real, fake, k=k)
     return result.precision, result.recall
 
@@ -151,12 +151,12 @@ def neighbours(real: Features, fake: Features, *, k: int = 5) -> Neighbours:
     $$ f(y, X) = 1[\exists i: y \in B(x_i, NND_k(x_i))], \quad
        \mathrm{precision} = \frac1m \sum_j f(y_j, X), \quad \mathrm{recall} = \frac1n \sum_i f(x_i, Y) $$
 
-    (Kynkaanniemi et al. 2019, eqs. 1 and 2), and (Naeem et al. 2020, section 3)
+    (Kynkaanniemi et al. 2019), and (Naeem et al. 2020)
 
     $$ \mathrm{density} = \frac{1}{k m} \sum_{j, i} 1[y_j \in B(x_i, NND_k(x_i))], \quad
        \mathrm{coverage} = \frac1n \sum_i 1[\exists j: y_j \in B(x_i, NND_k(x_i))]. $$
 
-    For two sets from one distribution density is 1 on average and coverage is (their lemma 2)
+    For two sets from one distribution density is 1 on average and coverage is (Naeem et al.)
     1 - (n-1)...(n-k) / ((n+m-1)...(n+m-k)), about 1 - 2^-k at n = m. Balls are closed, so identical sets give 1, 1, 1
     or more, 1. Take n = m: precision grows and recall falls with the share of real images.
 

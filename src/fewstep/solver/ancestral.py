@@ -20,12 +20,15 @@ __all__ = ["DDIM", "DDPM"]
 
 @dataclass(frozen=True, kw_only=True)
 class DDPM(Solver):
-    r"""Ancestral sampling (Ho et al. 2020, eq. 6-7 and 11; Algorithm 2).
+    r"""DDPM, ancestral sampling: stochastic, each step draws from the reverse Gaussian at the predicted data.
 
     Stochastic, one call a step, no state kept, weak order 1. `variance="posterior"` is the variance of
     q(z_s | z_t, x0); `"beta"` is that of q(z_t | z_s), the upper choice of section 3.2, which carries a point mass
     only up to a residual. No noise is added in a step to sigma = 0, as in Algorithm 2.
     Equals `DDIM(eta=1)` on scalar and diagonal processes.
+
+    References: Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020, eq. 6-7 and 11, Algorithm 2 and
+    section 3.2, https://arxiv.org/abs/2006.11239.
     """
 
     variance: str = "posterior"
@@ -61,10 +64,13 @@ class DDPM(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class DDIM(Solver):
-    r"""DDIM (Song et al. 2021, eq. 12 and 16): eta = 0 is deterministic, eta = 1 is ancestral.
+    r"""DDIM, denoising diffusion implicit model: eta = 0 is deterministic, eta = 1 is ancestral sampling.
 
     One call a step, no state kept. Order 1 (eta = 0), weak order 1 otherwise; exact on a point mass for every eta.
-    On CLD and blurring, eta = 0 is gDDIM with q = 0 (Zhang et al. 2022, eq. 18). eta is in [0, 1].
+    On CLD and blurring, eta = 0 is deterministic gDDIM in one step. eta is in [0, 1].
+
+    References: Song, Meng, Ermon, Denoising diffusion implicit models, 2021, eq. 12 and 16,
+    https://arxiv.org/abs/2010.02502. Zhang, Tao, Chen, gDDIM, 2022, eq. 18, https://arxiv.org/abs/2206.05564.
     """
 
     eta: float = 0.0

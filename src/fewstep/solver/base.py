@@ -81,18 +81,18 @@ class Solver(ABC):
         if process.kind not in self.kinds:
             raise ValueError(
                 f"got {type(process).__name__} ({process.kind}) for {label}, which covers {', '.join(self.kinds)} "
-                f"processes ({self.reason}): use ddim or multistep"
+                f"processes ({self.reason}): use ddim or multistep-2"
             )
         start, end = (process.log_snr(float(t)) for t in (grid[0], grid[-1]))
         if start == -torch.inf and "alpha=0" not in self.ends:
             raise ValueError(
                 f"got a grid that starts at t = {float(grid[0]):g}, where alpha = 0, for {label}, which is singular "
-                "there: start later or use ddim, dpmpp-2m or multistep"
+                "there: start later or use ddim, dpmpp-2m or multistep-2"
             )
         if end == torch.inf and "sigma=0" not in self.ends:
             raise ValueError(
                 f"got a grid that ends at t = {float(grid[-1]):g}, where sigma = 0, for {label}, which is singular "
-                "there: end earlier or use ddim, dpmpp-2m or multistep"
+                "there: end earlier or use ddim, dpmpp-2m or multistep-2"
             )
         writer = Writer(process, grid)
         self.write(writer)

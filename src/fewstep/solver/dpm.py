@@ -30,7 +30,7 @@ __all__ = ["DPMMultistep"]
 
 @dataclass(frozen=True, kw_only=True)
 class DPMMultistep(Solver):
-    r"""DPM-Solver(++) 1, 2M or 3M; one call a step, deterministic.
+    r"""DPM-Solver(++) multistep (1, 2M, 3M) as published; deterministic, one call a step.
 
     `points`=2 with `type="midpoint"` is DPM-Solver++ (2M), Algorithm 2 of Lu et al. 2022b: D1 enters with phi_1/2;
     `type="heun"` uses phi_2. `points`=3 is the 3M of the authors' code, which takes phi_3 D2 where the expansion has
@@ -38,8 +38,8 @@ class DPMMultistep(Solver):
     The first steps use fewer points. `final_ramp=None` does so at the end too when there are fewer than 10 steps, as
     the authors' code; a step to sigma = 0 always uses one point, and a prediction made at alpha = 0 is left out.
 
-    References: DPM-Solver++ eq. 9 and Algorithm 2, https://arxiv.org/abs/2211.01095; DPM-Solver eq. 3.6-3.7,
-    https://arxiv.org/abs/2206.00927.
+    References: DPM-Solver++ (Lu et al. 2022b), eq. 9 and Algorithm 2, https://arxiv.org/abs/2211.01095; DPM-Solver
+    (Lu et al. 2022a), https://arxiv.org/abs/2206.00927; 3M: https://github.com/LuChengTHU/dpm-solver.
     """
 
     points: int = 2

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process, derivative
 from fewstep.process.clock import Clock, clock
-from fewstep.process.operator import Block, Coefficient, Diagonal, inverse, magnitude
+from fewstep.process.operator import Block, Coefficient, Diagonal, inverse, magnitude, transpose
 from fewstep.solver.base import Moments, Solver
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
@@ -39,15 +39,18 @@ _FAR = 40.0  # beyond this many log-SNR units from the heavy end the integrand i
 
 @dataclass(frozen=True, kw_only=True)
 class Multistep(Solver):
-    r"""Exponential Adams with `points` predictions, in data or noise form, with an optional corrector.
+    r"""Exponential Adams multistep in data or noise form, deterministic, with an optional corrector.
+
+    The interpolant passes through the last `points` predictions.
 
     Order: `points`, but with its own start (fewer points in the first steps) at most 2, or 3 with the corrector; with
     the corrector one more than `points`. One call a step, state kept: the last `points` predictions.
-    points = 1 without corrector is DDIM (DPM-Solver-1, DEIS-0, gDDIM q = 0).
+    points = 1 without corrector is DDIM (DPM-Solver-1, DEIS of order 0, one-step gDDIM).
 
-    References: Zhang & Chen 2023 (DEIS), eq. 14-15; Zhang et al. 2022 (gDDIM), eq. 19 and 45; Zhao et al. 2023
-    (UniPC), section 3.2 for reusing the corrector's call. We differ from DEIS and gDDIM in the quadrature, which is
-    exact to rounding here.
+    References: Zhang, Chen (DEIS), 2023, https://arxiv.org/abs/2204.13902; Zhang, Tao, Chen (gDDIM), 2022, eq. 18-19
+    and appendix B for the corrector, https://arxiv.org/abs/2206.05564; Zhao et al. (UniPC), 2023, for reusing the
+    corrector's call, https://arxiv.org/abs/2302.04867. We differ from DEIS and gDDIM in the quadrature, which is exact
+    to rounding here.
 
     Args:
         points: how many predictions the interpolant passes through (at least 1).
@@ -150,14 +153,10 @@ def weights(
 
 
 def _pair(process: Process, form: str) -> tuple:
-    """P, Q, and the rate Q' - P' P^-1 Q, so that d(P^-1 Q)/dt = P^-1 rate."""
+    """P, Q, and P d(P^-1 Q)/dt: -1/2 G G^T Sigma^-1 M in data form, 1/2 G G^T R^-T in noise form."""
     if form == "data":
-        return (
-            process.R,
-            process.M,
-            lambda t: process.M_rate(t) - process.R_rate(t) * (inverse(process.R(t)) * process.M(t)),
-        )
-    return process.Psi, process.R, lambda t: process.R_rate(t) - process.F(t) * process.R(t)
+        return process.R, process.M, lambda t: -0.5 * (process.GG(t) * inverse(process.Sigma(t)) * process.M(t))
+    return process.Psi, process.R, lambda t: 0.5 * (process.GG(t) * transpose(inverse(process.R(t))))
 
 
 def _lagrange(nodes: list[float], u: Tensor) -> Tensor:

@@ -58,10 +58,13 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RungeKutta(Solver):
-    """An explicit Runge-Kutta method of the probability-flow ODE; calls per step = stages, no state kept.
+    """Explicit Runge-Kutta on the probability-flow ODE, deterministic; calls a step = stages, no state kept.
 
-    `form="noise", clock="rho"` makes Euler equal to DDIM, Heun equal to EDM's and the rest DEIS rhoRK (Zhang & Chen
-    2023, section 3.3) and carries a point mass exactly on scalar processes; the other forms do so in the limit.
+    `form="noise", clock="rho"` makes Euler equal to DDIM, Heun equal to EDM's and the rest DEIS rhoRK, and carries a
+    point mass exactly on scalar processes; the other forms do so in the limit.
+
+    References: Zhang, Chen, Fast sampling of diffusion models with exponential integrator (DEIS), 2023,
+    https://arxiv.org/abs/2204.13902.
     """
 
     method: str = "heun"
@@ -101,7 +104,7 @@ class RungeKutta(Solver):
 
 @dataclass(frozen=True, kw_only=True)
 class EDMHeun(Solver):
-    r"""EDM's sampler (Karras et al. 2022, Algorithm 2): Heun in sigma/alpha, with optional churn.
+    r"""EDM's sampler: Heun's Runge-Kutta method in sigma/alpha, with optional noise before each step (churn).
 
     Before a step noise is added up to a level (1 + gamma) times higher, gamma = min(churn / n, sqrt(2) - 1) where
     rho = sigma/alpha is in [churn_min, churn_max], with standard deviation `noise` times the exact one. Two calls a
@@ -109,6 +112,9 @@ class EDMHeun(Solver):
     where noise = 1, and no order is claimed elsewhere.
     The level is raised by the process's own transition, so churn works on every linear process. Where we differ: the
     raised level never leaves the times on which the process is defined.
+
+    References: Karras et al., Elucidating the design space of diffusion-based generative models, 2022, Algorithms 1
+    and 2, https://arxiv.org/abs/2206.00364.
     """
 
     churn: float = 0.0

@@ -3,7 +3,7 @@ r"""UniPC: unified predictor-corrector (Zhao et al. 2023), on scalar processes.
 With h = lambda_s - lambda_t, nodes r_j = (lambda_j - lambda_t)/h and D1_j = (m_j - m_0)/r_j, hh = -h in the data form
 and +h in the noise form, scale = alpha_s or sigma_s:
 
-    z_s = base - scale B(h) sum_j rho_j D1_j,      sum_j rho_j r_j^(k-1) = k! phi_{k+1}(hh) / B(h),  k = 1..p
+    z_s = base - scale B(h) sum_j rho_j D1_j,      sum_j rho_j r_j^(k-1) = k! hh phi_{k+1}(hh) / B,  k = 1..p
 
 where base is the first-order step and B = hh (bh1) or expm1(hh) (bh2). The predictor uses the nodes behind t, the
 corrector also the prediction made at s (r = 1), which the next step uses again: one call a step.
@@ -25,13 +25,16 @@ __all__ = ["UniPC"]
 
 @dataclass(frozen=True, kw_only=True)
 class UniPC(Solver):
-    r"""UniPC-p (Zhao et al. 2023, Algorithms 5-8; eq. 5 and 9, https://arxiv.org/abs/2302.04867).
+    r"""UniPC-p: unified multistep predictor-corrector, deterministic, one call a step.
 
     One call a step, deterministic; state kept: the last p predictions and the uncorrected state's base. As in the
     authors' code the coefficient of the second-order predictor and of the first-order corrector is 1/2, the corrector
     is left out in the last step, and with `final_ramp` the last steps use fewer points, which limits the order to 2.
     Without it the order is p + 1, at most 3 with this start. A step to sigma = 0 uses one point. Where we differ: a
     prediction made at alpha = 0 is left out, and there the coefficients are solved for instead of taken as 1/2.
+
+    References: Zhao et al., UniPC: a unified predictor-corrector framework for fast sampling of diffusion models, 2023,
+    Theorem 3.1 and eq. 5, https://arxiv.org/abs/2302.04867; the authors' code, https://github.com/wl-zhao/UniPC.
 
     Args:
         points: p, from 1 to 3 in the paper; any number of at least 1 works.
@@ -129,7 +132,7 @@ class UniPC(Solver):
 
 
 def _solve(r: np.ndarray, hh: float, b_h: float) -> np.ndarray:
-    """Rho with sum_j rho_j r_j^(k-1) = k! phi_{k+1}(hh) / B, phi_{k+1} = (phi_k - 1/k!)/hh."""
+    """Rho with sum_j rho_j r_j^(k-1) = k! hh phi_{k+1}(hh) / B, phi_{k+1} = (phi_k - 1/k!)/hh."""
     phi, factorial, right = math.expm1(hh) / hh, 1.0, []
     for k in range(1, len(r) + 1):
         phi = (phi - 1 / factorial) / hh
