@@ -29,7 +29,7 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) build dist out src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist out src/*.egg-info .pytest_cache .ruff_cache
 
 $(VENV)/.python: constraints.txt
 	@test -n "$(PYTHON)" || { echo "No python3 was found; install Python 3.11 or newer, or say make PYTHON=/path/to/python."; exit 1; }

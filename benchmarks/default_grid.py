@@ -88,7 +88,7 @@ def main() -> None:
                  "machine": machine(), "num": args.num, "size": args.size, "calls": CALLS,
                  "processes": record}  # fmt: skip
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        args.out.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def main() -> None:
                   "threads": torch.get_num_threads(), "seconds": time.perf_counter() - began,
                   "args": {k: str(v) for k, v in vars(args).items()}, "ranking": ranking, "rows": rows}  # fmt: skip
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1))
+        args.out.write_text(json.dumps(record, indent=1, allow_nan=False))
 
 
 def rank(rows: list[dict]) -> list[tuple[str, float]]:

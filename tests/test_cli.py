@@ -51,7 +51,7 @@ def test_help_does_not_import_torch(argv):
 
 
 def test_importing_every_public_name_needs_torch_and_numpy_alone():
-    extras = ("diffusers", "safetensors", "scipy", "rich", "PIL", "matplotlib", "accelerate")
+    extras = ("diffusers", "safetensors", "scipy", "rich", "PIL")
     done = python("-c", f"from fewstep import *; import sys; assert not {set(extras)} & set(sys.modules)")
     assert done.returncode == 0, done.stderr
 
@@ -93,6 +93,8 @@ def test_an_unknown_public_name_is_an_attribute_error():
         (["explain", "ddim", "--process", "vpp"], "did you mean vp"),
         (["explain", "ddim", "--grid", "karas"], "did you mean karras"),
         (["explain", "ddim", "--option", "etta=1"], "did you mean eta"),
+        (["explain", "no/such/file"], "no file"),
+        (["explain", "table.safetensors"], "no file"),
         (["list", "solver"], "solvers"),
         (["sample", "--steps", "0"], "from 1 on"),
         (["sample", "--num", "0"], "from 1 on"),
@@ -159,3 +161,22 @@ def test_list_names_everything(capsys):
 def test_explain_prints_the_table(capsys, process):
     assert main(["explain", "ddim", "--process", process, "--steps", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+def test_a_table_is_saved_and_explained_again(capsys, tmp_path):
+    path = tmp_path / "new" / "table.safetensors"
+    assert main(["explain", "ddim", "--steps", "3", "--option", "eta=0.5", "--save", str(path)]) == 0
+    first = capsys.readouterr().out
+    assert str(path) in first
+    assert fewstep.Tableau.load(path).nfe == 3
+    assert main(["explain", str(path)]) == 0
+    assert first.startswith(capsys.readouterr().out)
+    for option in (["--steps", "3"], ["--process", "vp"], ["--grid", "karras"], ["--option", "eta=0.5"]):
+        assert f"leave {option[0]} out" in refused(capsys, "explain", str(path), *option)
+    path.write_bytes(path.read_bytes()[:100])
+    assert "not a whole fewstep table" in refused(capsys, "explain", str(path), code=1)
+
+
+def test_a_table_that_cannot_be_written_is_one_sentence(capsys, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    assert "cannot write" in refused(capsys, "explain", "ddim", "--save", str(tmp_path / "file" / "table"), code=1)

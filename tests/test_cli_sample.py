@@ -120,6 +120,66 @@ def test_a_dry_run_writes_nothing(tiny, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_table_file_runs_like_its_solver(tiny, tmp_path):
+    path = tmp_path / "table.safetensors"
+    fs.tabulate("dpmpp-2m", fs.VP(), steps=3).save(path)
+    assert main(["sample", str(tiny), "--num", "5", "--out", str(tmp_path / "file"), "--solver", str(path)]) == 0
+    assert sample(tiny, tmp_path / "name", "--solver", "dpmpp-2m") == 0
+    one, two = (np.load(tmp_path / name / "samples.npz")["samples"] for name in ("file", "name"))
+    np.testing.assert_array_equal(one, two)
+    record, other = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("file", "name"))
+    assert record["solver"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record["solver"] == {"file": str(path), "sha256": record["solver"]["sha256"], **other["solver"]}
+    assert record["times"] == other["times"]
+    assert record["network_calls"] == 3
+
+
+def test_a_table_file_of_another_process_is_refused(tiny, tmp_path, capsys):
+    path = tmp_path / "table.safetensors"
+    fs.tabulate("ddim", fs.VE(), steps=3).save(path)
+    assert main(["sample", str(tiny), "--out", str(tmp_path / "out"), "--solver", str(path)]) == 1
+    refused(capsys, "VE", "VP")
+    assert main(["sample", str(tiny), "--out", str(tmp_path / "out"), "--solver", str(path), "--steps", "3"]) == 2
+    refused(capsys, "leave --steps out")
+
+
+def test_the_record_is_json_for_every_solver(tiny, capsys):
+    def refuse(word):
+        raise AssertionError(word)
+
+    for name in fs.SOLVERS:
+        argv = ["sample", str(tiny), "--solver", name, "--steps", "12", "--dry-run"]
+        if main(argv) == 0:
+            json.loads(capsys.readouterr().out, parse_constant=refuse)
+        else:
+            refused(capsys, "singular")
+
+
+def test_the_network_s_numbers_are_made_once_a_row(tiny, tmp_path, monkeypatch):
+    from fewstep.denoiser.network import Wrapped
+
+    made, at = [], Wrapped.at
+    monkeypatch.setattr(Wrapped, "at", lambda self, t, output="x0": (made.append(t), at(self, t, output))[1])
+    monkeypatch.setattr(Wrapped, "__call__", lambda *_: pytest.fail("called without what was made ready"))
+    assert sample(tiny, tmp_path) == 0
+    assert len(made) == 3
+
+
+def test_one_bar_counts_all_calls(tiny, tmp_path, monkeypatch):
+    from fewstep.ui import Bar
+
+    bars = []
+
+    def advance(self, n=1):
+        self.done += n
+        bars.append(self)
+
+    monkeypatch.setattr(Bar, "advance", advance)
+    assert sample(tiny, tmp_path, "--batch", "2", "--final", "denoise") == 0
+    assert len(set(bars)) == 1
+    assert bars[0].done == bars[0].total == 9
+
+
 # ---- what can go wrong
 
 
@@ -204,7 +264,7 @@ def test_no_such_model_is_one_sentence(tmp_path, capsys):
 
 def test_an_unwritable_folder_is_refused_before_sampling(tiny, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setattr("fewstep.cli.sample.draw", lambda *_, **__: pytest.fail("sampled before looking"))
+    monkeypatch.setattr("fewstep.draw.draw", lambda *_, **__: pytest.fail("sampled before looking"))
     assert sample(tiny, tmp_path / "file" / "out") == 1
     refused(capsys, "cannot write")
 

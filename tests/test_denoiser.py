@@ -172,3 +172,12 @@ def test_counted():
     counted(torch.zeros(3, 2), 0.5)
     counted.at(0.5)(torch.zeros(4, 2))
     assert (counted.calls, counted.evaluations) == (2, 7)
+
+
+def test_counted_reports_each_call_both_ways():
+    seen = []
+    denoiser = fs.Counted(fs.Gaussian(fs.VP(), mean=0.0, std=1.0), on_call=lambda: seen.append(denoiser.calls))
+    denoiser(torch.zeros(3, 1), 0.5)
+    denoiser.at(0.25)(torch.zeros(2, 1))
+    assert seen == [1, 2]
+    assert denoiser.evaluations == 5

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 
 import pytest
 
-from fewstep.cli.files import Results
+from fewstep.files import Results, atomic, json_text
 
 
 def test_all_files_appear_together(tmp_path):
@@ -61,3 +63,71 @@ def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OSError, match="cannot write"), Results(tmp_path):
         pytest.fail("the block must not be entered")
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_rename_that_fails_takes_the_others_back(tmp_path, monkeypatch, failing, links):
+    names = ["one", "two", "three"]
+    (tmp_path / "one").write_bytes(b"old")
+    replace, calls = os.replace, []
+
+    def replace_some(source, target):
+        calls.append(target)
+        if len(calls) == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target)
+
+    def no_link(_source, _target):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "replace", replace_some)
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+
+    def write():
+        with Results(tmp_path) as results:
+            for name in names:
+                results.write(name, lambda file: file.write(b"new"))
+
+    with pytest.raises(OSError, match=f"cannot write .*{names[failing - 1]} "):
+        write()
+    assert [p.name for p in tmp_path.iterdir()] == ["one"]
+    assert (tmp_path / "one").read_bytes() == b"old"
+
+
+def test_results_replace_what_was_there_and_leave_nothing_else(tmp_path):
+    for content in (b"old", b"new"):
+        with Results(tmp_path) as results:
+            for name in ("one", "two"):
+                results.write(name, lambda file, content=content: file.write(content))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"one": b"new", "two": b"new"}
+
+
+def test_one_file_is_whole_or_absent(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+
+    def write_half():
+        with atomic(path) as part:
+            part.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert list(tmp_path.iterdir()) == []
+    with atomic(path) as part:
+        part.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_json_has_no_numbers_that_json_lacks():
+    value = {"a": [1.5, math.inf, (-math.inf, math.nan)], "b": "inf", "c": None, "d": True}
+    text = json_text(value)
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    again = json.loads(text, parse_constant=refuse)
+    assert again == {"a": [1.5, "inf", ["-inf", "nan"]], "b": "inf", "c": None, "d": True}

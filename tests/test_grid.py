@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +40,12 @@ def test_a_tensor_is_used_exactly():
     assert [row.t for row in table.rows] == times.double().tolist()
 
 
+def test_lists_and_arrays_keep_every_digit():
+    for given in ([1.0, 0.3, 0.001], np.array([0.001, 0.3, 1.0])[::-1]):
+        assert as_grid(given, fs.VP(), None).tolist() == [1.0, 0.3, 0.001]
+    assert len(as_grid("uniform", fs.VP(), np.int64(5))) == 6
+
+
 def test_a_function_is_a_grid():
     mine = lambda process, steps: torch.linspace(process.t_max, process.t_min, steps + 1) ** 2  # noqa: E731
     assert len(fs.tabulate("ddim", fs.VP(t_min=1e-3), grid=mine, steps=4).grid) == 5
@@ -50,7 +57,7 @@ def test_solvers_refuse_the_ends_they_cannot_reach():
             fs.tabulate(solver, fs.Flow(), steps=4)
     with pytest.raises(ValueError, match="sigma = 0"):
         fs.tabulate(
-            fs.RungeKutta(method="heun", form="data", clock="log-snr"), fs.EDM(t_min=0.0), grid="karras", steps=4
+            fs.RungeKutta(method="heun", form="data", clock="log-snr"), fs.EDM(sigma_min=0.0), grid="karras", steps=4
         )
     with pytest.raises(ValueError, match="knows nothing there"):
         fs.sample(fs.wrap(lambda x, t: x, fs.Flow(), "noise"), fs.Flow(), steps=4, shape=(1, 2))

@@ -215,8 +215,10 @@ def test_wrong_shapes_name_the_row():
         ({"grid": torch.tensor([1.0])}, "at least two"),
         ({"grid": torch.tensor([1.0, -0.5])}, "defined on"),
         ({"shape": None}, "no shape"),
-        ({"shape": (4,)}, "batch"),
-        ({"shape": (0, 2)}, "positive"),
+        ({"shape": ()}, "batch"),
+        ({"shape": (4, 2.5)}, "whole number"),
+        ({"solver": 3}, "got a int as solver"),
+        ({"shape": (0, 2)}, "at least 1"),
         ({"dtype": torch.bfloat16}, "float32 or float64"),
         ({"final": "data"}, "choose state or denoise"),
         ({"x": torch.zeros(2, 2)}, "both a shape and a start"),
@@ -253,3 +255,103 @@ def test_other_processes_sample_by_default(name, data):
     assert x.shape == (512, *data)
     assert abs(float(x.mean()) - 0.3) < 0.03
     assert abs(float(x.std()) - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("name", ["vp", "ve", "edm", "flow", "cld", "discrete"])
+def test_a_start_inside_the_grid_has_the_marginal_of_its_time(name):
+    process = fs.PROCESSES[name]()
+    start = process.t_min + 0.6 * (process.t_max - process.t_min)
+    grid = process.inverse_log_snr(
+        torch.linspace(process.log_snr(start), 4.0, 60, dtype=torch.float64),
+    )
+    gaussian = fs.Gaussian(process, 0.0, 0.5)
+    z = fs.sample(gaussian, process, solver="ddim", grid=grid, shape=(20_000, 1), dtype=torch.float64)
+    spread = process.to_data(fs.sample(gaussian, process, solver="ddim", grid=grid[:2], shape=(20_000, 1)))
+    assert process.to_data(z).abs().max() < 5  # a start at the level of t_max would still be far out
+    assert spread.isfinite().all()
+    z0 = process.prior(torch.randn(20_000, *process.state_shape((1,))).double(), start)
+    assert float(z0.var()) == pytest.approx(float(z0.new_tensor(0) + _level(process, start)), rel=0.05)
+
+
+def _level(process, t: float) -> float:
+    sigma = process.Sigma(t)
+    if process.kind != "block":
+        return sigma
+    return float(sigma.values.diagonal().mean())
+
+
+@pytest.mark.parametrize("solver", list(fs.SOLVERS))
+@pytest.mark.parametrize("view", [lambda z, t: z, lambda z, t: z[:], lambda z, t: z.view(-1).view_as(z)])
+def test_a_denoiser_may_return_its_input(solver, view):
+    a, b = (
+        fs.sample(d, VP, solver=solver, steps=9, shape=(3, 2), seed=1) for d in (view, lambda z, t: view(z, t).clone())
+    )
+    assert torch.equal(a, b)
+
+
+def test_what_does_not_fit_together_is_refused(mixture):
+    table = fs.tabulate("ddim", VP, steps=3)
+    with pytest.raises(ValueError, match="ready table"):
+        fs.sample(mixture, VP, solver=table, steps=50, shape=(1, 2))
+    with pytest.raises(ValueError, match=r"table written for VP.*to run on EDM"):
+        fs.tabulate(table, fs.EDM())
+    with pytest.raises(ValueError, match=r"denoiser made for VP.*a run on VP\(beta_min=0.2"):
+        fs.sample(fs.Counted(mixture), fs.VP(beta_min=0.2), shape=(1, 2))
+    twice = lambda process, steps: torch.linspace(1.0, 0.1, 2 * steps + 1)  # noqa: E731
+    with pytest.raises(ValueError, match="takes 10 calls"):
+        fs.tabulate("ddim", VP, grid=twice, nfe=5)
+    with pytest.raises(ValueError, match="returned a NoneType"):
+        fs.sample(lambda z, t: None, VP, shape=(1, 2))
+
+
+def test_solver_classes_and_factories_are_solvers(mixture):
+    a, b = (fs.sample(mixture, VP, solver=s, steps=4, shape=(1, 2)) for s in (fs.DDIM, fs.SOLVERS["ddim"]))
+    assert torch.equal(a, b)
+
+
+def test_callbacks_get_x0_hat_in_data_space():
+    blurring = fs.Blurring(size=(4, 4))
+    gaussian, seen = fs.Gaussian(blurring, 0.4, 0.2), []
+    fs.sample(gaussian, blurring, steps=3, shape=(1, 1, 4, 4), callback=lambda *a: seen.append(a))
+    _, t, z, x0 = seen[0]
+    assert torch.allclose(x0, gaussian(z, t), atol=1e-6)
+    network, seen = fs.wrap(Network(), VP, "v"), []
+    table = fs.tabulate("ddim", VP, steps=3).in_terms_of("v")
+    fs.sample(network, VP, solver=table, shape=(1, 1, 8, 8), callback=lambda *a: seen.append(a))
+    _, t, z, x0 = seen[1]
+    assert torch.allclose(x0, network(z, t), atol=1e-5)
+
+
+def test_no_graph_leaves_a_denoiser_that_differentiates():
+    network = Network()
+
+    def guided(z, t):
+        with torch.enable_grad():
+            return fs.wrap(network, VP, "v")(z, t)
+
+    guided.needs_grad = True
+    assert not fs.sample(guided, VP, steps=3, shape=(1, 1, 8, 8)).requires_grad
+
+
+def test_differentiable_after_an_ordinary_run_on_blurring():
+    blurring = fs.Blurring(size=(6, 6))
+    gaussian = fs.Gaussian(blurring, 0.4, 0.2)
+    fs.sample(gaussian, blurring, steps=2, shape=(1, 1, 6, 6))
+    x = torch.randn(1, 1, 6, 6, requires_grad=True)
+    fs.sample(gaussian, blurring, steps=2, x=x, differentiable=True).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("process", [fs.Flow(), fs.EDM(sigma_min=0.0), fs.VP(t_min=0.0)])
+def test_denoising_at_a_clean_end(process):
+    gaussian = fs.Gaussian(process, 0.4, 0.2)
+    x = fs.sample(gaussian, process, solver="ddim", grid="uniform", steps=5, shape=(2, 3), final="denoise")
+    z = fs.sample(gaussian, process, solver="ddim", grid="uniform", steps=4, shape=(2, 3))
+    assert torch.allclose(x, z)
+
+
+def test_scalar_data():
+    mixture = fs.Mixture(VP, torch.tensor([1.0, -1.0]), 0.1)
+    x = fs.sample(mixture, VP, steps=20, shape=(64,))
+    assert x.shape == (64,)
+    assert (x.abs() - 1).abs().max() < 0.6

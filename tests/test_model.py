@@ -251,3 +251,16 @@ def test_shipped_model_loads() -> None:
     with torch.inference_mode():
         x0 = model.denoiser("Trouser")(torch.randn(2, 1, 28, 28), 0.5)
     assert x0.shape == (2, 1, 28, 28)
+
+
+def test_the_shipped_model_says_how_it_was_made_and_how_good_it_is() -> None:
+    model = load()
+    training, quality = model.facts["training"], model.facts["quality"]
+    assert training["command"].startswith("fewstep train ")
+    assert training["hours"] > 0.5
+    by_calls = {row["calls"]: row for row in quality}
+    assert {10, 100, ""} <= set(by_calls)  # few steps, ancestral sampling, as many real images
+    assert all(row["Frechet"] > 0 and row["samples"] >= 2048 for row in quality)
+    card = (model.path / "README.md").read_text(encoding="utf-8")  # type: ignore[operator]
+    assert training["command"] in card
+    assert "Not measured" not in card

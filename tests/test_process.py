@@ -203,3 +203,20 @@ def test_operator_functions():
     assert root(-1e-30) == 0.0
     assert cholesky(Block(torch.zeros(2, 2, dtype=torch.float64))).values.abs().max() == 0
     assert log_det(2.0, (3,)) == pytest.approx(3 * math.log(2))
+
+
+@pytest.mark.parametrize(
+    "make_bad",
+    [
+        lambda: fs.VP(t_min=1.0, t_max=0.5),
+        lambda: fs.VP(beta_max=-20.0),
+        lambda: fs.VE(sigma_min=0.0),
+        lambda: fs.EDM(sigma_min=2.0, sigma_max=1.0),
+        lambda: fs.Flow(t_max=1.5),
+        lambda: fs.CLD(t_min=0.0),
+        lambda: fs.Blurring(size=(4, 4, 4)),
+    ],
+)
+def test_impossible_processes_are_refused(make_bad):
+    with pytest.raises(ValueError, match="give "):
+        make_bad()

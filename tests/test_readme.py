@@ -1,4 +1,4 @@
-"""The README is run: its Python as it stands, its commands through the parser."""
+"""The README is run: its Python and what it explains and lists as they stand, its other commands through the parser."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.cli import parse
+from fewstep.cli import main, parse
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("fewstep ")]
@@ -22,14 +22,22 @@ def test_the_python_runs(code, capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_are_commands(command, capsys):
+def test_the_commands_are_commands(command, capsys, tmp_path, monkeypatch):
     argv = shlex.split(command)[1:]
     if argv[-1] == "--help":
         with pytest.raises(SystemExit, match="0"):
             parse(argv)
         assert "usage: fewstep" in capsys.readouterr().out
-    else:
-        assert parse(argv).command == argv[0]
+        return
+    assert parse(argv).command == argv[0]
+    if argv[0] in ("explain", "list"):
+        monkeypatch.chdir(tmp_path)
+        assert main(argv) == 0
+        assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+def test_commands_were_found():
+    assert {command.split()[1] for command in COMMANDS} == {"sample", "explain", "list", "train"}
 
 
 def test_links_lead_somewhere():

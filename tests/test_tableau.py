@@ -135,7 +135,9 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         "header only": whole[:60],
         "flipped": whole[:-1] + bytes([whole[-1] ^ 1]),
         "foreign": b"PK\x03\x04" + bytes(100),
+        "another process": whole.replace(b"20.0", b"30.0"),
     }
+    damaged |= {f"byte {k}": whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1 :] for k in range(0, len(whole), 61)}
     for data in damaged.values():
         path.write_bytes(data)
         with pytest.raises(ValueError, match="not a whole fewstep table"):
@@ -173,3 +175,27 @@ def test_tables_do_not_change():
     table = fs.tabulate("ddim", VP, steps=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         table.rows = ()
+
+
+@pytest.mark.parametrize("name", ["cld", "blurring"])
+@pytest.mark.parametrize("prediction", ["noise", "score", "data"])
+def test_in_terms_of_an_arbitrary_network_on_matrix_processes(name, prediction):
+    """The rewritten table reads what the wrapped network would have been read as, however wrong the network is."""
+    process = fs.PROCESSES[name](**({"size": (4, 4)} if name == "blurring" else {}))
+    shape = (2, *process.state_shape((1, 4, 4)))
+    network = (
+        (lambda x, t: torch.tanh(x[:, 0])) if name == "cld" and prediction == "data" else lambda x, t: torch.tanh(x)
+    )
+    denoiser = fs.wrap(network, process, prediction)
+    x = torch.randn(shape, dtype=torch.float64)
+    for solver in ("deis-tab-2", "ddim", "multistep-2", "ddpm"):
+        table = fs.tabulate(solver, process, steps=6)
+        a, b = (fs.sample(denoiser, process, solver=t, x=x) for t in (table, table.in_terms_of(prediction)))
+        assert torch.allclose(a, b, rtol=1e-7, atol=1e-7 * float(a.abs().max())), solver
+
+
+def test_infinite_options_survive_json(tmp_path):
+    table = fs.tabulate(fs.EDMHeun(churn=2.0), VP, steps=4)
+    table.save(tmp_path / "t")
+    assert Tableau.load(tmp_path / "t").solver == table.solver
+    assert table.solver.config()["churn_max"] == "inf"

@@ -1,24 +1,38 @@
 """Files that are whole or absent: atomic writes, safetensors and JSON with one-sentence errors.
 
 A file is written beside its final name, flushed to the disk and renamed over it, so a kill, a full disk or an error
-leaves either the old file or none. Weights are read from safetensors only; a pickle is never opened.
+leaves either the old file or none; `Results` does so for several files at once. Weights are read from safetensors only;
+a pickle is never opened.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, TracebackType
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
-__all__ = ["atomic", "extra", "load_tensors", "read_json", "save_tensors", "sha256", "write_json", "write_text"]
+__all__ = [
+    "Results",
+    "atomic",
+    "extra",
+    "json_text",
+    "load_tensors",
+    "read_json",
+    "save_tensors",
+    "sha256",
+    "write_json",
+    "write_text",
+]
 
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
@@ -33,6 +47,108 @@ def extra(module: str, extra_name: str, purpose: str) -> ModuleType:
         raise ModuleNotFoundError(sentence, name=name) from error
 
 
+class Results:
+    """A folder whose files appear together, or not at all.
+
+        with Results("out") as results:            # the folder is made and tried out here, before any long work
+            results.write("run.json", lambda file: file.write(b"{}"))
+        # only now does out/run.json exist
+
+    Every file is written beside its final name and flushed to the disk; all are renamed when the block ends without an
+    error, and renamed back when one of them cannot be. After an error nothing new remains, folders made here included,
+    and what was there before is there again. An OSError of a write comes out with one sentence as its text.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._parts: dict[Path, Path] = {}  # final name -> what is written now
+        self._made: list[Path] = []
+
+    def __enter__(self) -> Results:
+        try:
+            for parent in [*reversed(self.folder.parents), self.folder]:
+                if not parent.exists():
+                    parent.mkdir(exist_ok=True)
+                    self._made.append(parent)
+            trial = self._beside("trial", "part")
+            trial.write_bytes(b"")
+            trial.unlink()
+        except OSError as error:
+            self._clean()
+            raise _cannot_write(self.folder, error) from error
+        return self
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """Gives a path to write to; its content will be the file `name`."""
+        final, part = self.folder / name, self._beside(name, "part")
+        self._parts[final] = part
+        try:
+            yield part
+            with part.open("rb+") as f:
+                os.fsync(f.fileno())
+        except OSError as error:
+            raise _cannot_write(final, error) from error
+
+    def write(self, name: str, writer: Callable[[BinaryIO], object]) -> Path:
+        """Writes one file through `writer(file)`; returns the path it will have when the block ends."""
+        with self.file(name) as part, part.open("wb") as f:
+            writer(f)
+        return self.folder / name
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._clean()
+            return
+        final, done = self.folder, []
+        old = {final: self._beside(final.name, "old") for final in self._parts if len(self._parts) > 1}
+        try:
+            for final, kept in old.items():
+                if final.exists():
+                    _keep(final, kept)
+            for final, part in self._parts.items():
+                os.replace(part, final)
+                done.append(final)
+        except BaseException as failure:
+            with suppress(OSError):
+                for path, kept in ((path, old[path]) for path in done if path in old):
+                    kept.replace(path) if kept.exists() else path.unlink()
+            self._clean()
+            if isinstance(failure, OSError):
+                raise _cannot_write(final, failure) from failure
+            raise
+        finally:
+            with suppress(OSError):
+                for kept in old.values():
+                    kept.unlink(missing_ok=True)
+
+    def _beside(self, name: str, suffix: str) -> Path:
+        return self.folder / f".{name}.{os.getpid()}.{suffix}"
+
+    def _clean(self) -> None:
+        with suppress(OSError):
+            for part in self._parts.values():
+                part.unlink(missing_ok=True)
+            for folder in reversed(self._made):
+                folder.rmdir()
+
+
+def _keep(path: Path, under: Path) -> None:
+    """Gives a file a second name, so that it can be put back; a copy where the file system has no links."""
+    under.unlink(missing_ok=True)
+    try:
+        os.link(path, under)
+    except OSError:
+        shutil.copy2(path, under)
+
+
+def _cannot_write(path: Path, error: OSError) -> OSError:
+    reason = error.strerror or str(error) or type(error).__name__
+    return OSError(f"cannot write {path} ({reason}); nothing half-written was left; make room or name another folder.")
+
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Gives a path to write to in the folder of `path`; renames it to `path` when the block ends without an error.
@@ -40,21 +156,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     The folder is made when missing. An OSError (no space, no permission) comes out with one sentence as its text.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with Results(path.parent) as results, results.file(path.name) as part:
         yield part
-        with part.open("rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path} ({error.strerror or error}); nothing half-written was left; make room or "
-            "name another folder."
-        ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -63,9 +166,22 @@ def write_text(path: str | Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def json_text(value: Any) -> str:
+    """`value` as indented JSON; numbers that JSON does not have are the words "inf", "-inf" and "nan"."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes `value` as `json_text`, atomically."""
+    write_text(path, json_text(value) + "\n")
 
 
 def read_json(path: str | Path, belongs_to: str) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.process.base import Process
-from fewstep.words import pick
+from fewstep.words import pick, whole
 
 __all__ = ["GRIDS", "as_grid", "default", "karras", "log_snr", "power", "uniform"]
 
@@ -69,10 +70,9 @@ def as_grid(grid: str | Tensor | Grid, process: Process, steps: int | None) -> T
     if callable(grid) and not isinstance(grid, Tensor):
         if steps is None:
             raise ValueError("got a grid by name without a number of steps: give steps= or nfe=")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"got steps={steps!r}: give a whole number of at least 1")
-        grid = grid(process, steps)
-    times = torch.as_tensor(grid).detach().cpu()
+        grid = grid(process, whole("steps", steps))
+    given = grid if isinstance(grid, Tensor) else torch.from_numpy(np.array(grid, dtype=np.float64))
+    times = given.detach().cpu()
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"got a grid of shape {tuple(times.shape)}: give a 1-D tensor of at least two times")
     times = times.to(torch.float64)

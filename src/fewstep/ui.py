@@ -7,11 +7,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-__all__ = ["Bar", "sheet", "table"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Bar", "png", "sheet", "table"]
 
 
 class Bar:
@@ -99,3 +102,12 @@ def sheet(images: np.ndarray, *, columns: int | None = None, gap: int = 2, width
     scale = max(1, width // canvas.shape[1])
     canvas = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
     return canvas[:, :, 0] if channels == 1 else canvas
+
+
+def png(images: Tensor, file: BinaryIO, *, columns: int | None = None) -> None:
+    """Writes images in [-1, 1], shape (n, 1 or 3, height, width), as one PNG sheet into an open file."""
+    from fewstep.files import extra
+
+    image = extra("PIL.Image", "ui", "writing a PNG sheet")
+    pixels = images.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu().numpy()
+    image.fromarray(sheet(pixels, columns=columns)).save(file, format="PNG")

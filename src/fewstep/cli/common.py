@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from fewstep import words
 
-__all__ = ["Parser", "Usage", "at_least", "build", "check_device", "option", "pick"]
+if TYPE_CHECKING:
+    from fewstep.solver import Solver
+    from fewstep.tableau import Tableau
+
+__all__ = ["Parser", "Usage", "at_least", "build", "check_device", "option", "pick", "solver_or_table"]
 
 T = TypeVar("T")
 
@@ -86,6 +92,24 @@ def build(registry: Mapping[str, Callable[..., Any]], name: str, what: str, opti
             kinds = f"got {key}={value!r} for {what} {name}, where it is {getattr(made, key)!r} by default"
             raise Usage(f"{kinds}: give a {_kind(getattr(made, key))}")
     return dataclasses.replace(made, **dict(options)) if options else made
+
+
+def solver_or_table(args: argparse.Namespace, fixed: Sequence[str]) -> Solver | Tableau | None:
+    """Returns what `args.solver` says: a solver by name, with `args.option`, or the table in an existing file.
+
+    A table is whole, so the arguments named in `fixed` are refused beside it.
+    """
+    import fewstep as fs
+
+    if args.solver is None:
+        return None
+    if args.solver in fs.SOLVERS or not Path(args.solver).is_file():
+        if os.sep in args.solver or Path(args.solver).suffix:
+            raise Usage(f"got the solver {args.solver}, where there is no file: name a table file, or a solver")
+        return build(fs.SOLVERS, args.solver, "solver", args.option)
+    if given := [name for name in fixed if getattr(args, name)]:
+        raise Usage(f"got --{given[0]} with the table file {args.solver}, which fixes it: leave --{given[0]} out")
+    return fs.Tableau.load(args.solver)
 
 
 def _kind(value: object) -> str:

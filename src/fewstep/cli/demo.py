@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+from functools import partial
 from typing import Any
 
 from fewstep.cli.common import at_least
@@ -29,10 +29,11 @@ def run(args: argparse.Namespace) -> None:
     so the last line gives both for as many real images: what a perfect model would reach.
     """
     import fewstep as fs
-    from fewstep.cli.files import Results
-    from fewstep.cli.sample import class_labels, draw, picture
+    from fewstep.cli.sample import class_labels
+    from fewstep.draw import draw
+    from fewstep.files import Results, json_text
     from fewstep.quality import load_classifier, load_reference
-    from fewstep.ui import Bar, table as aligned
+    from fewstep.ui import Bar, png, table as aligned
 
     model, classifier, reference = fs.load(), load_classifier(), load_reference()
     floor = reference.floor(args.num)
@@ -46,18 +47,19 @@ def run(args: argparse.Namespace) -> None:
                 table = fs.tabulate(name, model.process, steps=steps)
                 drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
                              on_call=bar.advance)  # fmt: skip
-                quality = reference.quality(classifier.features(drawn.samples))
-                sheet = results.write(f"{name}-{drawn.calls}.png", picture(drawn.samples[:100]))
+                quality = reference.quality(classifier.features(drawn.images))
+                sheet = results.write(f"{name}-{drawn.calls}.png", partial(png, drawn.samples[:100]))
                 lines.append(_line(name, str(drawn.calls), f"{drawn.seconds:.1f}", quality))
-                record = {"sheet": sheet.name, "network_calls": drawn.calls, "seconds": drawn.seconds}
+                record = {"sheet": sheet.name, "network_calls": drawn.calls, "seconds": round(drawn.seconds, 3)}
                 records.append(record | {"solver": fs.SOLVERS[name]().config(), "quality": quality.as_dict()})
         lines.append(_line("real images (floor)", "", "", floor))
-        text = json.dumps({"num": args.num, "seed": args.seed, "floor": floor.as_dict(), "runs": records}, indent=2)
+        text = json_text({"num": args.num, "seed": args.seed, "floor": floor.as_dict(), "runs": records})
         results.write("demo.json", lambda file: file.write(text.encode() + b"\n"))
     head = ["solver", "calls", "seconds", "kernel distance", "Frechet distance"]
-    print(f"{args.num} samples of each from the same {args.num} noises, against {floor.reference} real images:\n")
+    print(f"{args.num} samples of each from the same {args.num} noises, against {floor.reference:,} real images:\n")
     print(aligned(head, lines))
-    print("\nPictures: " + ", ".join(str(results.folder / record["sheet"]) for record in records))
+    print("\nSmaller is better; the last line is what a perfect model would reach with as many images.")
+    print("Pictures: " + ", ".join(str(results.folder / record["sheet"]) for record in records))
 
 
 def _line(name: str, calls: str, seconds: str, quality: Any) -> list[str]:

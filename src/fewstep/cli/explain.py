@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import argparse
 
-from fewstep.cli.common import at_least, build, option, pick
+from fewstep.cli.common import at_least, option, pick, solver_or_table
 
 __all__ = ["arguments", "run"]
+
+STEPS = 5
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep explain`."""
-    parser.add_argument("solver", help="a name from `fewstep list solvers`")
-    parser.add_argument("--option", type=option, action="append", default=[], metavar="NAME=VALUE",
-                        help="an option of the solver, as in eta=0.5; may be given several times")  # fmt: skip
-    parser.add_argument("--process", default="vp", help="a name from `fewstep list processes` (default: vp)")
-    parser.add_argument("--steps", type=at_least(1), default=5, help="at most this many network calls (default: 5)")
-    parser.add_argument("--grid", default="default", help="a name from `fewstep list grids` (default: the process's)")
+    add = parser.add_argument
+    add("solver", help="a name from `fewstep list solvers`, or a table file")
+    add("--option", type=option, action="append", default=[], metavar="NAME=VALUE",
+        help="an option of the solver, as in eta=0.5; repeatable")  # fmt: skip
+    add("--process", help="a name from `fewstep list processes` (default: vp)")
+    add("--steps", type=at_least(1), help=f"at most this many network calls (default: {STEPS})")
+    add("--grid", help="a name from `fewstep list grids` (default: the process's own)")
+    add("--save", metavar="FILE", help="write the table to this file, for `fewstep sample --solver FILE`")
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints a solver as its table: rows, times, weights, network calls."""
     import fewstep as fs
 
-    solver = build(fs.SOLVERS, args.solver, "solver", args.option)
-    process = pick(fs.PROCESSES, args.process, "process")()
-    pick(fs.GRIDS, args.grid, "grid")
-    print(fs.tabulate(solver, process, steps=args.steps, grid=args.grid).explain())
+    table = solver_or_table(args, ("option", "process", "steps", "grid"))
+    if not isinstance(table, fs.Tableau):
+        process = pick(fs.PROCESSES, args.process or "vp", "process")()
+        grid = args.grid or "default"
+        pick(fs.GRIDS, grid, "grid")
+        table = fs.tabulate(table, process, steps=args.steps or STEPS, grid=grid)
+    if args.save:
+        table.save(args.save)
+    print(table.explain())
+    if args.save:
+        print(f"\nSaved as {args.save}")

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.common import Usage, at_least, build, check_device, option, pick
+from fewstep.cli.common import Usage, at_least, build, check_device, option, pick, solver_or_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.model import Model
-    from fewstep.solver import Solver
     from fewstep.tableau import Tableau
 
-__all__ = ["Drawn", "arguments", "describe", "draw", "picture", "run"]
+__all__ = ["arguments", "class_labels", "describe", "run"]
 
 STEPS = 10  # network calls where the command line names none
 LEAST = 4  # samples that a distance between sets needs
@@ -29,10 +26,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep sample`."""
     add = parser.add_argument
     add("model", nargs="?", help="a model folder (default: the shipped Fashion-MNIST model)")
-    add("--solver", help="a name from `fewstep list solvers` (default: the measured best)")
+    text = "a name from `fewstep list solvers`, or a file of `fewstep explain --save` (default: the measured best)"
+    add("--solver", help=text)
     text = "an option of the solver, as in eta=0.5; repeatable"
     add("--option", type=option, action="append", default=[], metavar="NAME=VALUE", help=text)
-    add("--grid", default="default", help="a name from `fewstep list grids` (default: the process's own)")
+    add("--grid", help="a name from `fewstep list grids` (default: the process's own)")
     count = parser.add_mutually_exclusive_group()
     count.add_argument("--steps", type=at_least(1), help=f"at most this many network calls (default: {STEPS})")
     count.add_argument("--nfe", type=at_least(1), help="exactly this many network calls, or refused")
@@ -52,26 +50,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Samples a model: a sheet of pictures, the samples, and run.json that says how they were made."""
     import fewstep as fs
+    from fewstep.files import json_text
 
-    if args.solver:  # a wrong name is refused before the model is loaded
-        build(fs.SOLVERS, args.solver, "solver", args.option)
+    solver = solver_or_table(args, ("option", "grid", "steps", "nfe"))  # what is wrong is refused before any loading
     if args.quality and args.num < LEAST:
         raise Usage(f"got --quality with --num {args.num}: quality is measured on at least {LEAST} samples")
     check_device(args.device)
-    grid = pick(fs.GRIDS, args.grid, "grid")
+    pick(fs.GRIDS, args.grid or "default", "grid")
     model = fs.load(args.model, device=args.device)
-    name = args.solver or fs.DEFAULT_SOLVERS[model.process.kind]
-    solver = build(fs.SOLVERS, name, "solver", args.option)
+    if solver is None:
+        solver = build(fs.SOLVERS, fs.DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
     labels = class_labels(args.label, model.labels, args.num)
-    table = fs.tabulate(solver, model.process, grid=grid, **budget(args))
-    record = describe(model, solver, table.grid, grid=args.grid, final=args.final, num=args.num, labels=labels,
+    count = {} if isinstance(solver, fs.Tableau) else {"grid": args.grid or "default", **budget(args)}
+    table = fs.tabulate(solver, model.process, **count)
+    file = args.solver if isinstance(solver, fs.Tableau) else None
+    record = describe(model, table, file=file, grid=count.get("grid"), final=args.final, num=args.num, labels=labels,
                       seed=args.seed, batch=args.batch, device=args.device)  # fmt: skip
     if args.dry_run:
-        print(json.dumps(record, indent=2))
+        print(json_text(record))
         return
 
-    from fewstep.cli.files import Results
-    from fewstep.ui import Bar
+    from fewstep.draw import draw
+    from fewstep.files import Results
+    from fewstep.ui import Bar, png
 
     measure = quality_of(model) if args.quality else None
     with Results(args.out) as results:
@@ -81,23 +82,13 @@ def run(args: argparse.Namespace) -> None:
                          final=args.final, device=args.device, on_call=bar.advance)  # fmt: skip
         record |= {"network_calls": drawn.calls, "seconds": round(drawn.seconds, 3)}
         if measure is not None:
-            record["quality"] = measure(drawn.samples)
-        sheet = results.write("sheet.png", picture(drawn.samples))
+            record["quality"] = measure(drawn.images)
+        sheet = results.write("sheet.png", partial(png, drawn.samples))
         samples = results.write(f"samples.{args.format}", WRITERS[args.format](drawn.samples, labels))
-        text = json.dumps(record, indent=2) + "\n"
-        results.write("run.json", lambda file: file.write(text.encode()))
+        results.write("run.json", lambda file: file.write(json_text(record).encode() + b"\n"))
     print(f"{args.num} samples, {drawn.calls} network calls each, {drawn.seconds:.1f} s: {sheet}, {samples}")
     if "quality" in record:
-        print(", ".join(f"{key} {value:.4g}" for key, value in record["quality"].items()))
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    """What `draw` returns: `samples` (num, *shape) in data space, `calls` counted for each sample, `seconds`."""
-
-    samples: Tensor
-    calls: int
-    seconds: float
+        print(sentence(record["quality"]))
 
 
 def budget(args: argparse.Namespace) -> dict[str, int]:
@@ -110,65 +101,6 @@ def budget(args: argparse.Namespace) -> dict[str, int]:
     return {name: calls}
 
 
-def draw(
-    model: Model,
-    table: Tableau,
-    *,
-    num: int,
-    labels: Sequence[int] | None,
-    seed: int,
-    batch: int,
-    final: str = "state",
-    device: str = "cpu",
-    on_call: Callable[[], object] | None = None,
-) -> Drawn:
-    """Samples `num` images, `batch` at a time; sample k has the noise and the label of its number, whatever the batch.
-
-    Arguments:
-        model: a loaded model.
-        table: a table on the model's process.
-        labels: class numbers, shape (num,), or None for a model without classes.
-        on_call: called once for every network call.
-    """
-    import torch
-
-    import fewstep as fs
-
-    parts, calls, began = [], set(), time.perf_counter()
-    for first in range(0, num, batch):
-        size = min(batch, num - first)
-        denoiser = fs.Counted(model.denoiser(labels and labels[first : first + size]))
-        watched = denoiser if on_call is None else _Watched(denoiser, on_call)
-        z = fs.sample(
-            watched,
-            model.process,
-            solver=table,
-            shape=(size, *model.shape),
-            seed=seed,
-            first=first,
-            final=final,
-            device=device,
-        )
-        parts.append((model.process.to_data(z) if final == "state" else z).float().cpu())
-        calls.add(denoiser.calls)
-    if len(calls) > 1:
-        raise AssertionError(f"batches of one run took {sorted(calls)} network calls")
-    return Drawn(torch.cat(parts), calls.pop(), time.perf_counter() - began)
-
-
-class _Watched:
-    """A denoiser that reports each of its calls."""
-
-    def __init__(self, denoiser: Any, on_call: Callable[[], object]) -> None:
-        self.denoiser, self.on_call = denoiser, on_call
-        self.needs_grad = getattr(denoiser, "needs_grad", False)
-
-    def __call__(self, z: Tensor, t: Any) -> Tensor:
-        out = self.denoiser(z, t)
-        self.on_call()
-        return out
-
-
 def quality_of(model: Model) -> Callable[[Tensor], dict[str, float]]:
     """Returns samples -> quality numbers; refuses at once a model whose images the shipped classifier cannot see."""
     import torch
@@ -178,6 +110,15 @@ def quality_of(model: Model) -> Callable[[Tensor], dict[str, float]]:
     classifier, reference = load_classifier(), load_reference()
     classifier.features(torch.zeros(1, *model.shape))
     return lambda samples: reference.quality(classifier.features(samples)).as_dict()
+
+
+def sentence(quality: Mapping[str, Any]) -> str:
+    """Returns quality numbers as one line."""
+    shares = ", ".join(f"{name} {quality[name]:.3f}" for name in ("precision", "recall", "density", "coverage"))
+    return (
+        f"against {quality['reference']:,} real images: kernel distance {quality['kernel']:.4f} +- "
+        f"{quality['kernel_error']:.4f}, Frechet distance {quality['frechet']:.2f}, {shares}"
+    )
 
 
 def class_labels(text: str | None, names: Sequence[str], num: int) -> list[int] | None:
@@ -192,8 +133,8 @@ def class_labels(text: str | None, names: Sequence[str], num: int) -> list[int] 
     return [chosen[k % len(chosen)] for k in range(num)]
 
 
-def describe(model: Model, solver: Solver, times: Tensor, **more: Any) -> dict[str, Any]:
-    """Returns what makes the samples, ready for JSON: solver, process, times, model, `more`, versions."""
+def describe(model: Model, table: Tableau, *, file: str | None, **more: Any) -> dict[str, Any]:
+    """Returns what makes the samples, ready for JSON: solver or table file, process, times, model, `more`, versions."""
     import torch
 
     import fewstep as fs
@@ -203,9 +144,10 @@ def describe(model: Model, solver: Solver, times: Tensor, **more: Any) -> dict[s
 
     folder = model.path
     return {
-        "solver": solver.config(),
+        "solver": ({"file": file, "sha256": sha256(file)} if file else {})
+        | (table.solver.config() if table.solver else {}),
         "process": process_to_json(model.process),
-        "times": [float(t) for t in times],
+        "times": table.grid.tolist(),
         "model": {
             "folder": str(folder),
             "sha256": sha256(folder / WEIGHTS) if folder else None,
@@ -215,16 +157,6 @@ def describe(model: Model, solver: Solver, times: Tensor, **more: Any) -> dict[s
         "versions": {"fewstep": fs.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()},
     }
-
-
-def picture(samples: Tensor) -> Callable[[Any], None]:
-    """Returns a writer of a PNG sheet of samples in [-1, 1], shape (n, 1 or 3, height, width)."""
-    from fewstep.files import extra
-    from fewstep.ui import sheet
-
-    image = extra("PIL.Image", "ui", "writing a PNG sheet")
-    pixels = ((samples.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
-    return lambda file: image.fromarray(sheet(pixels)).save(file, format="PNG")
 
 
 def npz(samples: Tensor, labels: Sequence[int] | None) -> Callable[[Any], None]:

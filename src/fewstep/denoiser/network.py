@@ -63,6 +63,7 @@ class Wrapped:
 
         `output` is "x0", or the network's own prediction for its raw output (tables rewritten `in_terms_of` it).
         """
+        t = float(t) if isinstance(t, Tensor) and t.ndim == 0 else t
         if output not in ("x0", self.predicts):
             raise ValueError(f"got a table in terms of {output!r} for a network that predicts {self.predicts!r}")
         if self.predicts == "edm":
@@ -157,6 +158,10 @@ def wrap(
     time = time or ("log-sigma/4" if predicts == "edm" else "t")
     if isinstance(time, str):
         pick(TIMES, time, "time")
+        if time == "index" and process.t_max > 1:
+            raise ValueError(
+                f"got time='index' for {process}, whose time is no share of a table: use another convention"
+            )
     if predicts != "edm":
         pick({**PREDICTIONS, "edm": None}, predicts, "predicts")
         conversion(predicts, process, (process.t_max + process.t_min) / 2)
@@ -176,10 +181,13 @@ def wrap(
 
 
 class Counted:
-    """A denoiser that counts: `calls`, and `evaluations` (samples that went through the network)."""
+    """A denoiser that counts: `calls`, and `evaluations` (samples that went through the network).
 
-    def __init__(self, denoiser: Callable[[Tensor, Time], Any]) -> None:
-        self.denoiser, self.calls, self.evaluations = denoiser, 0, 0
+    `on_call()` is called after each network call.
+    """
+
+    def __init__(self, denoiser: Callable[[Tensor, Time], Any], *, on_call: Callable[[], object] | None = None) -> None:
+        self.denoiser, self.on_call, self.calls, self.evaluations = denoiser, on_call, 0, 0
         self.needs_grad = getattr(denoiser, "needs_grad", False)
 
     def __call__(self, z: Tensor, t: Time) -> Any:
@@ -193,7 +201,10 @@ class Counted:
     def _count(self, call: Callable[[Tensor], Any], z: Tensor) -> Any:
         self.calls += 1
         self.evaluations += len(z)
-        return call(z)
+        out = call(z)
+        if self.on_call is not None:
+            self.on_call()
+        return out
 
 
 def bound(denoiser: Callable[[Tensor, Time], Any], t: Time, output: str = "x0") -> Callable[[Tensor], Any]:

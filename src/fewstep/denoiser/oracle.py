@@ -58,13 +58,15 @@ class Mixture:
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """E[x0 | z] in data space, (batch, *shape)."""
+        if _is_clean(self.process, t):
+            return _clean(self.process, z, t)
         b, n = _matched(self.process, z.to(torch.float64), t)
-        mu, std = self._components(tuple(b.shape[1:]))
+        mu, std = (v.to(z.device) for v in self._components(tuple(b.shape[1:])))
         b, n = b[:, None], n[:, None]  # (batch, K, *shape)
         keep = 1 / (1 + std**2 * n)
         estimate = torch.where(n > 0, b / torch.where(n > 0, n, 1.0), 0.0)
         energy = (n * keep * (estimate - mu) ** 2 - keep.log()).expand(len(z), *mu.shape)
-        pi = (self.log_weights - 0.5 * energy.flatten(2).sum(-1)).softmax(1)
+        pi = (self.log_weights.to(z.device) - 0.5 * energy.reshape(*energy.shape[:2], -1).sum(-1)).softmax(1)
         found = mu + std**2 * n * keep * (estimate - mu)
         return self.process.from_coordinates((_trailing(pi, found.ndim) * found).sum(1)).to(z.dtype)
 
@@ -108,20 +110,31 @@ class Dataset:
     needs_grad: bool = False
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
+        if _is_clean(self.process, t):
+            return _clean(self.process, z, t)
         b, n = _matched(self.process, z.to(torch.float64), t)
         shape = b.shape[1:]
-        b, n = b.flatten(1), n.expand(len(n), *shape).flatten(1)
+        b, n = b.reshape(len(b), -1), n.expand(len(n), *shape).reshape(len(n), -1)
         top = torch.full((len(z), 1), -torch.inf, dtype=torch.float64, device=z.device)
         total, mean = torch.zeros_like(top), torch.zeros_like(b)
         for start in range(0, len(self.items), self.chunk):
             x = self.items[start : start + self.chunk].to(z.device, torch.float64) * self.scale + self.shift
-            x = self.process.coordinates(x).flatten(1)
+            x = self.process.coordinates(x).reshape(len(x), -1)
             logits = b @ x.T - 0.5 * (n @ (x * x).T)
             above = torch.maximum(top, logits.max(1, keepdim=True).values)
             weight, shrink = (logits - above).exp(), (top - above).exp()
             total = total * shrink + weight.sum(1, keepdim=True)
             mean, top = mean * shrink + weight @ x, above
         return self.process.from_coordinates((mean / total).reshape(-1, *shape)).to(z.dtype)
+
+
+def _is_clean(process: Process, t: Time) -> bool:
+    return not (isinstance(t, Tensor) and t.ndim) and float(process.log_snr(float(t))) == float("inf")
+
+
+def _clean(process: Process, z: Tensor, t: Time) -> Tensor:
+    """x0 where there is no noise (sigma = 0): M^-1 z."""
+    return process.to_data(apply(inverse(process.M(float(t))), z))
 
 
 def _matched(process: Process, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,15 @@ class Process(ABC):
     t_max: float
     t_min: float
 
+    def __post_init__(self) -> None:
+        """Refuses time ranges that are empty or outside the domain."""
+        low, high = self.domain
+        if not low <= self.t_min < self.t_max <= high:
+            raise ValueError(
+                f"got {type(self).__name__} from t_max={self.t_max} down to t_min={self.t_min}: "
+                f"give {low:g} <= t_min < t_max <= {high:g}"
+            )
+
     @abstractmethod
     def M(self, t: Time) -> Coefficient:
         """The mean map: E[z_t | x0] = M_t x0."""
@@ -121,9 +130,9 @@ class Process(ABC):
         """z_t = M_t x0 + R_t eps for data x0 (batch, *shape) and noise eps shaped like the state."""
         return apply(self.M(t), self.coordinates(x0)) + apply(self.R(t), eps)
 
-    def prior(self, eps: Tensor) -> Tensor:
-        """The start state for standard normal noise: R eps at t_max."""
-        return apply(self.R(self.t_max), eps)
+    def prior(self, eps: Tensor, t: Time | None = None) -> Tensor:
+        """The start state for standard normal noise: R_t eps, at t_max unless a time is given."""
+        return apply(self.R(self.t_max if t is None else t), eps)
 
     def check_times(self, times: Tensor) -> None:
         """Refuses times outside the process's domain; the ends t_min and t_max may be passed where it is defined."""

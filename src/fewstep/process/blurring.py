@@ -42,7 +42,11 @@ class Blurring(Process):
     default_grid = "power"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", tuple(int(n) for n in self.size))
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(int(n) for n in self.size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"got size={self.size}: give (height, width)")
+        object.__setattr__(self, "size", size)
+        super().__post_init__()
 
     def alpha(self, t: Time) -> Time:
         """The signal of the unblurred mean (frequency zero)."""
@@ -132,16 +136,18 @@ class Blurring(Process):
 @lru_cache(maxsize=16)
 def dct_matrix(n: int) -> Tensor:
     """The orthonormal DCT-II: row k, column i is sqrt(2/n) cos(pi (i + 1/2) k / n), row 0 divided by sqrt 2."""
-    i = torch.arange(n, dtype=torch.float64)
-    matrix = torch.cos(math.pi * (i + 0.5) * i[:, None] / n) * math.sqrt(2 / n)
-    matrix[0] /= math.sqrt(2)
-    return matrix
+    with torch.inference_mode(False):  # kept between runs, differentiable ones too
+        i = torch.arange(n, dtype=torch.float64)
+        matrix = torch.cos(math.pi * (i + 0.5) * i[:, None] / n) * math.sqrt(2 / n)
+        matrix[0] /= math.sqrt(2)
+        return matrix
 
 
 @lru_cache(maxsize=16)
 def _frequencies(size: tuple[int, int]) -> Tensor:
-    rows, columns = ((math.pi * torch.arange(n, dtype=torch.float64) / n) ** 2 for n in size)
-    return rows[:, None] + columns
+    with torch.inference_mode(False):
+        rows, columns = ((math.pi * torch.arange(n, dtype=torch.float64) / n) ** 2 for n in size)
+        return rows[:, None] + columns
 
 
 def _tensor(t: Time) -> Tensor:

@@ -72,7 +72,12 @@ class Diagonal:
     def __rsub__(self, other: Coefficient) -> Diagonal:
         return -self + other
 
+    def to(self, x: Tensor) -> Diagonal:
+        """In the dtype and on the device of x."""
+        return self._with(self.values.to(x))
+
     def apply(self, x: Tensor) -> Tensor:
+        """The product with a batch of states."""
         v = self.values.to(x)
         if v.ndim > self.rank:  # per sample
             v = v.reshape(v.shape[:1] + (1,) * (x.ndim - 1 - self.rank) + v.shape[1:])
@@ -130,7 +135,12 @@ class Block:
             other = other[:, None, None]
         return other * torch.eye(self.values.shape[-1], dtype=torch.float64)
 
+    def to(self, x: Tensor) -> Block:
+        """In the dtype and on the device of x."""
+        return Block(self.values.to(x))
+
     def apply(self, x: Tensor) -> Tensor:
+        """The product with a batch of states or data."""
         v = self.values.to(x)
         m, n = v.shape[-2:]
         if n == 1:

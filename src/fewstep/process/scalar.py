@@ -8,7 +8,7 @@ process `-2 log alpha = softplus(-2 lambda)`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -33,6 +33,11 @@ class VP(ScalarProcess):
     t_max: float = 1.0
     t_min: float = 1e-3
     default_grid: ClassVar[str] = "power"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.beta_min <= self.beta_max or self.beta_max == 0:
+            raise ValueError(f"got beta_min={self.beta_min}, beta_max={self.beta_max}: give 0 <= beta_min <= beta_max")
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return -t * (t * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2)
@@ -117,6 +122,13 @@ class VE(ScalarProcess):
     t_max: float = 1.0
     t_min: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"got sigma_min={self.sigma_min}, sigma_max={self.sigma_max}: give 0 < sigma_min < sigma_max"
+            )
+
     def _alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
@@ -133,14 +145,23 @@ class VE(ScalarProcess):
 
 @dataclass(frozen=True, kw_only=True)
 class EDM(ScalarProcess):
-    r"""EDM's process: alpha = 1, sigma = t, from sigma_max to sigma_min.
+    r"""EDM: alpha = 1, sigma = t, from sigma_max to sigma_min.
 
-    References: Karras et al. 2022, table 1 ("ours"), https://arxiv.org/abs/2206.00364.
+    References: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022, table 1,
+    https://arxiv.org/abs/2206.00364.
     """
 
-    t_max: float = 80.0
-    t_min: float = 0.002
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
     default_grid: ClassVar[str] = "karras"
+
+    @property
+    def t_max(self) -> float:
+        return self.sigma_max
+
+    @property
+    def t_min(self) -> float:
+        return self.sigma_min
 
     @property
     def domain(self) -> tuple[float, float]:
@@ -188,11 +209,10 @@ class Discrete(ScalarProcess):
     Index i of N lies at t = (i + 1)/N and log alpha is linear between knots, as in DPM-Solver's code; we add t = 0,
     clean data. An exact zero at the end (zero terminal SNR) makes alpha itself linear there.
     The default table is DDPM's: beta from 1e-4 to 0.02 in 1000 steps.
-    References: Lu et al. 2022, https://github.com/LuChengTHU/dpm-solver; Ho et al. 2020, section 4,
-    https://arxiv.org/abs/2006.11239.
+    References: Lu et al. 2022, https://github.com/LuChengTHU/dpm-solver; Ho et al. 2020, https://arxiv.org/abs/2006.11239.
     """
 
-    alphas_cumprod: tuple[float, ...] | None = None
+    alphas_cumprod: tuple[float, ...] | None = field(default=None, repr=False)
     t_max: float = 1.0
     t_min: float = math.nan  # stands for 1/N, index 0
     default_grid: ClassVar[str] = "power"
@@ -213,6 +233,7 @@ class Discrete(ScalarProcess):
         if math.isnan(self.t_min):
             object.__setattr__(self, "t_min", 1 / len(a))
         object.__setattr__(self, "_log_alphas", knots)  # at t = 0, 1/N, ..., 1
+        super().__post_init__()
 
     @property
     def _knots(self) -> Tensor:
@@ -223,24 +244,26 @@ class Discrete(ScalarProcess):
         """N, the number of indices."""
         return len(self._knots) - 1
 
-    def _log_alpha(self, t: Tensor) -> Tensor:
+    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(l, w): alpha = e^l (1 - w), where w is zero but in the last interval of a table that ends in zero."""
         knots = self._knots
-        n = self.count
-        i = (t.detach() * n).floor().clamp(0, n - 1).long()
-        w = t * n - i
-        left, right = knots[i], knots[i + 1]
-        inside = right.isfinite()  # else the last interval of a table that ends in zero
-        slope = torch.where(inside, right - left, 0.0)
-        return left + w * slope + torch.log1p(-torch.where(inside, 0.0, w.clamp(max=1.0)))
+        i = (t.detach() * self.count).floor().clamp(0, self.count - 1).long()
+        place, left, right = t * self.count - i, knots[i], knots[i + 1]
+        inside = right.isfinite()
+        line = left + place * torch.where(inside, right - left, 0.0)
+        return line, torch.where(inside, 0.0, place.clamp(max=1.0))
 
     def _alpha(self, t: Tensor) -> Tensor:
-        return self._log_alpha(t).exp()
+        line, w = self._parts(t)
+        return line.exp() * (1 - w)
 
     def _sigma(self, t: Tensor) -> Tensor:
-        return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
+        line, w = self._parts(t)
+        return (w * (2 - w) - torch.expm1(2 * line) * (1 - w) ** 2).sqrt()
 
     def _log_snr(self, t: Tensor) -> Tensor:
-        return self._log_alpha(t) - self._sigma(t).log()
+        line, w = self._parts(t)
+        return line + torch.log1p(-w) - self._sigma(t).log()
 
     def _inverse_log_snr(self, lam: Tensor) -> Tensor:
         knots = self._knots

@@ -7,9 +7,10 @@ how many network calls n steps take; (5) add it to `SOLVERS`. The tests then hol
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -100,4 +101,5 @@ class Solver(ABC):
 
     def config(self) -> dict[str, Any]:
         """Class and options, as JSON."""
-        return {"class": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
+        options = asdict(cast(Any, self))
+        return {"class": type(self).__name__, **{k: str(v) if v == math.inf else v for k, v in options.items()}}  # type: ignore[call-overload]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from dataclasses import asdict
 from pathlib import Path
@@ -61,14 +62,8 @@ def save(table: Tableau, path: Path) -> None:
             "heads": [[list(k), _put(numbers, p), _put(numbers, q)] for k, (p, q) in table.heads.items()],
         }
     data = np.asarray(numbers, dtype="<f8").tobytes()
-    header = {
-        "__metadata__": {"fewstep": json.dumps(meta), "sha256": hashlib.sha256(data).hexdigest()},
-        "weights": {"dtype": "F64", "shape": [len(numbers)], "data_offsets": [0, len(data)]},
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     with atomic(path) as part:
-        part.write_bytes(struct.pack("<Q", len(text)) + text + data)
+        part.write_bytes(_encode(json.dumps(meta, allow_nan=False), data))
 
 
 def load(path: Path) -> Tableau:
@@ -77,10 +72,12 @@ def load(path: Path) -> Tableau:
     try:
         (length,) = struct.unpack("<Q", raw[:8])
         header = json.loads(raw[8 : 8 + length])
-        meta = json.loads(header["__metadata__"]["fewstep"])
-        data = raw[8 + length :]
-        if meta["format"] != _FORMAT or hashlib.sha256(data).hexdigest() != header["__metadata__"]["sha256"]:
-            raise ValueError("checksum")
+        words, data = header["__metadata__"]["fewstep"], raw[8 + length :]
+        if _encode(words, data) != raw:
+            raise ValueError("its checksum does not match")
+        meta = json.loads(words)
+        if meta["format"] != _FORMAT:
+            raise ValueError(f"format {meta['format']!r}")
         numbers = torch.from_numpy(np.frombuffer(data, dtype="<f8").copy())
         process = process_from_json(meta["process"])
         solver = solver_from_config(meta["solver"]) if meta["solver"] else None
@@ -98,11 +95,22 @@ def load(path: Path) -> Tableau:
             output=meta["output"],
             heads={tuple(k): (_take(numbers, p), _take(numbers, q)) for k, p, q in meta["heads"]},
         )
-    except (struct.error, UnicodeDecodeError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except (struct.error, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"got {path}, which is not a whole fewstep table ({type(error).__name__}: {error}): "
             "give a file that Tableau.save wrote"
         ) from None
+
+
+def _encode(words: str, data: bytes) -> bytes:
+    """The file for a table's JSON and weights, to the last byte."""
+    header = {
+        "__metadata__": {"fewstep": words, "sha256": hashlib.sha256(words.encode() + data).hexdigest()},
+        "weights": {"dtype": "F64", "shape": [len(data) // 8], "data_offsets": [0, len(data)]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
 
 
 def _rule(solver: Solver, process: Process, grid: Tensor, output: str) -> Tableau:
@@ -115,7 +123,7 @@ def solver_from_config(config: dict[str, Any]) -> Solver:
     """The solver of `Solver.config`; a ValueError for one that is not known."""
     from fewstep import solver
 
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "class"}
+    options = {k: math.inf if v == "inf" else v for k, v in config.items() if k != "class"}
     cls = getattr(solver, str(config.get("class")), None)
     if not (isinstance(cls, type) and issubclass(cls, solver.Solver)):
         raise ValueError(f"got solver class {config.get('class')!r}, which is not known")

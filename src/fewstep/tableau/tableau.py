@@ -146,6 +146,7 @@ class Tableau:
         if self.output != "x0":
             raise ValueError(f"got a table that already reads {self.output!r}: rewrite the original one")
         swap: dict[Symbol, Form] = {}
+        exact = prediction == "noise" and self.process.kind != "block"  # a block's noise is read through its velocity
         heads = dict(self.heads)
         for j, row in enumerate(self.rows):
             if row.at is None:
@@ -155,7 +156,7 @@ class Tableau:
             swap["y", j, "x0"] = p * state + q * raw
             if (j, "noise") in heads:
                 a, b = heads.pop((j, "noise"))
-                swap["y", j, "noise"] = raw if prediction == "noise" else (a + b * p) * state + (b * q) * raw
+                swap["y", j, "noise"] = raw if exact else (a + b * p) * state + (b * q) * raw
         rows = []
         for row in self.rows:
             form = Form({})

@@ -185,7 +185,7 @@ class Trainer:
             tensors |= {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
         header = {"step": self.step, "seconds": self.seconds, "config": asdict(self.config)}
         header |= {"setup": self.setup, "hardware": self.hardware}
-        save_tensors(self.checkpoint, tensors, {"fewstep": json.dumps(header)})
+        save_tensors(self.checkpoint, tensors, {"fewstep": json.dumps(header, allow_nan=False)})
 
     def load(self) -> None:
         """Goes on from the checkpoint: weights, EMA, both Adam moments, step and seconds.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fewstep.denoiser import Counted
-from fewstep.loop import sample
+from fewstep.draw import draw
+from fewstep.loop import tabulate
 from fewstep.model import load
 from fewstep.quality import Quality, load_classifier, load_reference
 from fewstep.solver import DEFAULT_SOLVERS
@@ -57,20 +56,14 @@ def measure(
         )
     classifier, reference = load_classifier(), load_reference()
     floor = reference.floor(samples)
-    labels = torch.arange(samples) % len(model.labels) if model.labels else None
+    labels = [k % len(model.labels) for k in range(samples)] if model.labels else None
     rows: list[dict[str, Any]] = []
     for solver, steps in runs:
-        start, calls, parts = time.monotonic(), 0, []
-        for first in range(0, samples, batch):
-            size = min(batch, samples - first)
-            denoiser = Counted(model.denoiser(None if labels is None else labels[first : first + size]))
-            shape = (size, *model.shape)
-            z = sample(denoiser, model.process, solver=solver, steps=steps, shape=shape, seed=seed, first=first)
-            parts.append(model.process.to_data(z).clamp(-1, 1))
-            calls = denoiser.calls
-        seconds, x = time.monotonic() - start, torch.cat(parts)
-        quality = reference.quality(classifier.features(x))
-        rows.append({"solver": solver, "calls": calls, "ms a sample": 1000 * seconds / samples, **_row(quality)})
+        table = tabulate(solver, model.process, steps=steps)
+        drawn = draw(model, table, num=samples, labels=labels, seed=seed, batch=batch)
+        quality = reference.quality(classifier.features(drawn.images))
+        milliseconds = 1000 * drawn.seconds / samples
+        rows.append({"solver": solver, "calls": drawn.calls, "ms a sample": milliseconds, **_row(quality)})
         if report is not None:
             report(rows[-1])
     rows.append({"solver": "real images (floor)", "calls": "", "ms a sample": "", **_row(floor)})

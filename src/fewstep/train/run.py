@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.files import atomic, extra
 from fewstep.model import Model, build_network, call_network, save_model
@@ -25,6 +25,7 @@ from fewstep.train.card import KNOWN_DATA, card
 from fewstep.train.data import Images, read_images
 from fewstep.train.loop import BUDGET, Stopped, TrainConfig, Trainer, read_header
 from fewstep.train.progress import Progress, duration
+from fewstep.ui import png
 
 __all__ = ["TRAINABLE", "export", "network_config", "train", "write_sheet"]
 
@@ -225,18 +226,10 @@ def write_sheet(
     columns = columns or (len(model.labels) if 2 <= len(model.labels) <= 16 else 8)
     count = rows * columns
     labels = torch.arange(count) % columns % len(model.labels) if model.labels else None
-    z = sample(model.denoiser(labels), model.process, steps=steps, shape=(count, *model.shape), seed=seed)
-    save_pictures(model.process.to_data(z), path, columns=columns)
-
-
-def save_pictures(images: Tensor, path: str | Path, *, columns: int = 8) -> None:
-    """Writes images (B, C, H, W) in [-1, 1] as one PNG, `columns` a row; the file is whole or absent."""
-    from fewstep.ui import sheet
-
-    picture = extra("PIL.Image", "ui", "a sample sheet")
-    pixels = (images.clamp(-1, 1).add(1).mul(127.5).round()).to(torch.uint8).cpu().numpy()
-    with atomic(path) as part, part.open("wb") as f:
-        picture.fromarray(sheet(pixels, columns=columns)).save(f, "png")
+    z = sample(model.denoiser(labels), model.process, steps=steps, shape=(count, *model.shape), seed=seed,
+               progress=False)  # fmt: skip
+    with atomic(path) as part, part.open("wb") as file:
+        png(model.process.to_data(z), file, columns=columns)
 
 
 def _in_memory(trainer: Trainer, setup: Setup, data: Images) -> Model:

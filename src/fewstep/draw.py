@@ -1,0 +1,74 @@
+"""Many samples of a model, a batch at a time, and how long they took: for the command line and for measuring."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser import Counted
+from fewstep.loop import sample
+from fewstep.model import Model
+from fewstep.tableau import Tableau
+
+__all__ = ["Drawn", "draw"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What `draw` returns.
+
+    Attributes:
+        samples: (num, *shape) float32 in data space, on the CPU.
+        calls: network calls, counted, the same for each sample.
+        seconds: for all of them.
+    """
+
+    samples: Tensor
+    calls: int
+    seconds: float
+
+    @property
+    def images(self) -> Tensor:
+        """The samples as pictures: cut off at [-1, 1]."""
+        return self.samples.clamp(-1, 1)
+
+
+def draw(
+    model: Model,
+    table: Tableau,
+    *,
+    num: int,
+    labels: Sequence[int] | None = None,
+    seed: int = 0,
+    batch: int = 64,
+    final: str = "state",
+    device: str | torch.device = "cpu",
+    on_call: Callable[[], object] | None = None,
+) -> Drawn:
+    """Samples `num` images, `batch` at a time; sample k has the noise and the label of its number, whatever the batch.
+
+    Args:
+        model: a loaded model.
+        table: a table on the model's process.
+        num: how many samples.
+        labels: class numbers, (num,), or None for none.
+        seed, final, device: as in `fewstep.sample`.
+        batch: samples a network call.
+        on_call: called after every network call.
+    """
+    parts, calls, began = [], set(), time.perf_counter()
+    for first in range(0, num, batch):
+        size = min(batch, num - first)
+        denoiser = Counted(model.denoiser(labels and labels[first : first + size]), on_call=on_call)
+        shape = (size, *model.shape)
+        z = sample(denoiser, model.process, solver=table, shape=shape, seed=seed, first=first, final=final,
+                   device=device, progress=False)  # fmt: skip
+        parts.append((model.process.to_data(z) if final == "state" else z).float().cpu())
+        calls.add(denoiser.calls)
+    if len(calls) > 1:
+        raise AssertionError(f"batches of one run took {sorted(calls)} network calls")
+    return Drawn(samples=torch.cat(parts), calls=calls.pop(), seconds=time.perf_counter() - began)

@@ -1,0 +1,8 @@
+"""The only loop: `tabulate` and `sample` for people, `Plan` and `walk` underneath."""
+
+from __future__ import annotations
+
+from fewstep.loop.door import sample, tabulate
+from fewstep.loop.walk import Plan, walk
+
+__all__ = ["Plan", "sample", "tabulate", "walk"]

@@ -1,0 +1,242 @@
+r"""The door to the loop: `tabulate` makes the table, `sample` draws the noise and runs it.
+
+    process -> grid -> solver (writes a table, float64, before the run) -> sample (the only loop) -> states
+
+Finiteness is looked at once, at the end; a run that failed is replayed with a look at each row, so that the error names
+the row and its time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.grid import Grid, as_grid
+from fewstep.loop.walk import After, Callback, Denoiser, Plan, look_at, walk
+from fewstep.noise import Noise, NoiseSource, noise_source
+from fewstep.process import Process
+from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver
+from fewstep.tableau import Tableau
+from fewstep.ui import Bar
+from fewstep.words import pick, whole
+
+__all__ = ["sample", "tabulate"]
+
+
+def tabulate(
+    solver: str | Solver | Callable[[], Solver] | Tableau | Path | None,
+    process: Process,
+    *,
+    grid: str | Tensor | Grid = "default",
+    steps: int | None = None,
+    nfe: int | None = None,
+) -> Tableau:
+    """The table of a solver on a process and a grid.
+
+    Args:
+        solver: a name in `SOLVERS`, a solver, a table (returned as it is) or a file that `Tableau.save` wrote; None is
+            the default of the process's kind, in `DEFAULT_SOLVERS`.
+        process: the process.
+        grid: a name in `GRIDS`, a function (process, steps) -> times, or a decreasing tensor of times, used as given.
+        steps: at most this many network calls (with a named grid; 10 when neither is given).
+        nfe: exactly this many network calls, or refused.
+    """
+    named = isinstance(grid, str) or (callable(grid) and not isinstance(grid, Tensor))
+    if isinstance(solver, Path):
+        solver = Tableau.load(solver)
+    if isinstance(solver, Tableau):
+        if grid != "default" or steps is not None or nfe is not None:
+            raise ValueError("got a ready table with grid, steps or nfe, which it has already: leave them out")
+        if solver.process != process:
+            raise ValueError(f"got a table written for {solver.process} to run on {process}: tabulate the solver again")
+        return solver
+    if solver is None:
+        solver = DEFAULT_SOLVERS[process.kind]
+    if isinstance(solver, str):
+        solver = pick(SOLVERS, solver, "solver")
+    solver = solver() if callable(solver) else solver
+    if not isinstance(solver, Solver):
+        raise ValueError(f"got a {type(solver).__name__} as solver: give a name, a Solver, a Tableau or a Path")
+    if steps is not None and nfe is not None:
+        raise ValueError(f"got steps={steps} and nfe={nfe}: give one of them")
+    if named:
+        intervals = _intervals(solver, process, steps, nfe)
+        table = solver.tabulate(process, as_grid(grid, process, intervals))
+        if table.nfe != nfe if nfe is not None else table.nfe > (steps or 10):
+            asked = f"nfe={nfe}" if nfe is not None else f"steps={steps or 10}"
+            raise ValueError(f"got {asked} and a grid function on whose times this solver takes {table.nfe} calls")
+        return table
+    if steps is not None:
+        raise ValueError(f"got steps={steps} with an explicit grid, whose length says the steps: give one of them")
+    table = solver.tabulate(process, as_grid(grid, process, None))
+    if nfe is not None and table.nfe != nfe:
+        raise ValueError(
+            f"got nfe={nfe} with a grid on which this solver takes {table.nfe} calls: give nfe={table.nfe}"
+        )
+    return table
+
+
+def sample(
+    denoiser: Denoiser,
+    process: Process,
+    *,
+    solver: str | Solver | Callable[[], Solver] | Tableau | Path | None = None,
+    grid: str | Tensor | Grid = "default",
+    steps: int | None = None,
+    nfe: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    x: Tensor | None = None,
+    seed: int = 0,
+    first: int = 0,
+    noise: Noise | NoiseSource | torch.Generator | Tensor | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    final: str = "state",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    callback: Callback | None = None,
+    after: After | None = None,
+    differentiable: bool = False,
+    progress: bool = True,
+) -> Tensor:
+    """Samples: from noise, or from a given state, down the grid.
+
+    Args:
+        denoiser: (z, t) -> x0_hat in data space, a tensor (or a mapping with "x0" and further heads). The state it is
+            given is valid during the call only: later rows may be written into it.
+        process: the process.
+        solver, grid, steps, nfe: see `tabulate`.
+        shape: (batch, *data shape); the start is drawn from N(0, Sigma) at the grid's first time.
+        x: the start state (batch, *state shape) instead of a shape; its dtype and device are kept.
+        seed: the seed of the counter-based noise; sample i of a batch is number `first` + i of that seed.
+        first: the number of the batch's first sample.
+        noise: a `torch.Generator`, a ready tensor (n_noises, batch, *state) or a noise source instead of the seed.
+        given: tensors for the table's given rows besides the start.
+        final: "state" returns the state at the last time; "denoise" spends one more call on x0_hat there.
+        dtype: of the state when `shape` is given (float32 or float64), whatever the network's is.
+        device: where the state lives when `shape` is given.
+        callback: called after each evaluated row with (row, t, state, x0_hat); treat the tensors as read-only.
+        after: the hook (row, t, z) -> z on every made row.
+        differentiable: keeps autograd through the run (and the history out of place).
+        progress: show a bar on a terminal when the run takes longer than two seconds.
+
+    Returns:
+        The state (batch, *state shape) at the last time of the grid; `process.to_data` takes it to data space. With
+        final="denoise", x0_hat in data space.
+    """
+    if final not in ("state", "denoise"):
+        raise ValueError(f"got final={final!r}: choose state or denoise")
+    budget = _one_less(final, steps, nfe)
+    table = tabulate(solver, process, grid=grid, **budget)
+    _same_process(denoiser, process)
+    if (shape is None) == (x is None):
+        raise ValueError(
+            "got both a shape and a start x: give one" if x is not None else "got no shape: give shape or x"
+        )
+    source = noise_source(noise, seed, first)
+    if x is None:
+        state_shape, device = _state_shape(process, shape or ()), torch.device(device or "cpu")
+        _check_dtype(dtype)
+        x = process.prior(source.initial(state_shape, dtype, device), table.rows[0].t)
+    else:
+        _check_dtype(x.dtype)
+    start, memory = x, source.snapshot()
+    grad = getattr(denoiser, "needs_grad", False)
+    plan = Plan.of(table, denoiser, like=start, reuse=not differentiable, grad=grad and not differentiable)
+    watched = callback is not None or after is not None  # who may use the tensors outside: no inference tensors
+    mode = nullcontext() if differentiable else torch.no_grad() if grad or watched else torch.inference_mode()
+
+    def run(*, look: bool, callback: Callback | None, tick: Callable[[], None] | None) -> Tensor:
+        noises = _noises(table, source, tuple(start.shape), start.dtype, start.device)
+        z = walk(plan, start, noises, given=given, callback=callback, after=after, tick=tick, look=look)
+        if final == "state":
+            return z
+        d = denoiser(z, float(table.grid[-1]))
+        d = d["x0"] if isinstance(d, Mapping) else d
+        if look:
+            look_at(
+                d, f"the network returned values that are not finite in the last call (t = {float(table.grid[-1]):g})"
+            )
+        return d
+
+    with mode:
+        with Bar(table.nfe, "sampling") as bar:
+            z = run(look=False, callback=callback, tick=bar.advance if progress else None)
+        if not bool(torch.isfinite(z).all()):
+            source.restore(memory)
+            run(look=True, callback=None, tick=None)
+            raise ValueError("the samples are not finite, but a replay of the run was: is the denoiser deterministic?")
+    return z.clone() if z.is_inference() and not torch.is_inference_mode_enabled() else z
+
+
+def _noises(
+    table: Tableau, source: NoiseSource, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Iterator[Tensor]:
+    """The standard normals of the table's intervals; positions on the path are a sigmoid of the log-SNR."""
+    place = lambda t: 1 / (1 + math.exp(-float(table.process.log_snr(t)) / 2))  # noqa: E731
+    requests = [(place(n.t), place(n.s), n.stream, n.index) for n in table.noises]
+    return source.intervals(requests, shape, dtype, device)
+
+
+def _intervals(solver: Solver, process: Process, steps: int | None, nfe: int | None) -> int:
+    """Grid intervals for at most `steps`, or exactly `nfe`, network calls."""
+    asked = nfe if nfe is not None else 10 if steps is None else steps
+    label = "nfe" if nfe is not None else "steps"
+    asked = whole(label, asked)
+    to_zero = float(process.log_snr(process.t_min)) == math.inf
+    count = asked
+    while count > 0 and solver.calls(count, to_zero=to_zero) > asked:
+        count -= 1
+    fewer = solver.calls(count, to_zero=to_zero) if count else None
+    more = solver.calls(count + 1, to_zero=to_zero)
+    if count == 0:
+        raise ValueError(
+            f"got {label}={asked} for {type(solver).__name__}, which takes at least {more} calls: give {more}"
+        )
+    if nfe is not None and fewer != nfe:
+        raise ValueError(
+            f"got nfe={nfe} for {type(solver).__name__}, which takes {fewer} or {more} calls: give one of them"
+        )
+    return count
+
+
+def _same_process(denoiser: Any, process: Process) -> None:
+    """Refuses a denoiser that was made for another process."""
+    while hasattr(denoiser, "denoiser"):  # one that wraps another
+        denoiser = denoiser.denoiser
+    theirs = getattr(denoiser, "process", process)
+    if theirs != process:
+        raise ValueError(f"got a denoiser made for {theirs} and a run on {process}: give both the same process")
+
+
+def _one_less(final: str, steps: int | None, nfe: int | None) -> dict[str, int | None]:
+    """The calls left for the table when the last one is spent on x0_hat."""
+    if final == "state":
+        return {"steps": steps, "nfe": nfe}
+    for label, value in (("steps", steps), ("nfe", nfe)):
+        if isinstance(value, int) and value == 1:
+            raise ValueError(
+                f"got {label}=1 with final='denoise', which spends one call after the table: give at least 2"
+            )
+    return {"steps": steps - 1 if steps else steps, "nfe": nfe - 1 if nfe else nfe}
+
+
+def _state_shape(process: Process, shape: tuple[int, ...]) -> tuple[int, ...]:
+    shape = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    if not shape:
+        raise ValueError("got shape=(): give (batch, *data shape)")
+    shape = tuple(whole("shape entry", n) for n in shape)
+    return (shape[0], *process.state_shape(shape[1:]))
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"got a state in {dtype}: states are float32 or float64 (a bfloat16 state loses 0.3 over 1000 steps); "
+            "run the network in another dtype through wrap(dtype=...)"
+        )
