@@ -156,9 +156,10 @@ def test_inference_mode_unless_asked_otherwise():
 
 def test_memory_is_the_live_rows():
     """A hundred steps of DDIM never hold more than a handful of states at once."""
-    alive, most = [], [0]
+    alive, most, places = [], [0], set()
 
     def denoiser(z, t):
+        places.add(z.data_ptr())
         out = z * 0.9
         alive.append(weakref.ref(out))
         most[0] = max(most[0], sum(ref() is not None for ref in alive))
@@ -166,10 +167,13 @@ def test_memory_is_the_live_rows():
 
     fs.sample(denoiser, VP, solver="ddim", steps=100, shape=(1, 4))
     assert most[0] <= 2
+    assert len(places) <= 4  # states are written where states were
     alive.clear()
+    places.clear()
     most[0] = 0
     fs.sample(denoiser, VP, solver="unipc-3", steps=100, shape=(1, 4))
     assert most[0] <= 4
+    assert len(places) <= 8
 
 
 def test_callback_and_hook(mixture):

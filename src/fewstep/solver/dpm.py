@@ -22,6 +22,7 @@ import math
 from dataclasses import dataclass
 
 from fewstep.solver.base import Moments, Solver
+from fewstep.solver.exponential import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
@@ -88,13 +89,8 @@ class DPMMultistep(Solver):
     def _step(self, w: Writer, z: Form, t: float, s: float, h: float, nodes: list[tuple[float, Form]]) -> Form:
         p, data = w.process, self.form == "data"
         phi_1, phi_2, phi_3 = _phis(h, data=data)
-        # a data step is carry z + alpha_s (...); alpha_s phi_1 is alpha_s - carry alpha_t, finite at both ends
-        if data:
-            carry = p.R(s) / p.R(t)
-            scale, first = p.M(s), p.M(s) - carry * p.M(t)
-        else:
-            carry = p.M(s) / p.M(t)
-            scale, first = -p.R(s), p.R(s) - carry * p.R(t)
+        carry, first = first_order(p, self.form, t, s)  # first is alpha_s phi_1, or -sigma_s phi_1
+        scale = p.M(s) if data else -p.R(s)
         form = carry * z + first * nodes[0][1]
         if len(nodes) == 1:
             return form

@@ -29,7 +29,7 @@ from fewstep.solver.base import Moments, Solver
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
-__all__ = ["Multistep", "weights"]
+__all__ = ["Multistep", "first_order", "weights"]
 
 _X, _W = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
 _PANEL = 1.5  # log-SNR units a Gauss panel spans: 16 nodes are exact to rounding there
@@ -108,48 +108,63 @@ class Multistep(Solver):
         return form
 
 
+def first_order(process: Process, form: str, t: float, s: float) -> tuple[Coefficient, Coefficient]:
+    """P_s P_t^-1 and Q_s - P_s P_t^-1 Q_t: the step with a constant prediction, finite at both singular ends."""
+    p, q, _ = _pair(process, form)
+    carry = p(s) * inverse(p(t))
+    return carry, q(s) - carry * q(t)
+
+
 def weights(
     process: Process, form: str, u: Clock, t: float, s: float, nodes: list[float]
 ) -> tuple[Coefficient, list[Coefficient]]:
     """P_s P_t^-1 and the B_j of a step from t to s with predictions made at the times `nodes`, latest first.
 
     Nodes at which the clock is infinite are dropped (their weight is zero), and a step whose end is at infinity uses
-    the latest node alone. Quadrature: Gauss-Legendre in log-SNR, where the integrand is smooth, on short panels.
+    the latest node alone.
     """
-    p, q, rate = _pair(process, form)
-    carry = p(s) * inverse(p(t))
-    whole = q(s) - carry * q(t)
+    carry, whole = first_order(process, form, t, s)
     places = [float(u.of(process, torch.tensor(node, dtype=torch.float64))) for node in nodes]
     end = float(u.of(process, torch.tensor(s, dtype=torch.float64)))
     finite = [j for j, place in enumerate(places) if math.isfinite(place)] if math.isfinite(end) else []
+    basis = [places[j] for j in finite]
     if len(finite) < 2:
-        latest = finite[0] if finite else 0
-        return carry, [whole if j == latest else 0.0 for j in range(len(nodes))]
+        finite, found = [finite[0] if finite else 0], [whole]
+    elif form == "data" and process.log_snr(s) == math.inf:  # R_s = 0: all weight sits at the end
+        at_end = _lagrange(basis, torch.tensor([end], dtype=torch.float64))[:, 0].tolist()
+        found = [weight * whole for weight in at_end]
+    else:
+        found = _quadrature(process, form, u, t, s, basis, whole)
+    return carry, [found[finite.index(j)] if j in finite else 0.0 for j in range(len(nodes))]
+
+
+def _quadrature(
+    process: Process, form: str, u: Clock, t: float, s: float, basis: list[float], whole: Coefficient
+) -> list[Coefficient]:
+    """The B_j by Gauss-Legendre in log-SNR, where the integrand is smooth, on short panels.
+
+    The weights add up to `whole`: panels are halved until they do to rounding, and what is left goes to the latest.
+    """
+    p, q, rate = _pair(process, form)
     low, high = (float(process.log_snr(x)) for x in (t, s))
     if form == "data":  # e^lambda weighs the end, and in noise form e^-lambda the beginning
         low = max(low, high - _FAR)
     else:
         high = min(high, low + _FAR)
-    basis = [places[j] for j in finite]
-    if form == "data" and process.log_snr(s) == math.inf:  # R_s = 0: all weight sits at the end
-        at_end = _lagrange(basis, torch.tensor([end], dtype=torch.float64))[:, 0].tolist()
-        found = [weight * whole for weight in at_end]
-    else:
-        panels, bound = max(1, math.ceil((high - low) / _PANEL)), 1e-13 * max(magnitude(q(s)), magnitude(carry * q(t)))
-        for _ in range(_DOUBLINGS):  # the weights add up to `whole`: panels are halved until they do
-            edges = torch.linspace(low, high, panels + 1, dtype=torch.float64)
-            width = edges.diff()[:, None]
-            lam = (edges[:-1, None] + width * (_X + 1) / 2).flatten()
-            weight = (width * _W / 2).flatten() * _lagrange(basis, u.of_log_snr(process, lam))
-            tau = process.inverse_log_snr(lam)
-            density = (p(s) * inverse(p(tau))) * rate(tau)
-            found = [_integral(w, density) for w in weight / derivative(process.log_snr, tau)]
-            rest = functools.reduce(operator.sub, found, whole)
-            if magnitude(rest) <= bound:
-                break
-            panels *= 2
-        found[0] = found[0] + rest
-    return carry, [found[finite.index(j)] if j in finite else 0.0 for j in range(len(nodes))]
+    panels, bound = max(1, math.ceil((high - low) / _PANEL)), 1e-13 * max(magnitude(q(s)), magnitude(q(s) - whole))
+    for _ in range(_DOUBLINGS):
+        edges = torch.linspace(low, high, panels + 1, dtype=torch.float64)
+        width = edges.diff()[:, None]
+        lam = (edges[:-1, None] + width * (_X + 1) / 2).flatten()
+        weight = (width * _W / 2).flatten() * _lagrange(basis, u.of_log_snr(process, lam))
+        tau = process.inverse_log_snr(lam)
+        density = (p(s) * inverse(p(tau))) * rate(tau)
+        found = [_integral(w, density) for w in weight / derivative(process.log_snr, tau)]
+        rest = functools.reduce(operator.sub, found, whole)
+        if magnitude(rest) <= bound:
+            break
+        panels *= 2
+    return [found[0] + rest, *found[1:]]
 
 
 def _pair(process: Process, form: str) -> tuple:

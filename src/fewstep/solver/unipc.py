@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewstep.solver.base import Moments, Solver
+from fewstep.solver.exponential import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
@@ -109,12 +110,8 @@ class UniPC(Solver):
     ) -> Form:
         """From t to s with the predictions behind t, and the one made at s when correcting."""
         p, data = w.process, self.form == "data"
-        if data:
-            carry = p.R(s) / p.R(t)
-            scale, first = p.M(s), p.M(s) - carry * p.M(t)
-        else:
-            carry = p.M(s) / p.M(t)
-            scale, first = p.R(s), p.R(s) - carry * p.R(t)
+        carry, first = first_order(p, self.form, t, s)
+        scale = p.M(s) if data else p.R(s)
         lam, m0 = nodes[0]
         form = carry * z + first * m0
         others = [*nodes[1:], *([new] if new else [])]
