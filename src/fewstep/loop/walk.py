@@ -130,6 +130,8 @@ def walk(
                 tick()
             if callback is not None:
                 callback(step.row, step.at or 0.0, z, _x0_hat(plan, step, z, live["y", step.row, plan.output]))
+        if reuse and step.given is None and ("z", step.row) in step.dead:
+            pool.append(z)
         _free(live, step.dead)
     return z
 
