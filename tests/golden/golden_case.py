@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from golden_store import Entry
@@ -11,11 +12,23 @@ from torch import Tensor
 
 from fewstep.loop import sample
 from fewstep.process import Process, ScalarProcess
-from fewstep.process.scalar import EDM
+from fewstep.process.scalar import EDM, VP
 from fewstep.solver import Solver
 from fewstep.tableau import Tableau
 
-__all__ = ["EXACT", "Case", "LinearTable", "NotYet", "RootVE", "Unknown", "amplified", "cut_last", "difference", "run"]
+__all__ = [
+    "EXACT",
+    "Case",
+    "FittedVP",
+    "LinearTable",
+    "NotYet",
+    "RootVE",
+    "Unknown",
+    "amplified",
+    "cut_last",
+    "difference",
+    "run",
+]
 
 EXACT = 1e-9
 
@@ -56,7 +69,7 @@ class Case:
 def run(entry: Entry, case: Case) -> Tensor:
     """Our result for an entry, (8, width) as it is stored."""
     denoiser = entry.store.mixture(case.process, entry.d)
-    table = case.solver.tabulate(case.process, case.grid)
+    table = _table(case.solver, case.process, tuple(case.grid.tolist()))
     table = cut_last(table) if case.cut else table
     noise = None if case.noise is None else case.noise
     z = sample(denoiser, case.process, solver=table, x=case.start, noise=noise, final=case.final)
@@ -70,6 +83,11 @@ def run(entry: Entry, case: Case) -> Tensor:
     return case.scale * z
 
 
+@lru_cache(maxsize=1024)
+def _table(solver: Solver, process: Process, grid: tuple[float, ...]) -> Tableau:
+    return solver.tabulate(process, torch.tensor(grid, dtype=torch.float64))
+
+
 def difference(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference, relative to the largest entry."""
     return float((ours - theirs).abs().max() / theirs.abs().max())
@@ -77,7 +95,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 def amplified(entry: Entry, case: Case) -> float:
     """How far the result moves when the start moves by a few units of rounding: some runs multiply it by thousands."""
-    sign = torch.where(torch.arange(case.start.numel()).reshape(case.start.shape) % 3 == 0, -1.0, 1.0)
+    sign = 1 - 2 * (torch.arange(case.start.numel()).reshape(case.start.shape) % 3 == 0).double()
     moved = replace(case, start=case.start * (1 + 8 * torch.finfo(torch.float64).eps * sign))
     return difference(run(entry, moved), run(entry, case))
 
@@ -92,6 +110,14 @@ def cut_last(table: Tableau) -> Tableau:
         solver=None,
         heads={k: v for k, v in table.heads.items() if k[0] < last},
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedVP(VP):
+    """VP whose beta may start below 0: what EDM's ablation fits to a range of sigma."""
+
+    def __post_init__(self) -> None:
+        ScalarProcess.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)

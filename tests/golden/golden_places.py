@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import torch
-from golden_case import Case, LinearTable, NotYet, RootVE, Unknown
+from golden_case import Case, FittedVP, LinearTable, NotYet, RootVE, Unknown
 from golden_quadrature import Sums
 from golden_store import Entry
 from torch import Tensor
@@ -227,7 +227,7 @@ def _ablation_vp(c: dict[str, Any], eps: float = 1e-3) -> VP:
     high = c.get("sigma_max", {"edm": 80.0, "iddpm": 81.0, "ve": 100.0}[c["discretization"]])
     bottom, top = math.log1p(low**2), math.log1p(high**2)
     slope = 2 * (bottom / eps - top) / (eps - 1)
-    return VP(beta_min=top - slope / 2, beta_max=top + slope / 2)
+    return FittedVP(beta_min=top - slope / 2, beta_max=top + slope / 2)
 
 
 def _k_diffusion(e: Entry) -> Case:

@@ -34,26 +34,28 @@ _DEGREE = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Sums(Multistep):
-    """Multistep in noise form with sums over `count` pieces of every step.
+    """Multistep in noise form with sums over `count` pieces of every step; `limit` also cuts at whole numbers.
 
     `side` says which slope a node on a whole t takes (the kinks of a table): +1 that of larger t, -1 that of smaller,
-    0 what rounding makes of it.
+    0 what rounding makes of it. `off` moves the weights of a step to s by this share times (t_min / s)^2 + 1/1000.
     """
 
     form: str = "noise"
     rule: str = "left"
     count: int = 10000
     side: int = 0
+    off: float = 0.0
 
     def _step(self, process: Process, t: float, s: float, z: Form, nodes: list[tuple[float, Form]]) -> Form:
         u, density = _density(process, self.clock, t, s, self.rule, self.count, self.side)
         places = [float(clock(self.clock).of(process, torch.tensor(x, dtype=torch.float64))) for x, _ in nodes]
         form = (process.Psi(s) * inverse(process.Psi(t))) * z
+        scale = 1 + self.off * ((process.t_min / s) ** 2 + 1e-3) if self.off else 1.0
         for j, (place, (_, y)) in enumerate(zip(places, nodes, strict=True)):
             lagrange = torch.ones_like(u)
             for i, other in enumerate(places):
                 lagrange = lagrange * (u - other) / (place - other) if i != j else lagrange
-            total = torch.tensordot(lagrange, density, 1)
+            total = scale * torch.tensordot(lagrange, density, 1)
             form = form + (float(total) if total.ndim == 0 else Block(total)) * y
         return form
 
@@ -66,8 +68,15 @@ def _density(
     u = clock(name)
     low, high = (float(u.of(process, torch.tensor(x, dtype=torch.float64))) for x in (t, s))
     x, w = RULES[rule]
-    places = low + (high - low) * ((torch.arange(count, dtype=torch.float64)[:, None] + x) / count).flatten()
-    share = (high - low) / count * w.repeat(count)
+    if rule == "limit":
+        whole = torch.arange(math.ceil(min(low, high)), math.ceil(max(low, high)), dtype=torch.float64)
+        edges = torch.cat([torch.linspace(min(low, high), max(low, high), count + 1, dtype=torch.float64), whole])
+        edges = edges.sort().values if high > low else edges.sort(descending=True).values
+        places = (edges[:-1, None] + edges.diff()[:, None] * x).flatten()
+        share = (edges.diff()[:, None] * w).flatten()
+    else:
+        places = low + (high - low) * ((torch.arange(count, dtype=torch.float64)[:, None] + x) / count).flatten()
+        share = (high - low) / count * w.repeat(count)
     if name == "rho":  # d(Psi^-1 R) = d rho
         return places, process.Psi(s) * share  # type: ignore[operator]
     if process.kind == "block":
