@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num", type=int, default=64)
     parser.add_argument("--calls", type=int, nargs="+", default=[4, 5, 6, 8, 10, 15, 20])
-    parser.add_argument("--teacher", type=int, default=200)
+    parser.add_argument("--teacher", type=int, default=100)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows, began = [], time.perf_counter()
