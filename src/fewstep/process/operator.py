@@ -31,6 +31,7 @@ __all__ = [
     "magnitude",
     "root",
     "transpose",
+    "weighted_sum",
 ]
 
 
@@ -215,6 +216,15 @@ def magnitude(c: Coefficient) -> float:
     """The largest absolute entry."""
     values = c.values if isinstance(c, Diagonal | Block) else c
     return float(values.abs().max()) if isinstance(values, Tensor) else abs(values)
+
+
+def weighted_sum(weights: Tensor, c: Coefficient) -> Coefficient:
+    """sum_i weights_i c_i of a coefficient with one entry a time."""
+    if isinstance(c, Diagonal):
+        return Diagonal(torch.tensordot(weights, c.values, 1), c.rank)
+    if isinstance(c, Block):
+        return Block(torch.tensordot(weights, c.values, 1))
+    return float(weights @ c)
 
 
 def is_zero(c: Coefficient) -> bool:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process, derivative
 from fewstep.process.clock import Clock, clock
-from fewstep.process.operator import Block, Coefficient, Diagonal, inverse, magnitude, transpose
+from fewstep.process.operator import Coefficient, inverse, magnitude, transpose, weighted_sum
 from fewstep.solver.base import Moments, Solver
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
@@ -159,7 +159,7 @@ def _quadrature(
         weight = (width * _W / 2).flatten() * _lagrange(basis, u.of_log_snr(process, lam))
         tau = process.inverse_log_snr(lam)
         density = (p(s) * inverse(p(tau))) * rate(tau)
-        found = [_integral(w, density) for w in weight / derivative(process.log_snr, tau)]
+        found = [weighted_sum(w, density) for w in weight / derivative(process.log_snr, tau)]
         rest = functools.reduce(operator.sub, found, whole)
         if magnitude(rest) <= bound:
             break
@@ -181,12 +181,3 @@ def _lagrange(nodes: list[float], u: Tensor) -> Tensor:
         for j, node in enumerate(nodes)
     ]
     return torch.stack(rows)
-
-
-def _integral(weight: Tensor, density: Coefficient) -> Coefficient:
-    """Sum over the nodes of weight times density."""
-    if isinstance(density, Diagonal):
-        return Diagonal(torch.tensordot(weight, density.values, 1), density.rank)
-    if isinstance(density, Block):
-        return Block(torch.tensordot(weight, density.values, 1))
-    return float(weight @ density)

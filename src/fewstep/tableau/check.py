@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fewstep.process.base import Process
 from fewstep.process.clock import clock as clock_of
-from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, magnitude, transpose
+from fewstep.process.operator import Coefficient, cholesky, inverse, magnitude, transpose, weighted_sum
 from fewstep.tableau.form import Form, Symbol
 
 if TYPE_CHECKING:
@@ -202,14 +201,5 @@ def _integral(
         width = (high - low) / _PANELS
         v = low + width * (torch.arange(_PANELS)[:, None] + (_X + 1) / 2).flatten()
         weight = (_W * width / 2).repeat(_PANELS) * slope(v)
-        total = total - _weighted(weight, ratio(u.time(process, v)))
+        total = total - weighted_sum(weight, ratio(u.time(process, v)))
     return front(end) * total
-
-
-def _weighted(weight: Tensor, values: Coefficient) -> Coefficient:
-    """The sum over per-sample coefficients, weighted."""
-    if isinstance(values, Diagonal):
-        return Diagonal(torch.tensordot(weight, values.values, 1), values.rank)
-    if isinstance(values, Block):
-        return Block(torch.tensordot(weight, values.values, 1))
-    return float(weight @ values)
