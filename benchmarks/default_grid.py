@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import time
 from collections.abc import Iterable
 from datetime import date
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
+from fewstep.train.card import hardware
 
 CALLS = (5, 8, 10, 15)
 GRIDS = ("uniform", "power", "log-snr", "karras")
@@ -57,13 +57,6 @@ def study(name: str, num: int, size: int) -> dict[str, dict[str, float]]:
     return {s: {g: sum(v) / len(v) for g, v in grids.items()} for s, grids in found.items()}
 
 
-def machine() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     """Runs the study, prints a line a process and solver, writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,7 +78,7 @@ def main() -> None:
     print(f"{time.perf_counter() - began:.0f} s")
     if args.out:
         whole = {"date": str(date.today()), "torch": torch.__version__, "threads": torch.get_num_threads(),
-                 "machine": machine(), "num": args.num, "size": args.size, "calls": CALLS,
+                 "machine": hardware(), "num": args.num, "size": args.size, "calls": CALLS,
                  "processes": record}  # fmt: skip
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")

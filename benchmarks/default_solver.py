@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import time
 from datetime import date
 from itertools import product
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
+from fewstep.train.card import hardware
 
 SOLVERS = (
     "ddim", "edm", "dpmpp-2m", "dpmpp-3m", "dpmpp-3m-corrected", "unipc-2", "unipc-3", "multistep-2", "multistep-3",
@@ -73,7 +73,7 @@ def main() -> None:
     for pair, score in ranking[:12]:
         print(f"{score:7.3f}  {pair}")
     if args.out:
-        record = {"date": str(date.today()), "torch": torch.__version__, "machine": platform.processor(),
+        record = {"date": str(date.today()), "torch": torch.__version__, "machine": hardware(),
                   "threads": torch.get_num_threads(), "seconds": time.perf_counter() - began,
                   "args": {k: str(v) for k, v in vars(args).items()}, "ranking": ranking, "rows": rows}  # fmt: skip
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -36,6 +35,7 @@ import torch
 import fewstep as fs
 from fewstep.loop import Plan, walk
 from fewstep.tableau import Form, Row, Tableau
+from fewstep.train.card import hardware
 
 SHAPES = ((1, 4, 64, 64), (1, 3, 1024, 1024))
 A, B, C = 0.9, 0.4, -0.3
@@ -157,13 +157,6 @@ def medians(cases: dict[str, Callable[[], object]], repeat: int) -> dict[str, fl
     return {case: statistics.median(values) for case, values in taken.items()}
 
 
-def machine() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     """Measures, prints ratios, writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -172,7 +165,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    record: dict = {"date": str(date.today()), "machine": machine(), "torch": torch.__version__,
+    record: dict = {"date": str(date.today()), "machine": hardware(), "torch": torch.__version__,
                     "threads": torch.get_num_threads(), "repeat": args.repeat, "rows": {}, "loops": {}}  # fmt: skip
     for shape in SHAPES:
         rows = 100 if shape[-1] < 100 else 10
