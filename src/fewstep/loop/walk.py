@@ -194,7 +194,7 @@ def _evaluate(plan: Plan, step: Instruction, z: Tensor, live: dict[Symbol, Tenso
         if head != plan.output:
             live["y", step.row, head] = outputs[head]
     for head, p, q in step.heads:
-        live["y", step.row, head] = _combine([(z, p), (main, q)], None, plan.reuse)
+        live["y", step.row, head] = _combine([(z, p), (main, q)], None, reuse)
 
 
 def _combine(terms: list[tuple[Tensor, Coefficient]], out: Tensor | None, reuse: bool) -> Tensor:

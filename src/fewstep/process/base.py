@@ -17,7 +17,6 @@ References: Zhang, Tao, Chen, gDDIM, 2022, eq. 16-18, https://arxiv.org/abs/2206
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from fewstep.process.operator import Coefficient, apply, inverse, transpose
 
-__all__ = ["Process", "ScalarProcess", "Time", "derivative"]
+__all__ = ["Process", "ScalarProcess", "Time", "derivative", "like", "to_tensor"]
 
 Time = Any  # float | (batch,) float64 Tensor; a function of a Time returns the same of the two
 
@@ -169,16 +168,16 @@ class ScalarProcess(Process):
         return self._alpha(t).log() - self._sigma(t).log()
 
     def alpha(self, t: Time) -> Time:
-        return _like(self._alpha, t)
+        return like(self._alpha(to_tensor(t)), t)
 
     def sigma(self, t: Time) -> Time:
-        return _like(self._sigma, t)
+        return like(self._sigma(to_tensor(t)), t)
 
     def log_snr(self, t: Time) -> Time:
-        return _like(self._log_snr, t)
+        return like(self._log_snr(to_tensor(t)), t)
 
     def inverse_log_snr(self, lam: Time) -> Time:
-        return _like(self._inverse_log_snr, lam)
+        return like(self._inverse_log_snr(to_tensor(lam)), lam)
 
     def M(self, t: Time) -> Coefficient:
         return self.alpha(t)
@@ -191,7 +190,8 @@ class ScalarProcess(Process):
 
     def F(self, t: Time) -> Coefficient:
         """The rate d log alpha / dt."""
-        return _like(lambda u: derivative(self._alpha, u) / self._alpha(u), t)
+        u = to_tensor(t)
+        return like(derivative(self._alpha, u) / self._alpha(u), t)
 
     def GG(self, t: Time) -> Coefficient:
         """g^2 = d sigma^2/dt - 2 F sigma^2 (Kingma et al. 2021, appendix D, https://arxiv.org/abs/2107.00630)."""
@@ -199,10 +199,10 @@ class ScalarProcess(Process):
         return 2 * s * (self.R_rate(t) - self.F(t) * s)
 
     def M_rate(self, t: Time) -> Coefficient:
-        return _like(lambda u: derivative(self._alpha, u), t)
+        return like(derivative(self._alpha, to_tensor(t)), t)
 
     def R_rate(self, t: Time) -> Coefficient:
-        return _like(lambda u: derivative(self._sigma, u), t)
+        return like(derivative(self._sigma, to_tensor(t)), t)
 
     def data_from_noise(self, t: Time) -> tuple[Coefficient, Coefficient]:
         """x0 = (z - sigma eps) / alpha."""
@@ -223,9 +223,11 @@ def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         return torch.autograd.grad(y.sum(), u)[0] if y.requires_grad else torch.zeros_like(t)
 
 
-def _like(f: Callable[[Tensor], Tensor], t: Time) -> Time:
-    """Calls f in float64; gives a float for a float."""
-    if isinstance(t, Tensor):
-        return f(t.to(torch.float64))
-    value = f(torch.tensor(float(t), dtype=torch.float64)).item()
-    return 0.0 if value == 0 else value if not math.isnan(value) else math.nan
+def to_tensor(t: Time) -> Tensor:
+    """A time (or another such value) as a float64 tensor."""
+    return torch.as_tensor(t, dtype=torch.float64)
+
+
+def like(value: Tensor, t: Time) -> Time:
+    """A result for the time it was made of: a float for a float (never -0.0), the tensor for a tensor."""
+    return value if isinstance(t, Tensor) else value.item() + 0.0

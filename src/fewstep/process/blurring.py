@@ -21,7 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fewstep.process.base import Process, Time, derivative
+from fewstep.process.base import Process, Time, derivative, like, to_tensor
 from fewstep.process.operator import Coefficient, Diagonal
 
 __all__ = ["Blurring"]
@@ -50,14 +50,14 @@ class Blurring(Process):
 
     def alpha(self, t: Time) -> Time:
         """The signal of the unblurred mean (frequency zero)."""
-        return _like(torch.cos(self._angle(_tensor(t))), t)
+        return like(torch.cos(self._angle(to_tensor(t))), t)
 
     def sigma(self, t: Time) -> Time:
-        return _like(torch.sin(self._angle(_tensor(t))), t)
+        return like(torch.sin(self._angle(to_tensor(t))), t)
 
     def frequency_scaling(self, t: Time) -> Tensor:
         """d_t of every frequency, (height, width) or (batch, height, width)."""
-        blur = self.sigma_blur_max * torch.sin(math.pi / 2 * _tensor(t)) ** 2
+        blur = self.sigma_blur_max * torch.sin(math.pi / 2 * to_tensor(t)) ** 2
         fall = torch.exp(-_frequencies(self.size) * (blur**2 / 2)[..., None, None])
         return (1 - self.min_scale) * fall + self.min_scale
 
@@ -72,31 +72,31 @@ class Blurring(Process):
 
     def F(self, t: Time) -> Coefficient:
         """The rate d log(alpha d) / dt of every frequency."""
-        blur = math.pi / 2 * _tensor(t)
+        blur = math.pi / 2 * to_tensor(t)
         rate = self.sigma_blur_max**2 * torch.sin(blur) ** 3 * torch.cos(blur) * math.pi  # d(sigma_B^2 / 2) / dt
         d = self.frequency_scaling(t)
         fall = -_frequencies(self.size) * (d - self.min_scale) * rate[..., None, None] / d
-        drift = derivative(lambda u: torch.cos(self._angle(u)).log(), _tensor(t))
+        drift = derivative(lambda u: torch.cos(self._angle(u)).log(), to_tensor(t))
         return Diagonal(fall + drift[..., None, None], 2)
 
     def GG(self, t: Time) -> Coefficient:
         """g^2 = 2 sigma (sigma' - F sigma) of every frequency."""
-        u = _tensor(t)
+        u = to_tensor(t)
         s, ds = (torch.sin(self._angle(u)), derivative(lambda v: torch.sin(self._angle(v)), u))
         s, ds = s[..., None, None], ds[..., None, None]
         return Diagonal(2 * s * (ds - self.F(t).values * s), 2)
 
     def log_snr(self, t: Time) -> Time:
         """log(alpha / sigma): the clock of frequency zero; `log_snr_modes` gives all."""
-        return _like(-torch.tan(self._angle(_tensor(t))).log(), t)
+        return like(-torch.tan(self._angle(to_tensor(t))).log(), t)
 
     def log_snr_modes(self, t: Time) -> Tensor:
         """log(alpha d / sigma) of every frequency."""
-        return torch.as_tensor(self.log_snr(t))[..., None, None] + self.frequency_scaling(t).log()
+        return to_tensor(self.log_snr(t))[..., None, None] + self.frequency_scaling(t).log()
 
     def inverse_log_snr(self, lam: Time) -> Time:
-        angle = torch.atan((-_tensor(lam)).exp())
-        return _like(angle * 2 * (1 + 2 * self.offset) / math.pi - self.offset, lam)
+        angle = torch.atan((-to_tensor(lam)).exp())
+        return like(angle * 2 * (1 + 2 * self.offset) / math.pi - self.offset, lam)
 
     def data_from_noise(self, t: Time) -> tuple[Coefficient, Coefficient]:
         """x0 = (z - sigma eps) / (alpha d), frequency by frequency."""
@@ -130,7 +130,7 @@ class Blurring(Process):
         return math.pi / 2 * (t + self.offset) / (1 + 2 * self.offset)
 
     def _diagonal(self, f, t: Time) -> Diagonal:
-        return Diagonal(f(_tensor(t)), 2)
+        return Diagonal(f(to_tensor(t)), 2)
 
 
 @lru_cache(maxsize=16)
@@ -148,11 +148,3 @@ def _frequencies(size: tuple[int, int]) -> Tensor:
     with torch.inference_mode(False):
         rows, columns = ((math.pi * torch.arange(n, dtype=torch.float64) / n) ** 2 for n in size)
         return rows[:, None] + columns
-
-
-def _tensor(t: Time) -> Tensor:
-    return torch.as_tensor(t, dtype=torch.float64)
-
-
-def _like(value: Tensor, t: Time) -> Time:
-    return value if isinstance(t, Tensor) else value.item()

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.process.base import Process, Time
+from fewstep.process.base import Process, Time, like, to_tensor
 from fewstep.process.operator import Block, Coefficient, _cholesky2
 
 __all__ = ["CLD"]
@@ -55,35 +55,34 @@ class CLD(Process):
         return self.Gamma**2 / 4
 
     def Psi(self, t: Time) -> Block:
-        return Block(self._psi(_tensor(t)))
+        return Block(self._psi(to_tensor(t)))
 
     def M(self, t: Time) -> Block:
-        return Block(self._psi(_tensor(t))[..., :1])
+        return Block(self._psi(to_tensor(t))[..., :1])
 
     def Sigma(self, t: Time) -> Block:
-        return Block(self._sigma(_tensor(t)))
+        return Block(self._sigma(to_tensor(t)))
 
     def R(self, t: Time) -> Block:
-        t = _tensor(t)
+        t = to_tensor(t)
         theta = self._theta(t)
         c, s = theta.cos(), theta.sin()
         return Block(_cholesky2(self._sigma(t)) @ _matrix(c, s, -s, c))
 
     def F(self, t: Time) -> Block:
-        one = torch.ones_like(_tensor(t))
+        one = torch.ones_like(to_tensor(t))
         return Block(self.beta * _matrix(0 * one, one / self.mass, -one, -one * self.Gamma / self.mass))
 
     def GG(self, t: Time) -> Block:
-        one = torch.ones_like(_tensor(t))
+        one = torch.ones_like(to_tensor(t))
         return Block(_matrix(0 * one, 0 * one, 0 * one, 2 * self.Gamma * self.beta * one))
 
     def log_snr(self, t: Time) -> Time:
-        value = self._log_snr(_tensor(t))
-        return value if isinstance(t, Tensor) else value.item()
+        return like(self._log_snr(to_tensor(t)), t)
 
     def inverse_log_snr(self, lam: Time) -> Time:
         """By Newton's method in log t inside a shrinking bracket, to rounding: the log-SNR falls monotonically."""
-        target = _tensor(lam)
+        target = to_tensor(lam)
         low, high = torch.full_like(target, math.log(1e-12)), torch.full_like(target, math.log(4 * self.t_max))
         middle = (low + high) / 2
         for _ in range(100):
@@ -95,8 +94,7 @@ class CLD(Process):
             moved, middle = (step - middle).abs(), step
             if not bool((moved > 4e-16 * middle.abs().clamp(min=1.0)).any()):
                 break
-        value = middle.exp()
-        return value if isinstance(lam, Tensor) else value.item()
+        return like(middle.exp(), lam)
 
     def data_from_noise(self, t: Time) -> tuple[Coefficient, Coefficient]:
         """Through the velocity's score, the part a hybrid-score network learns; s = -R^-T eps."""
@@ -105,7 +103,7 @@ class CLD(Process):
 
     def data_from_score(self, t: Time) -> tuple[Coefficient, Coefficient]:
         """x0 = (e_v^T Sigma^-1 z + s_v) / (e_v^T Sigma^-1 M): from the velocity component s_v alone."""
-        precision = torch.linalg.inv(self._sigma(_tensor(t)))[..., 1:, :]
+        precision = torch.linalg.inv(self._sigma(to_tensor(t)))[..., 1:, :]
         scale = 1 / (precision @ self.M(t).values)
         unit = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
         return Block(scale * precision), Block(scale * unit)
@@ -163,10 +161,6 @@ class CLD(Process):
         s = self._sigma(w * w)
         rate = self.beta / self.mass * _det(s).clamp(min=0).sqrt() / s[..., 0, 0]
         return -(rate * 2 * w * (1 - w0) * weights).sum(-1)
-
-
-def _tensor(t: Time) -> Tensor:
-    return torch.as_tensor(t, dtype=torch.float64)
 
 
 def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:

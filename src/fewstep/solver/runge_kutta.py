@@ -41,6 +41,11 @@ class Method:
     def c(self) -> tuple[float, ...]:
         return tuple(sum(row) for row in self.a)
 
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        """Network calls: one a stage, and one in all for a last step to sigma = 0."""
+        stages = len(self.b)
+        return steps * stages - (stages - 1) * to_zero
+
 
 METHODS: dict[str, Method] = {
     "euler": Method(((),), (1.0,), 1),
@@ -93,8 +98,7 @@ class RungeKutta(Solver):
         return ("alpha=0",) * (not infinite_start) + ("sigma=0",) * (not infinite_end)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
-        stages = len(METHODS[self.method].b)
-        return steps * stages - (stages - 1) * to_zero
+        return METHODS[self.method].calls(steps, to_zero=to_zero)
 
     def write(self, w: Writer) -> None:
         z = w.start
@@ -152,8 +156,7 @@ class EDMHeun(Solver):
         return ("sigma=0",)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
-        stages = len(METHODS[self.method].b)
-        return steps * stages - (stages - 1) * to_zero
+        return METHODS[self.method].calls(steps, to_zero=to_zero)
 
     def write(self, w: Writer) -> None:
         z, p, rho = w.start, w.process, clock("rho")
