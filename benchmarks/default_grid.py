@@ -25,8 +25,12 @@ import fewstep as fs
 from fewstep.train.card import hardware
 
 CALLS = (5, 8, 10, 15)
-GRIDS = ("uniform", "power", "log-snr", "karras")
-SOLVERS = {"scalar": ("unipc-3", "dpmpp-2m"), "diagonal": ("deis-tab-2", "ddim"), "block": ("deis-tab-2", "ddim")}
+GRIDS = ("uniform", "power", "log-snr", "karras", "logistic")
+SOLVERS = {
+    "scalar": ("gaussian-split", "unipc-3"),
+    "diagonal": ("gaussian-split", "deis-tab-2"),
+    "block": ("gaussian-split", "deis-tab-2"),
+}
 
 
 def process(name: str, size: int) -> fs.Process:

@@ -24,9 +24,9 @@ from fewstep.train.card import hardware
 
 SOLVERS = (
     "ddim", "edm", "dpmpp-2m", "dpmpp-3m", "dpmpp-3m-corrected", "unipc-2", "unipc-3", "multistep-2", "multistep-3",
-    "multistep-pc-2", "multistep-pc-3", "deis-tab-2", "deis-tab-3",
+    "multistep-pc-2", "multistep-pc-3", "deis-tab-2", "deis-tab-3", "gaussian-split", "gaussian-split-pc",
 )  # fmt: skip
-GRIDS = ("log-snr", "uniform", "power", "karras")
+GRIDS = ("log-snr", "uniform", "power", "karras", "logistic")
 
 
 def problems(num: int) -> dict:

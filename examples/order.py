@@ -34,6 +34,6 @@ def error(solver: str, steps: int) -> float:
 print(f"{'solver':16} {'32 steps':>10} {'64 steps':>10} {'order seen':>11} {'declared':>9}")
 for solver in ("ddim", "dpmpp-2m", "multistep-pc-2"):
     few, many = error(solver, 32), error(solver, 64)
-    seen, declared = math.log2(few / many), fs.SOLVERS[solver]().order
+    seen, declared = math.log2(few / many), fs.TABLES[solver]().order
     print(f"{solver:16} {few:>10.2e} {many:>10.2e} {seen:>11.2f} {declared:>9}")
     assert seen > declared - 0.25

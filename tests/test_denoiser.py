@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.denoiser import PREDICTIONS, conversion
+from fewstep.denoiser import PREDICTIONS, conversion, statistic, view
 from fewstep.process.operator import apply, inverse, magnitude, transpose
 from test_process import SIZE, inner_times, make
 
@@ -19,8 +19,11 @@ def predictions(process, x0, eps, t) -> dict[str, torch.Tensor]:
     m, r = process.M(t), process.R(t)
     found = {"data": process.from_coordinates(x0), "noise": eps, "score": -apply(transpose(inverse(r)), eps)}
     if process.kind != "block":
-        found |= {"v": apply(m, eps) - apply(r, x0), "flow": eps - x0}
-    return found
+        return found | {"v": apply(m, eps) - apply(r, x0), "flow": eps - x0}
+    lam = torch.as_tensor(process.log_snr(t), dtype=torch.float64).reshape(-1, *[1] * (x0.ndim - 1))
+    noise = apply(statistic(process, t), apply(r, eps)) * lam.exp()  # of unit variance
+    alpha, sigma = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
+    return found | {"v": alpha * noise - sigma * x0, "flow": noise - x0}
 
 
 @pytest.mark.parametrize("name", list(fs.PROCESSES))
@@ -33,10 +36,6 @@ def test_round_trips_among_all_predictions(name, prediction, vector):
     x0 = process.coordinates(torch.randn(4, 1, *SIZE, dtype=torch.float64))
     eps = torch.randn(4, *process.state_shape((1, *SIZE)), dtype=torch.float64)
     z = apply(process.M(t), x0) + apply(process.R(t), eps)
-    if process.kind == "block" and prediction in ("v", "flow"):
-        with pytest.raises(ValueError, match="whose noise is a matrix"):
-            fs.wrap(lambda *_: None, process, prediction)
-        return
     found = predictions(process, x0, eps, t)[prediction]
     x = fs.wrap(lambda *_: found, process, prediction)(z, t)
     data = process.from_coordinates(x0)
@@ -181,3 +180,42 @@ def test_counted_reports_each_call_both_ways():
     denoiser.at(0.25)(torch.zeros(2, 1))
     assert seen == [1, 2]
     assert denoiser.evaluations == 5
+
+
+def test_a_block_network_sees_the_statistic():
+    """On CLD the input of a v network is x0 and noise of unit total square, at the process's log-SNR."""
+    process, t = fs.CLD(), 0.4
+    x0, eps = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 2, 3, dtype=torch.float64)
+    seen = []
+    fs.wrap(lambda x, _: seen.append(x) or x, process, "v")(process.diffuse(x0, t, eps), t)
+    lam = torch.tensor(process.log_snr(t), dtype=torch.float64)
+    clean = apply(view("v", process, t), process.diffuse(x0, t, 0 * eps))
+    assert (clean - torch.sigmoid(2 * lam).sqrt() * x0).abs().max() < 1e-14
+    covariance = view("v", process, t) * process.Sigma(t) * transpose(view("v", process, t))
+    assert abs(float(covariance.values) - float(torch.sigmoid(-2 * lam))) < 1e-14
+    assert (seen[0] - clean - apply(view("v", process, t) * process.R(t), eps)).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("target", ["vp", "sub-vp", "cosine", "ve", "edm", "flow", "discrete", "cld"])
+@pytest.mark.parametrize("vector", [False, True])
+def test_a_retimed_denoiser_is_the_one_of_the_other_process(target, vector):
+    """A mixture's exact denoiser on VP, seen on another process, is its exact denoiser there."""
+    torch.manual_seed(0)
+    mixture = {"means": torch.randn(3, 2, dtype=torch.float64), "stds": 0.4, "weights": torch.tensor([0.2, 0.3, 0.5])}
+    source, process = fs.VP(beta_max=30.0, t_min=1e-6), make(target)
+    here = fs.retime(fs.Mixture(process=source, **mixture), process)
+    t = inner_times(process, 4) if vector else float(inner_times(process, 4)[2])
+    z = process.diffuse(torch.randn(4, 2, dtype=torch.float64), t, torch.randn(4, *process.state_shape((2,))).double())
+    assert (here(z, t) - fs.Mixture(process=process, **mixture)(z, t)).abs().max() < 1e-9
+
+
+def test_a_retimed_denoiser_samples_from_the_singular_end_and_refuses_what_it_cannot():
+    gaussian = fs.Gaussian(process=fs.VP(), mean=torch.tensor([1.0, -2.0]), std=torch.tensor([0.5, 1.5]))
+    flow = fs.Flow()
+    x = fs.sample(fs.retime(gaussian, flow), flow, solver="dpmpp-2m", steps=40, shape=(4000, 2), seed=1)
+    assert (x.mean(0) - torch.tensor([1.0, -2.0])).abs().max() < 0.1
+    assert (x.std(0) - torch.tensor([0.5, 1.5])).abs().max() < 0.05
+    with pytest.raises(ValueError, match="log-SNRs of their own"):
+        fs.retime(gaussian, fs.Blurring(size=(2, 2)))
+    with pytest.raises(ValueError, match="give it as source="):
+        fs.retime(lambda z, t: z, flow)

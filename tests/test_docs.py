@@ -36,7 +36,7 @@ def test_a_changed_block_is_noticed(tables, monkeypatch, tmp_path):
 
 
 def test_every_solver_has_a_line(tables):
-    assert list(tables.WHEN) == list(fs.SOLVERS)
+    assert list(tables.WHEN) == list(fs.TABLES)
 
 
 def test_the_page_names_the_defaults(tables):

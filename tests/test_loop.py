@@ -35,10 +35,10 @@ class Network(torch.nn.Module):
         return self.two(torch.tanh(self.one(x) + t.to(x.dtype)[:, None, None, None]))
 
 
-@pytest.mark.parametrize("solver", list(fs.SOLVERS))
+@pytest.mark.parametrize("solver", list(fs.TABLES))
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50])
 def test_calls_counted_are_calls_planned(solver, steps, mixture):
-    lowest = fs.SOLVERS[solver]().calls(1, to_zero=False)
+    lowest = fs.TABLES[solver]().calls(1, to_zero=False)
     if steps < lowest:
         with pytest.raises(ValueError, match=f"at least {lowest} calls"):
             fs.tabulate(solver, VP, steps=steps)
@@ -284,7 +284,7 @@ def _level(process, t: float) -> float:
     return float(sigma.values.diagonal().mean())
 
 
-@pytest.mark.parametrize("solver", list(fs.SOLVERS))
+@pytest.mark.parametrize("solver", list(fs.TABLES))
 @pytest.mark.parametrize("view", [lambda z, t: z, lambda z, t: z[:], lambda z, t: z.view(-1).view_as(z)])
 def test_a_denoiser_may_return_its_input(solver, view):
     a, b = (
@@ -309,7 +309,7 @@ def test_what_does_not_fit_together_is_refused(mixture):
 
 
 def test_solver_classes_and_factories_are_solvers(mixture):
-    a, b = (fs.sample(mixture, VP, solver=s, steps=4, shape=(1, 2)) for s in (fs.DDIM, fs.SOLVERS["ddim"]))
+    a, b = (fs.sample(mixture, VP, solver=s, steps=4, shape=(1, 2)) for s in (fs.DDIM, fs.TABLES["ddim"]))
     assert torch.equal(a, b)
 
 

@@ -97,7 +97,7 @@ def test_denoiser_is_the_network_behind_its_door(folder: Path, net: torch.nn.Mod
         per_sample = model.denoiser(labels)(z, torch.full((3,), t, dtype=torch.float64))
         one = model.denoiser("bag")(z[:1], t)
         none = model.denoiser()(z, t)
-        null = call_network(net, z, torch.tensor(1000 * t - 1), torch.zeros(3, dtype=torch.long), 2)
+        null = call_network(net, z, torch.tensor(1000 * t - 1), torch.zeros(3, dtype=torch.long), 2, model.process)
     assert found.shape == z.shape
     assert found.dtype == torch.float32
     assert torch.allclose(found, expected, atol=1e-5)

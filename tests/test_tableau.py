@@ -102,8 +102,8 @@ def test_in_terms_of_a_prediction(prediction, solver):
 @pytest.mark.parametrize("solver", ["unipc-3", "ddpm", "deis-tab-2"])
 def test_files(process, solver, tmp_path):
     process = fs.PROCESSES[process](**({"size": (4, 4)} if process == "blurring" else {}))
-    if process.kind not in fs.SOLVERS[solver]().kinds:
-        pytest.skip(fs.SOLVERS[solver]().reason)
+    if process.kind not in fs.TABLES[solver]().kinds:
+        pytest.skip(fs.TABLES[solver]().reason)
     table = fs.tabulate(solver, process, steps=10)
     path = tmp_path / "table.safetensors"
     table.save(path)

@@ -9,15 +9,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import fewstep.check as check  # noqa: F401
+    import fewstep.stats as stats  # noqa: F401
     from fewstep.denoiser import (
         Counted as Counted,
         Dataset as Dataset,
+        Differentiated as Differentiated,
         Gaussian as Gaussian,
+        Guided as Guided,
         Mixture as Mixture,
+        guide as guide,
+        retime as retime,
+        variance_head as variance_head,
         wrap as wrap,
     )
-    from fewstep.grid import GRIDS as GRIDS
-    from fewstep.loop import sample as sample, tabulate as tabulate
+    from fewstep.geometry import (
+        Chain as Chain,
+        Trajectory as Trajectory,
+        boomerang as boomerang,
+        decode as decode,
+        denoising_mcmc as denoising_mcmc,
+        encode as encode,
+        jump as jump,
+        likelihood_levels as likelihood_levels,
+        slerp as slerp,
+        trajectory as trajectory,
+    )
+    from fewstep.grid import GRIDS as GRIDS, flow_shift as flow_shift, to_zero as to_zero
+    from fewstep.grid_search import gits as gits
+    from fewstep.likelihood import (
+        Bound as Bound,
+        Likelihood as Likelihood,
+        bits_per_dim as bits_per_dim,
+        dequantise as dequantise,
+        elbo as elbo,
+        log_prob as log_prob,
+        marginal_log_prob as marginal_log_prob,
+    )
+    from fewstep.loop import Parallel as Parallel, sample as sample, solve as solve, tabulate as tabulate
     from fewstep.model import Model as Model, load as load
     from fewstep.noise import Noise as Noise
     from fewstep.process import (
@@ -30,22 +59,52 @@ if TYPE_CHECKING:
         Cosine as Cosine,
         Discrete as Discrete,
         Flow as Flow,
+        HeatDissipation as HeatDissipation,
+        Masking as Masking,
         Process as Process,
         ScalarProcess as ScalarProcess,
         SubVP as SubVP,
+        VEBlur as VEBlur,
     )
     from fewstep.solver import (
         DDIM as DDIM,
         DDPM as DDPM,
         DEFAULT_SOLVERS as DEFAULT_SOLVERS,
+        DRIVERS as DRIVERS,
+        ERSDE as ERSDE,
+        LCM as LCM,
+        PNDM as PNDM,
+        RK45 as RK45,
+        SEEDS as SEEDS,
         SOLVERS as SOLVERS,
+        TABLES as TABLES,
+        Analytic as Analytic,
+        Ancestral as Ancestral,
+        DPMAdaptive as DPMAdaptive,
         DPMMultistep as DPMMultistep,
+        DPMSolverV3 as DPMSolverV3,
+        Driver as Driver,
         EDMHeun as EDMHeun,
+        FinalEuler as FinalEuler,
+        FirstLast as FirstLast,
+        GaussianSplit as GaussianSplit,
+        GottaGoFast as GottaGoFast,
+        GradientEstimation as GradientEstimation,
+        HeunPP as HeunPP,
+        LangevinCorrected as LangevinCorrected,
+        LearnedVariance as LearnedVariance,
         Multistep as Multistep,
+        Outcome as Outcome,
+        Restart as Restart,
         RungeKutta as RungeKutta,
+        SASolver as SASolver,
+        SDEMultistep as SDEMultistep,
+        Singlestep as Singlestep,
         Solver as Solver,
+        UniC as UniC,
         UniPC as UniPC,
     )
+    from fewstep.stats import Statistics as Statistics, analytic_grid as analytic_grid
     from fewstep.tableau import Tableau as Tableau
 
 __version__ = "0.1.0"
@@ -55,13 +114,46 @@ _HOME = {
     "fewstep.denoiser": (
         "Counted",
         "Dataset",
+        "Differentiated",
         "Gaussian",
+        "Guided",
         "Mixture",
+        "guide",
+        "retime",
+        "variance_head",
         "wrap",
     ),
-    "fewstep.grid": ("GRIDS",),
+    "fewstep.geometry": (
+        "Chain",
+        "Trajectory",
+        "boomerang",
+        "decode",
+        "denoising_mcmc",
+        "encode",
+        "jump",
+        "likelihood_levels",
+        "slerp",
+        "trajectory",
+    ),
+    "fewstep.grid": (
+        "GRIDS",
+        "flow_shift",
+        "to_zero",
+    ),
+    "fewstep.grid_search": ("gits",),
+    "fewstep.likelihood": (
+        "Bound",
+        "Likelihood",
+        "bits_per_dim",
+        "dequantise",
+        "elbo",
+        "log_prob",
+        "marginal_log_prob",
+    ),
     "fewstep.loop": (
+        "Parallel",
         "sample",
+        "solve",
         "tabulate",
     ),
     "fewstep.model": (
@@ -79,24 +171,58 @@ _HOME = {
         "Cosine",
         "Discrete",
         "Flow",
+        "HeatDissipation",
+        "Masking",
         "Process",
         "ScalarProcess",
         "SubVP",
+        "VEBlur",
     ),
     "fewstep.solver": (
         "DDIM",
         "DDPM",
         "DEFAULT_SOLVERS",
+        "DRIVERS",
+        "ERSDE",
+        "LCM",
+        "PNDM",
+        "RK45",
+        "SEEDS",
         "SOLVERS",
+        "TABLES",
+        "Analytic",
+        "Ancestral",
+        "DPMAdaptive",
         "DPMMultistep",
+        "DPMSolverV3",
+        "Driver",
         "EDMHeun",
+        "FinalEuler",
+        "FirstLast",
+        "GaussianSplit",
+        "GottaGoFast",
+        "GradientEstimation",
+        "HeunPP",
+        "LangevinCorrected",
+        "LearnedVariance",
         "Multistep",
+        "Outcome",
+        "Restart",
         "RungeKutta",
+        "SASolver",
+        "SDEMultistep",
+        "Singlestep",
         "Solver",
+        "UniC",
         "UniPC",
+    ),
+    "fewstep.stats": (
+        "Statistics",
+        "analytic_grid",
     ),
     "fewstep.tableau": ("Tableau",),
 }
+_ROOMS = ("check", "stats")  # modules that are public as a whole
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_MODULE]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -104,6 +230,8 @@ __all__ = ["__version__", *_MODULE]  # pyright: ignore[reportUnsupportedDunderAl
 
 def __getattr__(name: str) -> Any:
     """Finds a public name in its module the first time it is asked for."""
+    if name in _ROOMS:
+        return import_module(f"fewstep.{name}")
     if name not in _MODULE:
         raise AttributeError(f"module 'fewstep' has no attribute {name!r}; fewstep.__all__ lists what it has")
     value = getattr(import_module(_MODULE[name]), name)

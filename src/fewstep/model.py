@@ -20,6 +20,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +90,17 @@ class Model:
         if classes is not None:
             classes = classes.to(next(self.net.parameters()).device)
 
-        def network(x: Tensor, t: Tensor) -> Tensor:
+        def network(x: Tensor, t: Tensor, *, classes: Tensor | None) -> Tensor:
             y = classes.expand(len(x)) if classes is not None and classes.ndim == 0 else classes
             if y is not None and len(y) != len(x):
                 raise ValueError(
                     f"a batch of {len(x)} samples came for {len(y)} labels; one label for all or one per sample is "
                     "allowed; make the denoiser with as many labels as the batch has samples."
                 )
-            return call_network(self.net, x, t, y, self.patch)
+            return call_network(self.net, x, t, y, self.patch, self.process)
 
-        return wrap(network, self.process, predicts=self.predicts, time=self.time, dtype=self.dtype)
+        labelled = partial(network, classes=classes)  # tensors of a partial go along with their samples
+        return wrap(labelled, self.process, predicts=self.predicts, time=self.time, dtype=torch.float32)
 
     def _classes(self, label: int | str | Tensor | Sequence[int] | None) -> Tensor | None:
         """The network's class numbers: a scalar, a (B,) tensor, or None for a network without classes."""
@@ -121,20 +123,25 @@ class Model:
         return wanted.long() + 1
 
 
-def call_network(net: nn.Module, x: Tensor, t: Tensor, classes: Tensor | None, patch: int) -> Tensor:
+def call_network(net: nn.Module, x: Tensor, t: Tensor, classes: Tensor | None, patch: int, process: Process) -> Tensor:
     """The network behind its door: (B, C, H, W) -> (B, C, H, W) with pixels folded into channels inside.
+
+    The network sees pixels: a process with other coordinates is taken there and back.
 
     Args:
         net: a network of `NETWORKS`.
-        x: (B, C, H, W) in the network's dtype.
+        x: (B, C, H, W) float32 in the process's coordinates; the network's dtype is entered behind them.
         t: the network's own time, a number or (B,).
         classes: (B,) class numbers, 0 for no label; None for a network without classes.
         patch: p, the side of the squares folded into channels.
+        process: the process whose coordinates x has.
     """
     t = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(len(x))
+    x = process.from_coordinates(x).to(next(net.parameters()).dtype)
     x = nn.functional.pixel_unshuffle(x, patch) if patch > 1 else x
     out = net(x, t, class_labels=classes).sample
-    return nn.functional.pixel_shuffle(out, patch) if patch > 1 else out
+    out = nn.functional.pixel_shuffle(out, patch) if patch > 1 else out
+    return process.coordinates(out.float())
 
 
 def load(

@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.loop import sample
 from fewstep.process import Process, ScalarProcess
 from fewstep.process.scalar import EDM, VP
-from fewstep.solver import Solver
+from fewstep.solver import Driver, Solver
 from fewstep.tableau import Tableau
 
 __all__ = [
@@ -51,7 +51,7 @@ class Case:
 
     family: str
     process: Process
-    solver: Solver
+    solver: Solver | Driver
     grid: Tensor
     start: Tensor
     noise: Tensor | None = None
@@ -69,11 +69,14 @@ class Case:
 def run(entry: Entry, case: Case) -> Tensor:
     """Our result for an entry, (8, width) as it is stored."""
     denoiser = entry.store.mixture(case.process, entry.d)
-    table = _table(case.solver, case.process, tuple(case.grid.tolist()))
-    table = cut_last(table) if case.cut else table
-    noise = None if case.noise is None else case.noise
-    z = sample(denoiser, case.process, solver=table, x=case.start, noise=noise, final=case.final)
-    used = len(table.noises)
+    noise, used = case.noise, 0
+    if isinstance(case.solver, Driver):
+        z = sample(denoiser, case.process, solver=case.solver, grid=case.grid, x=case.start, final=case.final)
+    else:
+        table = _table(case.solver, case.process, tuple(case.grid.tolist()))
+        table = cut_last(table) if case.cut else table
+        z = sample(denoiser, case.process, solver=table, x=case.start, noise=noise, final=case.final)
+        used = len(table.noises)
     for grid, solver in case.more:
         table = solver.tabulate(case.process, grid)
         z = sample(denoiser, case.process, solver=table, x=z, noise=None if noise is None else noise[used:])

@@ -8,16 +8,39 @@ without cancellation, EDM's time is sigma itself.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
 from golden_case import Case, FittedVP, LinearTable, NotYet, RootVE, Unknown
+from golden_drivers import ReverseMean, RoundedDPM
+from golden_pndm import FloorTable, Overlapping, StepwisePNDM
 from golden_quadrature import Sums
-from golden_store import Entry
+from golden_sde import FlippedBend
+from golden_store import Entry, Store
 from torch import Tensor
 
 from fewstep.process import CLD, EDM, VP, Discrete, Flow, Process
-from fewstep.solver import DDIM, DDPM, DPMMultistep, EDMHeun, Multistep, RungeKutta, Solver, UniPC
+from fewstep.solver import (
+    DDIM,
+    DDPM,
+    PNDM,
+    RK45,
+    SEEDS,
+    Ancestral,
+    DPMAdaptive,
+    DPMMultistep,
+    DPMSolverV3,
+    EDMHeun,
+    FinalEuler,
+    Multistep,
+    RungeKutta,
+    SDEMultistep,
+    Singlestep,
+    Solver,
+    UniPC,
+)
+from fewstep.stats import Statistics
 
 __all__ = ["place"]
 
@@ -86,12 +109,18 @@ def _dpm_solver(e: Entry) -> Case:
     c, p = e.config, _scheduled(e)
     form = _known(c["algorithm_type"], {"dpmsolver": "noise", "dpmsolver++": "data"}, "algorithm_type")
     if c["method"] == "adaptive":
-        raise NotYet("adaptive steps")
+        _known((c["solver_type"], c["denoise_to_zero"]), {("dpmsolver", False): True}, "adaptive options")
+        driver = RoundedDPM(points=c["order"], form=form, rtol=c["rtol"], atol=c["atol"], norm="largest")
+        return Case(f"dpm-solver adaptive {form}", p, driver, times([c["t_start"], c["t_end"]]), e.x_T)
     grid = times(e.grid("t"))
     if c["method"] in ("singlestep", "singlestep_fixed"):
-        if c["order"] != 1:
-            raise NotYet("DPM-Solver singlestep of order 2 and 3")
         solver: Solver = DDIM()
+        if c["order"] != 1:  # the stages lie on the inner points of the same skip_type
+            grid = times([*e.grid("t_eval")[: e.raw["nfe"] - c["denoise_to_zero"]], e.grid("t")[-1]])
+            kind = _known(c["solver_type"], {"dpmsolver": "midpoint", "taylor": "heun"}, "solver_type")
+            n, fixed = c["order"], c["method"] == "singlestep_fixed"
+            orders = (n,) * ((len(grid) - 1) // n) if fixed else None
+            solver = Singlestep(points=n, form=form, type=kind, stages="grid", orders=orders)
     elif c["method"] == "multistep":
         kind = _known(c["solver_type"], {"dpmsolver": "midpoint", "taylor": "heun"}, "solver_type")
         ramp = c["lower_order_final"] and len(grid) - 1 < 10
@@ -117,11 +146,35 @@ def _unipc(e: Entry) -> Case:
 
 
 def _v3(e: Entry) -> Case:
-    raise NotYet("DPM-Solver-v3")
+    c = e.config
+    solver = DPMSolverV3(
+        points=c["order"],
+        statistics=_v3_statistics(e.store, e.d, trivial=c["degenerated"]),
+        corrector=c["use_corrector"],
+        predictor_pseudo=c["p_pseudo"],
+        corrector_pseudo=c["c_pseudo"],
+        final_ramp=c["lower_order_final"],
+        rule="trapezoid",
+    )
+    label = "without statistics" if c["degenerated"] else "with statistics"
+    return Case(f"DPM-Solver-v3 {label}", _scheduled(e), solver, times(e.grid("t")), e.x_T)
+
+
+@lru_cache
+def _v3_statistics(store: Store, d: int, *, trivial: bool) -> Statistics:
+    l, s, b = (store.array(f"v3_stats/v3_{name}_d{d}") for name in ("l", "s", "b"))  # noqa: E741
+    if trivial:
+        l, s, b = torch.ones_like(l), torch.zeros_like(s), torch.zeros_like(b)  # noqa: E741
+    return Statistics(log_snr=store.array("v3_stats/v3_lambda"), l=l, s=s, b=b)
 
 
 def _score_sde(e: Entry) -> Case:
-    raise NotYet("RK45")
+    c = e.config
+    _known((c["fn"], c["method"]), {("get_ode_sampler", "RK45"): True}, "sampler")
+    driver = RK45(rtol=c["rtol"], atol=c["atol"], norm="batch")
+    denoised = ((times([c["eps"], c["eps"] / 2]), ReverseMean()),) if c["denoise"] else ()
+    case = Case("score_sde RK45", _scheduled(e), driver, times([1.0, c["eps"]]), e.x_T, more=denoised)
+    return case if c["precision"] == "float64" else case.faulty("float32 right-hand side")
 
 
 # --- DEIS and gDDIM ------------------------------------------------------------------------------------------------
@@ -135,7 +188,7 @@ def _deis(e: Entry) -> Case:
         p = _scheduled(e)
     grid, method = times(e.grid("t")), c["method"]
     if method == "ipndm":
-        raise NotYet("PNDM, iPNDM and FON")
+        return Case("DEIS ipndm", p, PNDM(start="ramp"), grid, e.x_T)
     if method == "rho_rk":
         solver: Solver = RungeKutta(method=_known(c["rk_method"], RK, "rk_method"), form="noise", clock="rho")
         return Case("DEIS rhoRK", p, solver, grid, e.x_T)
@@ -159,17 +212,22 @@ def _cld(e: Entry) -> Case:
     )
     if c["beta_1"]:
         raise Unknown("beta that changes in time")
-    if c["sampler"] == "ldeis":
-        raise NotYet("L-DEIS (another root of Sigma)")
-    if c.get("denoising"):
-        raise NotYet("gDDIM's Euler step at the end")
-    if c.get("is_em"):
-        raise NotYet("Euler-Maruyama")
-    points = _known(c["sampler"], {"order0": 1, "deis": c.get("deis_order", 0) + 1}, "sampler")
     start = e.store.array(f"gddim_cld_extra/cld_uT_d{e.d}").transpose(1, 2)
-    case = Case("gDDIM CLD", p, Multistep(points=points, form="noise", clock="t"), times(e.grid("t")), start)
+    grid = times([*e.grid("t"), *[0.0] * c.get("denoising", False)])
+    if c.get("is_em"):
+        return Case("gDDIM CLD Euler", p, RungeKutta(method="euler", form="state", clock="t"), grid, start)
+    points = _known(
+        c["sampler"], {"order0": 1, **dict.fromkeys(("deis", "ldeis"), c.get("deis_order", 0) + 1)}, "sampler"
+    )
+    root = "L" if c["sampler"] == "ldeis" else "R"
+    solver: Solver = Multistep(points=points, form="noise", clock="t", root=root)
     count = 1000 if c["sampler"] == "order0" else 10000
-    crude = Sums(points=points, clock="t", rule=_known(c["quad"], QUADRATURE, "quad"), count=count)
+    rule = _known(c["quad"], QUADRATURE, "quad")
+    ended = bool(c.get("denoising"))
+    crude = Sums(points=points, clock="t", rule=rule, count=count, root=root, ended=ended)
+    solver = FinalEuler(solver=solver) if ended else solver
+    label = " with the Cholesky root" * (root == "L") + " and an Euler step at the end" * ended
+    case = Case(f"gDDIM CLD{label}", p, solver, grid, start)
     return case.faulty(f"quadrature {c['quad']} of 2x2 matrices", crude)
 
 
@@ -232,27 +290,26 @@ def _ablation_vp(c: dict[str, Any], eps: float = 1e-3) -> VP:
 
 def _k_diffusion(e: Entry) -> Case:
     c, name = e.config, e.config["sampler"]
-    stages = {
-        "dpm_2": "dpm_2 (midpoint in log sigma of a step in sigma)",
-        "dpm_2_ancestral(eta=0)": "dpm_2 (midpoint in log sigma of a step in sigma)",
-        "dpmpp_2s_ancestral(eta=0)": "DPM-Solver singlestep of order 2 and 3",
-        "dpmpp_sde(eta=0)": "DPM-Solver singlestep of order 2 and 3",
-        "dpm_fast": "DPM-Solver singlestep of order 2 and 3",
-        "dpm_adaptive": "adaptive steps",
-        "dpm_2_ancestral": "ancestral steps of order 2",
-        "dpmpp_2s_ancestral": "ancestral steps of order 2",
-        "dpmpp_sde": "ancestral steps of order 2",
-        "dpmpp_2m_sde(midpoint)": "SDE-DPM-Solver",
-        "dpmpp_2m_sde(heun)": "SDE-DPM-Solver",
-        "dpmpp_3m_sde": "SDE-DPM-Solver",
-    }
-    if name in stages:
-        raise NotYet(stages[name])
+    if name == "dpm_adaptive":
+        pid = DPMAdaptive(points=c["order"], rtol=c["rtol"], atol=c["atol"], norm="batch", pid=(0.0, 1.0, 0.0))
+        start = math.sqrt(_common(e) + c["sigma_max"] ** 2) * e.x_T
+        return Case("k-diffusion dpm_adaptive", EDM(), pid, times([c["sigma_max"], c["sigma_min"]]), start)
     solvers: dict[str, Solver] = {
         "euler": RungeKutta(method="euler", form="noise", clock="rho"),
         "euler_ancestral(eta=0)": DDIM(),
-        "euler_ancestral": DDIM(eta=1.0),
+        "euler_ancestral": Ancestral(),
+        "dpm_2_ancestral": Ancestral(points=2, form="noise"),
+        "dpmpp_2s_ancestral": Ancestral(points=2),
+        "dpmpp_sde": SEEDS(type="midpoint", noises="separate"),  # the stored noise is drawn for each request
+        "dpmpp_2m_sde(midpoint)": SDEMultistep(),
+        "dpmpp_2m_sde(heun)": SDEMultistep(type="heun"),
+        "dpmpp_3m_sde": SDEMultistep(points=3, type="heun"),
         "heun": EDMHeun(),
+        "dpm_2": Singlestep(points=2, form="noise"),
+        "dpm_2_ancestral(eta=0)": Singlestep(points=2, form="noise"),
+        "dpmpp_2s_ancestral(eta=0)": Singlestep(points=2),
+        "dpmpp_sde(eta=0)": Singlestep(points=2),
+        "dpm_fast": Singlestep(points=3, form="noise", stages="grid"),
         "lms": Multistep(points=4, form="noise", clock="rho"),
         "lms(order=1)": Multistep(points=1, form="noise", clock="rho"),
         "lms(order=2)": Multistep(points=2, form="noise", clock="rho"),
@@ -263,16 +320,50 @@ def _k_diffusion(e: Entry) -> Case:
         "dpmpp_3m_sde(eta=0)": DPMMultistep(points=3, type="heun", final_ramp=False),
     }
     sigmas = e.grid("sigma")
-    common = _known(e.raw["family"], {"edm": 0, "edm_to0": 0, "vp_common": 1, "vp_common_to0": 1}, "family")
-    start = math.sqrt(common + c["sigma_max"] ** 2) * e.x_T
+    if name == "dpm_fast":
+        sigmas = [*e.grid("sigma_eval"), sigmas[-1]]
+    start = math.sqrt(_common(e) + c["sigma_max"] ** 2) * e.x_T
     noise = e.noise if e.raw.get("stochastic") else None
     return Case(f"k-diffusion {name}", EDM(), _known(name, solvers, "sampler"), times(sigmas), start, noise)
 
 
+def _common(e: Entry) -> int:
+    """1 where the start is that of a VP problem in its VE form."""
+    return _known(e.raw["family"], {"edm": 0, "edm_to0": 0, "vp_common": 1, "vp_common_to0": 1}, "family")
+
+
 def _pndm(e: Entry) -> Case:
-    if e.config["method"] != "DDIM":
-        raise NotYet("PNDM, iPNDM and FON")
-    return Case("PNDM's DDIM", VP(), DDIM(), _from_alphas(VP(), e.grid("alphas_cumprod_at_grid")), e.x_T)
+    known = {
+        "DDIM": DDIM(),
+        "S-PNDM": PNDM(points=2, start="heun"),
+        "F-PNDM": PNDM(),
+        "FON": StepwisePNDM(),
+    }
+    solver, table = _known(e.config["method"], known, "method"), tuple(_ddpm_table().tolist())
+    return Case(
+        f"PNDM's {e.config['method']}",
+        FloorTable(alphas_cumprod=table, ahead=1),
+        solver,
+        times(e.grid("t_index")),
+        e.x_T,
+    )
+
+
+def _diffusers_pndm(e: Entry) -> Case:
+    """Between indices, index -1 being the first; a last step from index 0 does nothing and is left out."""
+    c, calls = e.config, e.grid("timesteps")
+    p, step = FloorTable(alphas_cumprod=tuple(_ddpm_table().tolist())), 1000 // c["n_steps"]
+    prk = not c["skip_prk_steps"]
+    indices = calls[0:12:4] + calls[12:] if prk else calls[:1] + calls[2:]
+    indices = [*indices, -1.0] if indices[-1] > 0 else indices
+    uneven = any(t - s != step for t, s in zip(indices[:-2], indices[1:-1], strict=True))
+    if uneven or (prk and step % 2):
+        solver: Solver = Overlapping(times=tuple(calls), step=step, runge_kutta=prk)
+        return Case("PNDMScheduler", p, solver, times(calls[:1] + calls[-1:]), e.x_T).faulty(
+            "a step lands beside the next time"
+        )
+    solver = PNDM(start="runge-kutta" if prk else "heun")
+    return Case("PNDMScheduler", p, solver, times(indices), e.x_T)
 
 
 # --- diffusers -----------------------------------------------------------------------------------------------------
@@ -282,7 +373,7 @@ def _diffusers(e: Entry, name: str) -> Case:
     if name == "DDIMScheduler":
         return _diffusers_ddim(e)
     if name == "PNDMScheduler":
-        raise NotYet("PNDM, iPNDM and FON")
+        return _diffusers_pndm(e)
     p, sigmas, start = _diffusers_grid(e)
     c, n = e.config, len(sigmas) - 1
     repeated = n > 1 and math.isclose(sigmas[-1], sigmas[-2], rel_tol=1e-10)
@@ -309,9 +400,12 @@ def _diffusers(e: Entry, name: str) -> Case:
     elif name in ("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"):
         solver = _diffusers_dpm(c, ramp=ramp)
     elif name == "DPMSolverSinglestepScheduler":
-        if c["solver_order"] != 1:
-            raise NotYet("DPM-Solver singlestep of order 2 and 3")
-        solver = DDIM()
+        form = _known(c["algorithm_type"], {"dpmsolver++": "data", "dpmsolver": "noise"}, "algorithm_type")
+        kind, order = c["solver_type"], c["solver_order"]
+        orders = (2,) * (n // 2 - 1) + (1, 1) if order == 2 and n % 2 == 0 else None  # lower_order_final
+        inner = "midpoint" if kind == "midpoint" else "linear"
+        solver = Singlestep(points=order, form=form, type=kind, stages="grid", orders=orders, inner=inner)
+        repeated = False  # the last interval is part of a step of order 2, or does nothing
     else:
         raise Unknown(f"implementation {e.raw['impl']!r}")
     if repeated:  # the step in between has no length: the end only tells the solver that a step follows
@@ -320,6 +414,8 @@ def _diffusers(e: Entry, name: str) -> Case:
     case = Case(name, p, solver, grid, start, noise, cut=repeated)
     if not e.finite:
         return case.faulty("not finite")
+    if isinstance(solver, FlippedBend):
+        return case.faulty("sign in sde-dpmsolver++ of order 3")
     return case.faulty("repeated last sigma") if repeated else case
 
 
@@ -329,7 +425,8 @@ def _diffusers_dpm(c: dict[str, Any], *, ramp: bool) -> Solver:
     if kind == "sde-dpmsolver++" and order == 1:
         return DDPM()
     if kind in ("sde-dpmsolver++", "sde-dpmsolver"):
-        raise NotYet("SDE-DPM-Solver")
+        form, make = "data" if kind == "sde-dpmsolver++" else "noise", FlippedBend if order == 3 else SDEMultistep
+        return make(points=order, form=form, type=c.get("solver_type", "midpoint"), final_ramp=ramp)
     return DPMMultistep(
         points=order, form=_known(kind, form, "algorithm_type"), type=c.get("solver_type", "midpoint"), final_ramp=ramp
     )

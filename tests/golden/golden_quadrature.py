@@ -7,7 +7,7 @@ tend to as the pieces shrink, by a quadrature that shares nothing with ours, so 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fewstep.process import Process
 from fewstep.process.clock import clock
-from fewstep.process.operator import Block, Coefficient, inverse, transpose
-from fewstep.solver import Multistep
-from fewstep.tableau import Form
+from fewstep.process.operator import Block, Coefficient, cholesky, inverse, transpose
+from fewstep.solver import FinalEuler, Multistep
+from fewstep.tableau import Form, Writer
 
 __all__ = ["Sums"]
 
@@ -38,6 +38,7 @@ class Sums(Multistep):
 
     `side` says which slope a node on a whole t takes (the kinks of a table): +1 that of larger t, -1 that of smaller,
     0 what rounding makes of it. `off` moves the weights of a step to s by this share times (t_min / s)^2 + 1/1000.
+    `ended`: the last step is Euler's on the reverse SDE's drift.
     """
 
     form: str = "noise"
@@ -45,9 +46,16 @@ class Sums(Multistep):
     count: int = 10000
     side: int = 0
     off: float = 0.0
+    ended: bool = False
+
+    def write(self, w: Writer) -> None:
+        if self.ended:
+            FinalEuler(solver=replace(self, ended=False)).write(w)
+        else:
+            super().write(w)
 
     def _step(self, process: Process, t: float, s: float, z: Form, nodes: list[tuple[float, Form]]) -> Form:
-        u, density = _density(process, self.clock, t, s, self.rule, self.count, self.side)
+        u, density = _density(process, self.clock, t, s, self.rule, self.count, self.side, self.root)
         places = [float(clock(self.clock).of(process, torch.tensor(x, dtype=torch.float64))) for x, _ in nodes]
         form = (process.Psi(s) * inverse(process.Psi(t))) * z
         scale = 1 + self.off * ((process.t_min / s) ** 2 + 1e-3) if self.off else 1.0
@@ -62,7 +70,7 @@ class Sums(Multistep):
 
 @lru_cache(maxsize=512)
 def _density(
-    process: Process, name: str, t: float, s: float, rule: str, count: int, side: int
+    process: Process, name: str, t: float, s: float, rule: str, count: int, side: int, root: str
 ) -> tuple[Tensor, Tensor]:
     """The clock at the nodes, and Psi_s d(Psi^-1 R) times the share of each."""
     u = clock(name)
@@ -80,25 +88,26 @@ def _density(
     if name == "rho":  # d(Psi^-1 R) = d rho
         return places, process.Psi(s) * share  # type: ignore[operator]
     if process.kind == "block":
-        return places, share[:, None, None] * _interpolated(process, t, s, places)
+        return places, share[:, None, None] * _interpolated(process, t, s, places, root)
     on_kink = (places - places.round()).abs() < 1e-9 * places.abs()
     return places, share * _rate(process, s, torch.where(on_kink, places + side * 1e-8, places))  # type: ignore[operator]
 
 
-def _rate(process: Process, s: float, at: Tensor) -> Coefficient:
-    """Psi_s d(Psi^-1 R)/dt: from R's derivative where there is one, else 1/2 Psi_s Psi^-1 G G^T R^-T."""
+def _rate(process: Process, s: float, at: Tensor, root: str = "R") -> Coefficient:
+    """Psi_s d(Psi^-1 R)/dt: from R's derivative where there is one, else 1/2 Psi_s Psi^-1 G G^T R^-T (or L^-T)."""
     if process.kind == "block":
-        rate: Coefficient = 0.5 * (process.GG(at) * transpose(inverse(process.R(at))))
+        r = process.R(at) if root == "R" else cholesky(process.Sigma(at))
+        rate: Coefficient = 0.5 * (process.GG(at) * transpose(inverse(r)))
     else:
         rate = process.R_rate(at) - process.F(at) * process.R(at)  # type: ignore[attr-defined,operator]
     return process.Psi(s) * inverse(process.Psi(at)) * rate
 
 
-def _interpolated(process: Process, t: float, s: float, places: Tensor) -> Tensor:
+def _interpolated(process: Process, t: float, s: float, places: Tensor, root: str) -> Tensor:
     """The rate of 2x2 matrices by a polynomial in log t: thousands of roots a step would take minutes."""
     angle = math.pi * (torch.arange(_DEGREE, dtype=torch.float64) + 0.5) / _DEGREE
     middle, half = (math.log(t) + math.log(s)) / 2, (math.log(t) - math.log(s)) / 2
-    known = _rate(process, s, (middle + half * angle.cos()).exp()).values  # type: ignore[union-attr]
+    known = _rate(process, s, (middle + half * angle.cos()).exp(), root).values  # type: ignore[union-attr]
     k = torch.arange(_DEGREE, dtype=torch.float64)
     series = torch.tensordot((k[:, None] * angle).cos() * (2 / _DEGREE), known, 1)
     series[0] /= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from golden_case import difference
 from golden_store import folder, store
 
 from fewstep.denoiser import Mixture
+from fewstep.likelihood import Likelihood, log_prob, marginal_log_prob
 from fewstep.loop import sample
 from fewstep.process import CLD, EDM, VP, Blurring, Discrete, Flow, Process
 from fewstep.process.clock import clock
@@ -145,3 +147,33 @@ def test_blurring_order_0(name):
     for solver in (DDIM(), Multistep(points=1, form="noise", clock="t")):
         z = sample(Mixture(process, means, stds, shares), process, solver=solver, grid=grid, x=start)
         assert difference(z, theirs) < 1e-9
+
+
+@pytest.mark.parametrize("name", _named("score_sde_extra/lik_.*(bpd|logp).*"))
+def test_likelihood(name):
+    """Log densities of score_sde: VP from t = 1e-5, prior N(0, I), exact divergence or the stored Rademacher probe.
+
+    The bits are those of data in [0, 1] in 256 levels. A tolerance of 1e-5 is the reference's own error.
+    """
+    what, d = re.fullmatch(r"score_sde_extra/lik_(.*)_d(\d+)", name).groups()
+    theirs = _array(name)
+    if what == "exact_logp_at_eps_nats":
+        mixture, data = GOLDEN.mixture(VP(), int(d)), _array(f"score_sde_extra/lik_data_d{d}")
+        assert difference(marginal_log_prob(mixture, data, 1e-5), theirs) < 1e-8
+        return
+    official = what.startswith("bpd_official")
+    found = _likelihood(int(d), official)
+    ours = found.nats if what.endswith("logp_nats") else found.bits_per_dim(bin=1 / 256)
+    loose = official and not what.endswith("tol1e-09")
+    assert difference(ours, theirs) < (1e-4 if loose else 1e-7)
+    assert difference(found.z, _array(f"score_sde_extra/lik_pfode_z_d{d}")) < 1e-7
+
+
+@cache
+def _likelihood(d: int, official: bool) -> Likelihood:
+    process, data = VP(t_min=1e-5), _array(f"score_sde_extra/lik_data_d{d}")
+    normal = lambda z: torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1)  # noqa: E731
+    probes = _array(f"score_sde_extra/lik_probe_d{d}")[None] if official else 1
+    how = "auto" if official else "exact"
+    mixture = GOLDEN.mixture(process, d)
+    return log_prob(mixture, process, data, prior=normal, divergence=how, probes=probes, tolerance=1e-9)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fewstep import __version__
-from fewstep.cli import demo, explain, listing, sample, train
+from fewstep.cli import check, demo, explain, listing, sample, stats, train
 from fewstep.cli.common import Parser, Usage, pick
 
 __all__ = ["COMMANDS", "main"]
@@ -35,7 +35,9 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "explain": explain,
     "list": listing,
+    "check": check,
     "train": train,
+    "stats": stats,
 }
 
 

@@ -88,7 +88,7 @@ def build(registry: Mapping[str, Callable[..., Any]], name: str, what: str, opti
         if not fields:
             raise Usage(f"got an option {key!r} for {what} {name}, which has none: leave it out")
         pick(fields, key, f"option of {name}")
-        if _kind(value) != _kind(getattr(made, key)):
+        if getattr(made, key) is not None and _kind(value) != _kind(getattr(made, key)):
             kinds = f"got {key}={value!r} for {what} {name}, where it is {getattr(made, key)!r} by default"
             raise Usage(f"{kinds}: give a {_kind(getattr(made, key))}")
     return dataclasses.replace(made, **dict(options)) if options else made

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
     """Samples a model: a sheet of pictures, the samples, and run.json that says how they were made."""
     import fewstep as fs
     from fewstep.files import json_text
+    from fewstep.stats import attach
 
     solver = solver_or_table(args, ("option", "grid", "steps", "nfe"))  # what is wrong is refused before any loading
     if args.quality and args.num < LEAST:
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     model = fs.load(args.model, device=args.device)
     if solver is None:
         solver = build(fs.SOLVERS, fs.DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
+    solver = attach(solver, model.path)
     labels = class_labels(args.label, model.labels, args.num)
     count = {} if isinstance(solver, fs.Tableau) else {"grid": args.grid or "default", **budget(args)}
     table = fs.tabulate(solver, model.process, **count)

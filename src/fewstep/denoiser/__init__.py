@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from fewstep.denoiser.guided import Differentiated, Guided, guide
+from fewstep.denoiser.heads import VarianceHead, variance_head
 from fewstep.denoiser.network import TIMES, Counted, NetworkError, Wrapped, wrap
 from fewstep.denoiser.oracle import Dataset, Gaussian, Mixture
-from fewstep.denoiser.predict import PREDICTIONS, conversion
+from fewstep.denoiser.predict import PREDICTIONS, conversion, statistic, view
+from fewstep.denoiser.retimed import Retimed, retime
 
 __all__ = [
     "PREDICTIONS",
     "TIMES",
     "Counted",
     "Dataset",
+    "Differentiated",
     "Gaussian",
+    "Guided",
     "Mixture",
     "NetworkError",
+    "Retimed",
+    "VarianceHead",
     "Wrapped",
     "conversion",
+    "guide",
+    "retime",
+    "statistic",
+    "variance_head",
+    "view",
     "wrap",
 ]

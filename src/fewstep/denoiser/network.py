@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser.predict import PREDICTIONS, conversion
+from fewstep.denoiser.predict import PREDICTIONS, conversion, view
 from fewstep.process.base import Process, ScalarProcess, Time
 from fewstep.process.operator import Coefficient, apply
 from fewstep.words import pick
@@ -72,7 +72,7 @@ class Wrapped:
             total = sigma**2 + (alpha * data) ** 2  # alpha^2 (sigma_edm^2 + sigma_data^2)
             c_in, p, q = total**-0.5, alpha * data**2 / total, sigma * data * total**-0.5
         else:
-            c_in, (p, q) = 1.0, conversion(self.predicts, self.process, t)
+            c_in, (p, q) = view(self.predicts, self.process, t), conversion(self.predicts, self.process, t)
         times = t if isinstance(t, Tensor) else torch.tensor([t], dtype=torch.float64)
         named = partial(TIMES[self.time], self.process) if isinstance(self.time, str) else self.time
         label = torch.as_tensor(named(times))
@@ -105,7 +105,11 @@ class AtTime:
         if not isinstance(out, Tensor):
             raise NetworkError(f"the network returned {type(out).__name__}: it must return a tensor")
         data_shape = (z.shape[0], *d.process.data_shape(tuple(z.shape[1:])))
-        allowed = {"data": [data_shape], "score": [tuple(z.shape), data_shape]}.get(d.predicts, [tuple(z.shape)])
+        allowed = {
+            "data": [data_shape],
+            "score": [tuple(z.shape), data_shape],
+            "noise": [tuple(z.shape)],
+        }.get(d.predicts, [tuple(x.shape)])
         if tuple(out.shape) not in allowed:
             raise NetworkError(
                 f"the network returned shape {tuple(out.shape)} for a state of shape {tuple(z.shape)}: it must return "
@@ -114,7 +118,7 @@ class AtTime:
         out = out.to(z.dtype)
         if d.predicts == "data":
             return d.process.coordinates(out)
-        if tuple(out.shape) != tuple(z.shape):  # the velocity's score alone
+        if d.predicts == "score" and tuple(out.shape) != tuple(z.shape):  # the velocity's alone
             out = torch.stack([torch.zeros_like(out), out], 1)
         return out
 
@@ -146,14 +150,15 @@ def wrap(
         predicts: "noise", "data", "v", "flow", "score" (`fewstep.denoiser.PREDICTIONS`), or "edm": the raw F of EDM's
             preconditioning D = c_skip x + c_out F(c_in x, log(sigma)/4) with x = z/alpha, sigma = sigma/alpha (Karras
             et al. 2022, eq. 7 and table 1). On CLD "noise" and "score" are read through their velocity part, and a
-            score network may return that part alone.
+            score network may return that part alone; with "v" and "flow" the network sees the state's `statistic`
+            (see `fewstep.denoiser.predict`) and data shapes.
         time: the network's time convention (`TIMES` or a function); None is "t", and "log-sigma/4" for "edm".
         dtype: the network's dtype; None asks its parameters.
         sigma_data: EDM's standard deviation of the data; used with predicts="edm" only.
         needs_grad: the network differentiates inside; the loop then keeps autograd on.
 
     Raises:
-        ValueError: for an unknown prediction or time, a v or flow prediction on CLD.
+        ValueError: for an unknown prediction or time.
     """
     time = time or ("log-sigma/4" if predicts == "edm" else "t")
     if isinstance(time, str):
@@ -197,6 +202,10 @@ class Counted:
     def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
         """The denoiser at one time, counted."""
         return partial(self._count, bound(self.denoiser, t, output))
+
+    def of(self, denoiser: Callable[[Tensor, Time], Any]) -> Callable[[Tensor, Time], Any]:
+        """Another denoiser that counts here: the same one for part of a batch."""
+        return lambda z, t: self._count(bound(denoiser, t), z)
 
     def _count(self, call: Callable[[Tensor], Any], z: Tensor) -> Any:
         self.calls += 1

@@ -13,15 +13,20 @@ is computed in float64.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.guided import Guided, rate
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import Block, Coefficient, Diagonal, apply, inverse, transpose
 
-__all__ = ["Dataset", "Gaussian", "Mixture"]
+__all__ = ["VARIANCES", "Dataset", "Gaussian", "Mixture"]
+
+VARIANCES = ("sn", "npr")  # heads that a closed-form denoiser knows
 
 
 class Mixture:
@@ -60,6 +65,41 @@ class Mixture:
         """E[x0 | z] in data space, (batch, *shape)."""
         if _is_clean(self.process, t):
             return _clean(self.process, z, t)
+        pi, found, _ = self._posterior(z, t)
+        return self.process.from_coordinates((pi * found).sum(1)).to(z.dtype)
+
+    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
+        """What a perfect network would return beside x0, in the process's coordinates.
+
+        - `sn`, `npr`: Var(eps | z) = n Var(x0 | z), n = M^T Sigma^-1 M, of every coordinate of the state.
+        - `derivative`: dD/dt along the probability-flow ODE.
+        - `base`, `guidance`: D of the Gaussian with the mixture's mean and variance, and the rest of D.
+        """
+        if name in VARIANCES:
+            return self._variance_at(t) if self.process.kind != "block" else None
+        if name == "derivative":
+            return rate(self, self.process, t)
+        if name not in ("base", "guidance"):
+            return None
+        weights = _trailing(self.log_weights.exp(), self.means.ndim)
+        mean = (weights * self.means).sum(0)
+        spread = float((weights * (self.means - mean) ** 2).sum(0).mean())
+        base = Gaussian(self.process, mean, math.sqrt(spread + float(self.stds.square().mean())))
+        return Guided(base=base, shift=lambda z, t: self(z, t) - base(z, t), process=self.process).head(name, t)
+
+    def _variance_at(self, t: Time) -> Callable[[Tensor], Tensor]:
+        def variance(z: Tensor) -> Tensor:
+            if _is_clean(self.process, t):
+                return torch.zeros_like(z)
+            pi, found, spread = self._posterior(z, t)
+            mean = (pi * found).sum(1, keepdim=True)
+            _, n = _matched(self.process, z.to(torch.float64), t)
+            return (n * (pi * (spread + (found - mean) ** 2)).sum(1)).to(z.dtype)
+
+        return variance
+
+    def _posterior(self, z: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, means and variances of the components given z, broadcastable to (batch, K, *shape)."""
         b, n = _matched(self.process, z.to(torch.float64), t)
         mu, std = (v.to(z.device) for v in self._components(tuple(b.shape[1:])))
         b, n = b[:, None], n[:, None]  # (batch, K, *shape)
@@ -68,7 +108,7 @@ class Mixture:
         energy = (n * keep * (estimate - mu) ** 2 - keep.log()).expand(len(z), *mu.shape)
         pi = (self.log_weights.to(z.device) - 0.5 * energy.reshape(*energy.shape[:2], -1).sum(-1)).softmax(1)
         found = mu + std**2 * n * keep * (estimate - mu)
-        return self.process.from_coordinates((_trailing(pi, found.ndim) * found).sum(1)).to(z.dtype)
+        return _trailing(pi, found.ndim), found, std**2 * keep
 
     def _components(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Means (K, *shape) and stds (K, 1... or *shape) in the process's coordinates."""

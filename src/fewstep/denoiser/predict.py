@@ -8,18 +8,25 @@ r"""What networks predict, as one line each: x0 = p z + q F.
 | `flow`     | eps - x0 (Liu et al. 2022)                   | (z - sigma F) / (alpha + sigma)        |
 | `score`    | -(z - alpha x0) / sigma^2                    | (z + sigma^2 F) / alpha                |
 
-`noise`, `score` and `data` mean the same on every linear process, with matrices for alpha and sigma; `v` and `flow`
-are defined for processes whose M and R are diagonal.
+`noise`, `score` and `data` mean the same on every linear process, with matrices for alpha and sigma, and so do `v` and
+`flow` where M and R are diagonal. Where they are blocks (CLD), all that a state tells about the data is its `statistic`
+
+$$ (M^T \Sigma^{-1} M)^{-1} M^T \Sigma^{-1} z = x_0 + e^{-\lambda} n, \qquad n \sim N(0, I), $$
+
+a scalar process of the same log-SNR; a network that predicts `v` or `flow` is called with that, scaled to
+alpha^2 + sigma^2 = 1 or alpha + sigma = 1, and predicts what it would there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from fewstep.process.base import Process, Time
-from fewstep.process.operator import Coefficient, inverse, magnitude
+import torch
 
-__all__ = ["PREDICTIONS", "conversion"]
+from fewstep.process.base import Process, Time, like, to_tensor
+from fewstep.process.operator import Coefficient, inverse, magnitude, transpose
+
+__all__ = ["PREDICTIONS", "conversion", "statistic", "view"]
 
 Conversion = Callable[[Process, Time], tuple[Coefficient, Coefficient]]
 
@@ -37,30 +44,56 @@ def _score(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
 
 
 def _v(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
+    if process.kind == "block":
+        alpha, sigma = _levels("v", process, t)
+        return alpha * view("v", process, t), -sigma
     m, r = process.M(t), process.R(t)
     scale = inverse(m * m + r * r)
     return m * scale, -1.0 * (r * scale)
 
 
 def _flow(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
+    if process.kind == "block":
+        return view("flow", process, t), -_levels("flow", process, t)[1]
     m, r = process.M(t), process.R(t)
     scale = inverse(m + r)
     return scale, -1.0 * (r * scale)
 
 
 PREDICTIONS: dict[str, Conversion] = {"data": _data, "noise": _noise, "v": _v, "flow": _flow, "score": _score}
-_NOT_FOR_BLOCKS = ("v", "flow")
+
+
+def statistic(process: Process, t: Time) -> Coefficient:
+    """A with A z = x0 + e^-lambda n for z = M x0 + R eps: all that a state tells about the data.
+
+    Scalar and block processes have one; where every frequency has its own log-SNR it would be M^-1.
+    """
+    if process.kind != "block":
+        return inverse(process.M(t))
+    m = process.M(t)
+    back = transpose(m) * inverse(process.Sigma(t))
+    return inverse(back * m) * back
+
+
+def view(prediction: str, process: Process, t: Time) -> Coefficient:
+    """What the state is multiplied with before a network that predicts `prediction` sees it; 1.0 but on blocks."""
+    if process.kind != "block" or prediction not in ("v", "flow"):
+        return 1.0
+    return statistic(process, t) * _levels(prediction, process, t)[0]
+
+
+def _levels(prediction: str, process: Process, t: Time) -> tuple[Time, Time]:
+    """(alpha, sigma) at the process's log-SNR with alpha^2 + sigma^2 = 1 (`v`) or alpha + sigma = 1 (`flow`)."""
+    lam = to_tensor(process.log_snr(t))
+    if prediction == "v":
+        return like(torch.sigmoid(2 * lam).sqrt(), t), like(torch.sigmoid(-2 * lam).sqrt(), t)
+    return like(torch.sigmoid(lam), t), like(torch.sigmoid(-lam), t)
 
 
 def conversion(prediction: str, process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
     """(p, q) with x0 = p z + q F for that prediction at that time; a ValueError where it does not exist."""
     if prediction not in PREDICTIONS:
         raise ValueError(f"got predicts={prediction!r}: choose one of {', '.join(PREDICTIONS)}")
-    if process.kind == "block" and prediction in _NOT_FOR_BLOCKS:
-        raise ValueError(
-            f"got predicts={prediction!r} for {type(process).__name__}, whose noise is a matrix: "
-            "use 'noise', 'score' or 'data'"
-        )
     p, q = PREDICTIONS[prediction](process, t)
     if not magnitude(p) < float("inf"):
         raise ValueError(

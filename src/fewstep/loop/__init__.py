@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fewstep.loop.door import sample, tabulate
+from fewstep.loop.parallel import Parallel
+from fewstep.loop.solve import solve
 from fewstep.loop.walk import Plan, walk
 
-__all__ = ["Plan", "sample", "tabulate", "walk"]
+__all__ = ["Parallel", "Plan", "sample", "solve", "tabulate", "walk"]

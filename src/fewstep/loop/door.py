@@ -9,8 +9,9 @@ the row and its time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor
 
 from fewstep.grid import Grid, as_grid
+from fewstep.loop.drive import noises_of
 from fewstep.loop.walk import After, Callback, Denoiser, Plan, look_at, walk
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
-from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver
+from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, SOLVERS, Solver
+from fewstep.solver.driver import Driver
 from fewstep.tableau import Tableau
 from fewstep.ui import Bar
 from fewstep.words import pick, whole
@@ -30,7 +33,7 @@ __all__ = ["sample", "tabulate"]
 
 
 def tabulate(
-    solver: str | Solver | Callable[[], Solver] | Tableau | Path | None,
+    solver: str | Solver | Driver | Callable[[], Any] | Tableau | Path | None,
     process: Process,
     *,
     grid: str | Tensor | Grid = "default",
@@ -61,13 +64,15 @@ def tabulate(
     if isinstance(solver, str):
         solver = pick(SOLVERS, solver, "solver")
     solver = solver() if callable(solver) else solver
+    if isinstance(solver, Driver):
+        solver.tabulate(process, torch.tensor([process.t_max, process.t_min], dtype=torch.float64))
     if not isinstance(solver, Solver):
         raise ValueError(f"got a {type(solver).__name__} as solver: give a name, a Solver, a Tableau or a Path")
     if steps is not None and nfe is not None:
         raise ValueError(f"got steps={steps} and nfe={nfe}: give one of them")
     if named:
-        intervals = _intervals(solver, process, steps, nfe)
-        table = solver.tabulate(process, as_grid(grid, process, intervals))
+        count = intervals(solver, process, steps, nfe)
+        table = solver.tabulate(process, as_grid(grid, process, count))
         if table.nfe != nfe if nfe is not None else table.nfe > (steps or 10):
             asked = f"nfe={nfe}" if nfe is not None else f"steps={steps or 10}"
             raise ValueError(f"got {asked} and a grid function on whose times this solver takes {table.nfe} calls")
@@ -86,7 +91,7 @@ def sample(
     denoiser: Denoiser,
     process: Process,
     *,
-    solver: str | Solver | Callable[[], Solver] | Tableau | Path | None = None,
+    solver: str | Solver | Driver | Callable[[], Any] | Tableau | Path | None = None,
     grid: str | Tensor | Grid = "default",
     steps: int | None = None,
     nfe: int | None = None,
@@ -102,6 +107,7 @@ def sample(
     callback: Callback | None = None,
     after: After | None = None,
     differentiable: bool = False,
+    parallel: Any = None,
     progress: bool = True,
 ) -> Tensor:
     """Samples: from noise, or from a given state, down the grid.
@@ -123,7 +129,11 @@ def sample(
         callback: called after each evaluated row with (row, t, state, x0_hat); treat the tensors as read-only.
         after: the hook (row, t, z) -> z on every made row.
         differentiable: keeps autograd through the run (and the history out of place).
+        parallel: True, a window or a `Parallel`: run the table by Picard iteration, many calls at a time.
         progress: show a bar on a terminal when the run takes longer than two seconds.
+
+    Drivers (adaptive steps) take the grid's two ends, and `steps` as the most network calls of a sample; `solve` says
+    what became of each sample where this raises a ValueError.
 
     Returns:
         The state (batch, *state shape) at the last time of the grid; `process.to_data` takes it to data space. With
@@ -131,28 +141,32 @@ def sample(
     """
     if final not in ("state", "denoise"):
         raise ValueError(f"got final={final!r}: choose state or denoise")
-    budget = _one_less(final, steps, nfe)
+    if as_driver(solver) is not None or parallel:
+        from fewstep.loop.solve import solve
+
+        if callback is not None or after is not None or differentiable:
+            raise ValueError(
+                "got callback, after or differentiable with a driver or parallel: they have none, leave it"
+            )
+        outcome = solve(
+            denoiser, process, solver=solver, grid=grid, steps=steps, nfe=nfe, shape=shape, x=x, seed=seed, first=first,
+            noise=noise, given=given, final=final, dtype=dtype, device=device, parallel=parallel
+        )  # fmt: skip
+        if not outcome.ok:
+            raise ValueError(str(outcome))
+        return outcome.state
+    budget = one_less(final, steps, nfe)
     table = tabulate(solver, process, grid=grid, **budget)
-    _same_process(denoiser, process)
-    if (shape is None) == (x is None):
-        raise ValueError(
-            "got both a shape and a start x: give one" if x is not None else "got no shape: give shape or x"
-        )
+    same_process(denoiser, process)
     source = noise_source(noise, seed, first)
-    if x is None:
-        state_shape, device = _state_shape(process, shape or ()), torch.device(device or "cpu")
-        _check_dtype(dtype)
-        x = process.prior(source.initial(state_shape, dtype, device), table.rows[0].t)
-    else:
-        _check_dtype(x.dtype)
-    start, memory = x, source.snapshot()
+    start, memory = start_state(process, table.rows[0].t, shape, x, source, dtype, device), source.snapshot()
     grad = getattr(denoiser, "needs_grad", False)
     plan = Plan.of(table, denoiser, like=start, reuse=not differentiable, grad=grad and not differentiable)
     watched = callback is not None or after is not None  # who may use the tensors outside: no inference tensors
     mode = nullcontext() if differentiable else torch.no_grad() if grad or watched else torch.inference_mode()
 
     def run(*, look: bool, callback: Callback | None, tick: Callable[[], None] | None) -> Tensor:
-        noises = _noises(table, source, tuple(start.shape), start.dtype, start.device)
+        noises = noises_of(table, source, tuple(start.shape), start.dtype, start.device)
         z = walk(plan, start, noises, given=given, callback=callback, after=after, tick=tick, look=look)
         if final == "state":
             return z
@@ -174,16 +188,37 @@ def sample(
     return z.clone() if z.is_inference() and not torch.is_inference_mode_enabled() else z
 
 
-def _noises(
-    table: Tableau, source: NoiseSource, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Iterator[Tensor]:
-    """The standard normals of the table's intervals; positions on the path are a sigmoid of the log-SNR."""
-    place = lambda t: 1 / (1 + math.exp(-float(table.process.log_snr(t)) / 2))  # noqa: E731
-    requests = [(place(n.t), place(n.s), n.stream, n.index) for n in table.noises]
-    return source.intervals(requests, shape, dtype, device)
+def as_driver(solver: Any) -> Driver | None:
+    """The driver that a name, a class or a driver says, or None."""
+    made = DRIVERS.get(solver) if isinstance(solver, str) else solver
+    if isinstance(made, type) and issubclass(made, Driver) or isinstance(made, partial):
+        made = made()
+    return made if isinstance(made, Driver) else None
 
 
-def _intervals(solver: Solver, process: Process, steps: int | None, nfe: int | None) -> int:
+def start_state(
+    process: Process,
+    t: float,
+    shape: tuple[int, ...] | None,
+    x: Tensor | None,
+    source: NoiseSource,
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+) -> Tensor:
+    """The start that was given, or one drawn for a shape."""
+    if (shape is None) == (x is None):
+        raise ValueError(
+            "got both a shape and a start x: give one" if x is not None else "got no shape: give shape or x"
+        )
+    if x is not None:
+        _check_dtype(x.dtype)
+        return x
+    state_shape, device = _state_shape(process, shape or ()), torch.device(device or "cpu")
+    _check_dtype(dtype)
+    return process.prior(source.initial(state_shape, dtype, device), t)
+
+
+def intervals(solver: Solver | Driver, process: Process, steps: int | None, nfe: int | None) -> int:
     """Grid intervals for at most `steps`, or exactly `nfe`, network calls."""
     asked = nfe if nfe is not None else 10 if steps is None else steps
     label = "nfe" if nfe is not None else "steps"
@@ -205,7 +240,7 @@ def _intervals(solver: Solver, process: Process, steps: int | None, nfe: int | N
     return count
 
 
-def _same_process(denoiser: Any, process: Process) -> None:
+def same_process(denoiser: Any, process: Process) -> None:
     """Refuses a denoiser that was made for another process."""
     while hasattr(denoiser, "denoiser"):  # one that wraps another
         denoiser = denoiser.denoiser
@@ -214,7 +249,7 @@ def _same_process(denoiser: Any, process: Process) -> None:
         raise ValueError(f"got a denoiser made for {theirs} and a run on {process}: give both the same process")
 
 
-def _one_less(final: str, steps: int | None, nfe: int | None) -> dict[str, int | None]:
+def one_less(final: str, steps: int | None, nfe: int | None) -> dict[str, int | None]:
     """The calls left for the table when the last one is spent on x0_hat."""
     if final == "state":
         return {"steps": steps, "nfe": nfe}

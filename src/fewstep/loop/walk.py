@@ -19,6 +19,7 @@ from fewstep.process import Process
 from fewstep.process.operator import Coefficient, apply
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
+from fewstep.tableau.tableau import ONES
 
 __all__ = ["After", "Callback", "Denoiser", "Plan", "look_at", "walk"]
 
@@ -41,6 +42,7 @@ class Instruction:
     roots: tuple[Symbol, ...]
     heads: tuple[tuple[str, Coefficient, Coefficient], ...]
     raw: tuple[str, ...]
+    offered: Mapping[str, Callable[[Tensor], Tensor]]  # heads the denoiser computes beside its call
     free: tuple[Symbol, ...]
     ours: tuple[Symbol, ...]  # the part of `free` that the loop made itself and may write into again
     dead: tuple[Symbol, ...]
@@ -72,6 +74,8 @@ class Plan:
             derived = [(s[2], *table.heads[k, s[2]]) for s in live if (k, s[2]) in table.heads]
             heads = tuple((head, ready(a), ready(b)) for head, a, b in derived)
             raw = tuple(s[2] for s in live if (k, s[2]) not in table.heads)
+            offered = {h: f for h in raw if row.at is not None and (f := _offered(denoiser, h, row.at)) is not None}
+            offered = {h: _under_autograd(f) if grad else f for h, f in offered.items()}
             form = row.form.terms
             draw = max([draw, *(s[-1] + 1 for s in form if s[0] in ("xi", "root"))])
             roots = tuple(s for s in form if s[0] == "root")
@@ -79,11 +83,14 @@ class Plan:
             ours = tuple(s for s in free if s[0] == "z" and table.rows[s[1]].given is None)
             own = [("z", k), ("y", k, table.output)]
             dead = tuple(s for s in own if s not in last) if k < len(table.rows) - 1 else ()
-            call = None if row.at is None else bound(denoiser, row.at, table.output)
+            main = heads or ("y", k, table.output) in last or not offered or len(offered) < len(raw)
+            call = bound(denoiser, row.at, table.output) if row.at is not None and main else None
             call = _under_autograd(call) if grad and call is not None else call
             terms = tuple((s, ready(c)) for s, c in form.items())
             steps.append(
-                Instruction(k, row.t, row.at, call, row.given, terms, draw, roots, heads, raw, free, ours, dead)
+                Instruction(
+                    k, row.t, row.at, call, row.given, terms, draw, roots, heads, raw, offered, free, ours, dead
+                )
             )
         return Plan(table.process, table.output, tuple(steps), reuse)
 
@@ -98,17 +105,21 @@ def walk(
     after: After | None = None,
     tick: Callable[[], None] | None = None,
     look: bool = False,
+    live: dict[Symbol, Tensor] | None = None,
+    drawn: int = 0,
 ) -> Tensor:
-    """Runs a plan from a start state; a pure function of its tensors, which `torch.compile` takes as one graph."""
-    live: dict[Symbol, Tensor] = {}
+    """Runs a plan from a start state; a pure function of its tensors, which `torch.compile` takes as one graph.
+
+    A plan without its first rows goes on from `live`, what those rows left (it is changed), and `drawn` noises.
+    """
+    live = {} if live is None else live
     pool: list[Tensor] = []
     coming: Iterator[Tensor] = iter(noises)
-    drawn = 0
     reuse = plan.reuse and after is None and callback is None and not torch.compiler.is_compiling()
     z = start
     for step in plan.instructions:
         if step.given is not None:
-            z = start if step.given == "start" else _given(given, step.given)
+            z = start if step.given == "start" else _given(given, step.given, start)
         else:
             while drawn < step.draw:
                 live["xi", drawn] = next(coming)
@@ -124,16 +135,23 @@ def walk(
         if look:
             look_at(z, f"the state became non-finite at row {step.row} (t = {step.t:g})")
         live["z", step.row] = z
-        if step.call is not None:
+        if step.call is not None or step.offered:
             _evaluate(plan, step, z, live, reuse=reuse, look=look)
             if tick is not None:
                 tick()
-            if callback is not None:
+            if callback is not None and step.call is not None:
                 callback(step.row, step.at or 0.0, z, _x0_hat(plan, step, z, live["y", step.row, plan.output]))
         if reuse and step.given is None and ("z", step.row) in step.dead:
             pool.append(z)
         _free(live, step.dead)
     return z
+
+
+def _offered(denoiser: Any, head: str, t: float) -> Callable[[Tensor], Tensor] | None:
+    """What a closed-form denoiser, or one that wraps it, offers under `head(name, t)`; None where it does not."""
+    while hasattr(denoiser, "denoiser") and not hasattr(denoiser, "head"):
+        denoiser = denoiser.denoiser
+    return denoiser.head(head, t) if hasattr(denoiser, "head") else None
 
 
 def _under_autograd(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
@@ -162,7 +180,25 @@ def _x0_hat(plan: Plan, step: Instruction, z: Tensor, output: Tensor) -> Tensor:
 
 
 def _evaluate(plan: Plan, step: Instruction, z: Tensor, live: dict[Symbol, Tensor], *, reuse: bool, look: bool) -> None:
-    """Calls the network at a row and stores the outputs that later rows read."""
+    """Calls the network at a row and stores the outputs that later rows read; a row of heads alone calls those."""
+    outputs = {} if step.call is None else _outputs(plan, step, z, reuse)
+    if step.call is not None:
+        main = outputs[plan.output]
+        if look:
+            look_at(main, f"the network returned values that are not finite at row {step.row} (t = {step.at:g})")
+        live["y", step.row, plan.output] = main
+        for head, p, q in step.heads:
+            live["y", step.row, head] = _combine([(z, p), (main, q)], None, reuse)
+    for head in step.raw:
+        if head not in outputs and head in step.offered:
+            outputs[head] = step.offered[head](z)
+        if head not in outputs:
+            raise ValueError(f"row {step.row}: the table reads output {head!r}, which the denoiser does not return")
+        live["y", step.row, head] = outputs[head]
+
+
+def _outputs(plan: Plan, step: Instruction, z: Tensor, reuse: bool) -> dict[str, Tensor]:
+    """What the network returns at a row, by head, shapes checked, x0 in the process's coordinates."""
     assert step.call is not None
     try:
         out = step.call(z)
@@ -176,25 +212,15 @@ def _evaluate(plan: Plan, step: Instruction, z: Tensor, live: dict[Symbol, Tenso
             )
         if reuse and value.untyped_storage().data_ptr() == z.untyped_storage().data_ptr():
             outputs[head] = value.clone()  # a view of the state, which later rows may write into
-    main = outputs[plan.output]
     if plan.output == "x0":
-        expected = (z.shape[0], *plan.process.data_shape(tuple(z.shape[1:])))
-        if tuple(main.shape) != expected:
+        found, expected = outputs["x0"], (z.shape[0], *plan.process.data_shape(tuple(z.shape[1:])))
+        if tuple(found.shape) != expected:
             raise ValueError(
-                f"row {step.row} (t = {step.at:g}): the denoiser returned shape {tuple(main.shape)} for a state of "
+                f"row {step.row} (t = {step.at:g}): the denoiser returned shape {tuple(found.shape)} for a state of "
                 f"shape {tuple(z.shape)}: it must return {expected}"
             )
-        main = plan.process.coordinates(main.to(z.dtype))
-    if look:
-        look_at(main, f"the network returned values that are not finite at row {step.row} (t = {step.at:g})")
-    live["y", step.row, plan.output] = main
-    for head in step.raw:
-        if head not in outputs:
-            raise ValueError(f"row {step.row}: the table reads output {head!r}, which the denoiser does not return")
-        if head != plan.output:
-            live["y", step.row, head] = outputs[head]
-    for head, p, q in step.heads:
-        live["y", step.row, head] = _combine([(z, p), (main, q)], None, reuse)
+        outputs["x0"] = plan.process.coordinates(found.to(z.dtype))
+    return outputs
 
 
 def _combine(terms: list[tuple[Tensor, Coefficient]], out: Tensor | None, reuse: bool) -> Tensor:
@@ -208,7 +234,9 @@ def _combine(terms: list[tuple[Tensor, Coefficient]], out: Tensor | None, reuse:
     return total
 
 
-def _given(given: Mapping[str, Tensor] | None, label: str) -> Tensor:
+def _given(given: Mapping[str, Tensor] | None, label: str, start: Tensor) -> Tensor:
+    if label == ONES:
+        return torch.ones_like(start)
     if given is None or label not in given:
         raise ValueError(f"the table wants a given row {label!r}: pass given={{{label!r}: tensor}}")
     return given[label]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fewstep.process.base import Process, ScalarProcess
 from fewstep.process.blurring import Blurring
+from fewstep.process.corruption import HeatDissipation, Masking, VEBlur
 from fewstep.process.langevin import CLD
 from fewstep.process.scalar import EDM, VE, VP, Cosine, Discrete, Flow, SubVP
 
@@ -17,9 +18,12 @@ __all__ = [
     "Cosine",
     "Discrete",
     "Flow",
+    "HeatDissipation",
+    "Masking",
     "Process",
     "ScalarProcess",
     "SubVP",
+    "VEBlur",
 ]
 
 PROCESSES = {
@@ -32,4 +36,7 @@ PROCESSES = {
     "cld": CLD,
     "blurring": Blurring,
     "discrete": Discrete,
+    "ve-blur": VEBlur,
+    "heat": HeatDissipation,
+    "masking": Masking,
 }

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +29,8 @@ from fewstep.process.operator import Block, Coefficient, _cholesky2
 
 __all__ = ["CLD"]
 
-_PANELS = 16
-_X, _W = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(24))
+_DEGREE = 32  # of the angle's polynomials on panels [2^k, 2^(k+1)] of sqrt(t), and where the panels begin and end
+_LOWEST, _HIGHEST = -20, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,11 @@ class CLD(Process):
     def inverse_log_snr(self, lam: Time) -> Time:
         """By Newton's method in log t inside a shrinking bracket, to rounding: the log-SNR falls monotonically."""
         target = to_tensor(lam)
-        low, high = torch.full_like(target, math.log(1e-12)), torch.full_like(target, math.log(4 * self.t_max))
-        middle = (low + high) / 2
+        places, values = _brackets(self)
+        i = torch.searchsorted(values, -target).clamp(1, len(places) - 1)
+        low, high = places[i - 1], places[i]
+        share = (-target - values[i - 1]) / (values[i] - values[i - 1]).clamp(min=1e-300)
+        middle = low + share.clamp(0.0, 1.0) * (high - low)
         for _ in range(100):
             value, rate = self._log_snr_and_rate(middle.exp())
             above = value > target
@@ -129,8 +133,10 @@ class CLD(Process):
 
     def _sigma(self, t: Tensor) -> Tensor:
         x = 4 / self.Gamma * self.beta * t  # 2 kappa tau
-        p1, p2, p3 = (torch.special.gammainc(torch.full_like(x, n), x) for n in (1.0, 2.0, 3.0))
-        xv = self.Gamma / 4 * x * x * (-x).exp()
+        p3, fall = cast(Tensor, _Gamma3.apply(x)), (-x).exp()
+        p2 = p3 + x * x / 2 * fall  # P(n, x) = P(n + 1, x) + x^n e^-x / n!, a sum of positive terms
+        p1 = p2 + x * fall
+        xv = self.Gamma / 4 * x * x * fall
         noise = _matrix(p3, xv, xv, self.Gamma**2 / 2 * (p1 - p2 + p3 / 2))
         psi = self._psi(t)
         start = torch.tensor([self.offset, self.gamma * self.mass + self.offset], dtype=torch.float64)
@@ -148,19 +154,77 @@ class CLD(Process):
         return 0.5 * (square / _det(s)).log(), -self.Gamma * self.beta * velocity**2 / (_det(s) * square)
 
     def _theta(self, t: Tensor) -> Tensor:
-        """The angle from t to t = 1 (a constant rotation is free), by Gauss-Legendre on panels that halve towards t.
+        """The angle from t to t = 1 (a constant rotation is free): its polynomial on the panel that t lies on."""
+        edges, series = _angle(self)
+        w = t.sqrt()
+        i = (torch.searchsorted(edges, w, right=True) - 1).clamp(0, len(edges) - 2)
+        x = (2 * (w - edges[i]) / (edges[i + 1] - edges[i]) - 1).clamp(-1.0, 1.0)
+        order = torch.arange(series.shape[1], dtype=torch.float64)
+        return (series[i] * torch.cos(order * x.arccos()[..., None])).sum(-1)
 
-        In w = sqrt(t) the integrand is smooth down to t = 0.
-        """
-        edges = torch.cat([torch.zeros(1, dtype=torch.float64), 2.0 ** torch.arange(1 - _PANELS, 1)])
-        width = edges.diff()
-        nodes = (edges[:-1, None] + width[:, None] * (_X + 1) / 2).flatten()
-        weights = (width[:, None] * _W / 2).flatten()
-        w0 = t.sqrt()[..., None]
-        w = w0 + (1 - w0) * nodes
+    def _angle_rate(self, w: Tensor) -> Tensor:
+        """The rate of the angle in w = sqrt(t), in which it is smooth down to t = 0."""
         s = self._sigma(w * w)
-        rate = self.beta / self.mass * _det(s).clamp(min=0).sqrt() / s[..., 0, 0]
-        return -(rate * 2 * w * (1 - w0) * weights).sum(-1)
+        return self.beta / self.mass * _det(s).clamp(min=0).sqrt() / s[..., 0, 0] * 2 * w
+
+
+@lru_cache(maxsize=8)
+def _angle(process: CLD) -> tuple[Tensor, Tensor]:
+    """Panels of sqrt(t), and on each the Chebyshev series of the angle from t = 1.
+
+    The rate is interpolated in Chebyshev's nodes and its series integrated: T_k integrates to T_{k+1}/(2k+2) -
+    T_{k-1}/(2k-2). The panels double, because that is the scale on which the rate changes; the last ones end where
+    nothing of the data is left.
+    """
+    with torch.inference_mode(False):  # kept between runs, differentiable ones too
+        powers = 2.0 ** torch.arange(_LOWEST, _HIGHEST + 1, dtype=torch.float64)
+        edges = torch.cat([torch.zeros(1, dtype=torch.float64), powers])
+        half = edges.diff()[:, None] / 2
+        k = torch.arange(_DEGREE + 2, dtype=torch.float64)
+        angle = math.pi * (torch.arange(_DEGREE, dtype=torch.float64) + 0.5) / _DEGREE
+        rate = half * process._angle_rate(edges[:-1, None] + half * (1 + angle.cos()))
+        c = rate @ torch.cos(k * angle[:, None]) * (2 / _DEGREE)
+        c[:, _DEGREE:] = 0.0  # T_32 vanishes in the nodes, and T_33 is an image of T_31
+        series = torch.zeros(len(half), _DEGREE + 1, dtype=torch.float64)
+        series[:, 1:] = (c[:, :-2] - c[:, 2:]) / (2 * k[1:-1])
+        ends = (series * torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(_DEGREE // 2 + 1)[: _DEGREE + 1]).sum(-1)
+        whole = series.sum(-1) - ends
+        before = torch.cat([torch.zeros(1, dtype=torch.float64), whole.cumsum(0)[:-1]])
+        series[:, 0] = before - ends - whole[: 1 - _LOWEST].sum()  # zero at t = 1
+        return edges, series
+
+
+@lru_cache(maxsize=8)
+def _brackets(process: CLD) -> tuple[Tensor, Tensor]:
+    """Places in log t, and minus the log-SNR there, between which `inverse_log_snr` begins."""
+    with torch.inference_mode(False):
+        places = torch.linspace(math.log(1e-12), math.log(4 * process.t_max), 512, dtype=torch.float64)
+        return places, -process._log_snr(places.exp()).cummin(0).values
+
+
+class _Gamma3(torch.autograd.Function):
+    """P(3, x), the regularised lower incomplete gamma function, in forward differentiation too."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.special.gammainc(torch.full_like(x, 3.0), x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * _Gamma3._rate(*ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return tangents[0] * _Gamma3._rate(*ctx.saved_tensors)
+
+    @staticmethod
+    def _rate(x: Tensor) -> Tensor:
+        return x * x / 2 * (-x).exp()
 
 
 def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ __all__ = [
     "log_det",
     "magnitude",
     "root",
+    "stacked",
     "transpose",
     "weighted_sum",
 ]
@@ -225,6 +226,16 @@ def weighted_sum(weights: Tensor, c: Coefficient) -> Coefficient:
     if isinstance(c, Block):
         return Block(torch.tensordot(weights, c.values, 1))
     return float(weights @ c)
+
+
+def stacked(each: list[Coefficient]) -> Coefficient:
+    """One coefficient with an entry a sample, of coefficients that have none."""
+    first = each[0]
+    if isinstance(first, Diagonal):
+        return Diagonal(torch.stack([c.values for c in each]), first.rank)
+    if isinstance(first, Block):
+        return Block(torch.stack([c.values for c in each]))
+    return torch.tensor(each, dtype=torch.float64)
 
 
 def is_zero(c: Coefficient) -> bool:

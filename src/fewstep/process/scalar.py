@@ -263,7 +263,7 @@ class Discrete(ScalarProcess):
 
     def _log_snr(self, t: Tensor) -> Tensor:
         line, w = self._parts(t)
-        return line + torch.log1p(-w) - self._sigma(t).log()
+        return line + torch.log1p(-w) - (w * (2 - w) - torch.expm1(2 * line) * (1 - w) ** 2).log() / 2
 
     def _inverse_log_snr(self, lam: Tensor) -> Tensor:
         knots = self._knots

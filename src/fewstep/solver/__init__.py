@@ -1,37 +1,106 @@
-"""Solvers: how a step is taken. `SOLVERS` maps every name to a callable with working defaults."""
+"""Solvers: how a step is taken. `SOLVERS` maps every name to a callable with working defaults.
+
+`TABLES` are the solvers that write a table before the run; `DRIVERS` choose their steps while they run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+from fewstep.solver.analytic import Analytic, LearnedVariance
 from fewstep.solver.ancestral import DDIM, DDPM
+from fewstep.solver.ancestral_stages import LCM, Ancestral
 from fewstep.solver.base import Solver
+from fewstep.solver.corrected import LangevinCorrected
 from fewstep.solver.dpm import DPMMultistep
+from fewstep.solver.driver import Driver, Outcome
+from fewstep.solver.embedded import RK45, DPMAdaptive, GottaGoFast, StochasticHeun
+from fewstep.solver.er_sde import ERSDE
 from fewstep.solver.exponential import Multistep
+from fewstep.solver.final import FinalEuler
+from fewstep.solver.first_last import FirstLast
+from fewstep.solver.gaussian_split import GaussianSplit
+from fewstep.solver.guided import CFGPlusPlus, Splitting
+from fewstep.solver.heunpp import HeunPP
+from fewstep.solver.pndm import PNDM, GradientEstimation
+from fewstep.solver.quasi_taylor import QuasiTaylor, StochasticQuasiTaylor
+from fewstep.solver.restart import Restart
+from fewstep.solver.reverse_sde import SSCS, AnnealedLangevin, EulerMaruyama, PredictorCorrector, ReverseDiffusion
 from fewstep.solver.runge_kutta import EDMHeun, RungeKutta
+from fewstep.solver.sde import SASolver, SDEMultistep
+from fewstep.solver.seeds import SEEDS
+from fewstep.solver.singlestep import Singlestep
+from fewstep.solver.taylor import Taylor
+from fewstep.solver.unic import UniC
 from fewstep.solver.unipc import UniPC
+from fewstep.solver.v3 import DPMSolverV3
 
 __all__ = [
+    "AnnealedLangevin",
+    "CFGPlusPlus",
     "DDIM",
     "DDPM",
     "DEFAULT_SOLVERS",
+    "DRIVERS",
+    "ERSDE",
+    "LCM",
+    "SEEDS",
     "SOLVERS",
+    "TABLES",
+    "Ancestral",
+    "Analytic",
+    "RK45",
+    "DPMAdaptive",
     "DPMMultistep",
+    "DPMSolverV3",
+    "Driver",
     "EDMHeun",
+    "EulerMaruyama",
+    "FinalEuler",
+    "GaussianSplit",
+    "GottaGoFast",
+    "GradientEstimation",
+    "FirstLast",
+    "HeunPP",
+    "LangevinCorrected",
+    "LearnedVariance",
     "Multistep",
+    "Outcome",
+    "PNDM",
+    "PredictorCorrector",
+    "QuasiTaylor",
+    "ReverseDiffusion",
+    "Restart",
     "RungeKutta",
+    "SASolver",
+    "SDEMultistep",
+    "SSCS",
+    "Singlestep",
     "Solver",
+    "StochasticHeun",
+    "Splitting",
+    "StochasticQuasiTaylor",
+    "Taylor",
+    "UniC",
     "UniPC",
 ]
 
 # By kind of process; chosen by measurement, see docs/choosing.md and benchmarks/default_solver.py.
 DEFAULT_SOLVERS = {"scalar": "unipc-3", "diagonal": "deis-tab-2", "block": "deis-tab-2"}
 
-SOLVERS: dict[str, Callable[..., Solver]] = {
+TABLES: dict[str, Callable[..., Solver]] = {
     "ddpm": DDPM,
     "ddpm-beta": partial(DDPM, variance="beta"),
     "ddim": DDIM,
+    "analytic-ddpm": Analytic,
+    "analytic-ddim": partial(Analytic, eta=0.0),
+    "sn-ddpm": partial(LearnedVariance, head="sn"),
+    "npr-ddpm": LearnedVariance,
+    "dpm-solver-v3": DPMSolverV3,
+    "gaussian-split": GaussianSplit,
+    "gaussian-split-pc": partial(GaussianSplit, corrector=1.0),
     "euler": partial(RungeKutta, method="euler", form="state", clock="t"),
     "heun": partial(RungeKutta, method="heun"),
     "midpoint": partial(RungeKutta, method="midpoint"),
@@ -52,4 +121,96 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "unipc-1": partial(UniPC, points=1),
     "unipc-2": partial(UniPC, points=2),
     "unipc-3": partial(UniPC, points=3),
+    "unipc-bh1-1": partial(UniPC, points=1, b="bh1"),
+    "unipc-bh1-2": partial(UniPC, points=2, b="bh1"),
+    "unipc-bh1-3": partial(UniPC, points=3, b="bh1"),
+    "unipc-v-1": partial(Multistep, points=1, corrector=True, final_ramp=True),
+    "unipc-v-2": partial(Multistep, points=2, corrector=True, final_ramp=True),
+    "unipc-v-3": partial(Multistep, points=3, corrector=True, final_ramp=True),
+    "ddim-unic": UniC,
+    "dpmpp-2m-unic": partial(UniC, predictor=DPMMultistep(points=2)),
+    "pndm": PNDM,
+    "s-pndm": partial(PNDM, points=2, start="heun"),
+    "plms": partial(PNDM, points=4, start="heun"),
+    "ipndm-1": partial(PNDM, points=1, start="ramp"),
+    "ipndm-2": partial(PNDM, points=2, start="ramp"),
+    "ipndm-3": partial(PNDM, points=3, start="ramp"),
+    "ipndm-4": partial(PNDM, points=4, start="ramp"),
+    "ipndm-v": partial(PNDM, points=4, start="ramp", weights="variable"),
+    "gradient-estimation": GradientEstimation,
+    "lms-1": partial(Multistep, points=1, form="noise", clock="rho"),
+    "lms-2": partial(Multistep, points=2, form="noise", clock="rho"),
+    "lms-3": partial(Multistep, points=3, form="noise", clock="rho"),
+    "lms-4": partial(Multistep, points=4, form="noise", clock="rho"),
+    "deis-tab-0": partial(Multistep, points=1, form="noise", clock="t"),
+    "deis-rhoab-0": partial(Multistep, points=1, form="noise", clock="rho"),
+    "deis-rhoab-1": partial(Multistep, points=2, form="noise", clock="rho"),
+    "deis-rhoab-2": partial(Multistep, points=3, form="noise", clock="rho"),
+    "deis-rhoab-3": partial(Multistep, points=4, form="noise", clock="rho"),
+    "res-multistep": partial(Multistep, points=2),
+    "gddim-0": partial(Multistep, points=1, form="noise", clock="t"),
+    "gddim-1": partial(Multistep, points=2, form="noise", clock="t"),
+    "gddim-2": partial(Multistep, points=3, form="noise", clock="t"),
+    "gddim-3": partial(Multistep, points=4, form="noise", clock="t"),
+    "gddim-1-pc": partial(Multistep, points=2, form="noise", clock="t", corrector=True, restate=True),
+    "gddim-2-pc": partial(Multistep, points=3, form="noise", clock="t", corrector=True, restate=True),
+    "gddim-3-pc": partial(Multistep, points=4, form="noise", clock="t", corrector=True, restate=True),
+    "l-deis-1": partial(Multistep, points=2, form="noise", clock="t", root="L"),
+    "l-deis-2": partial(Multistep, points=3, form="noise", clock="t", root="L"),
+    "dpm-solver-1": partial(Singlestep, points=1, form="noise"),
+    "dpm-solver-2": partial(Singlestep, points=2, form="noise"),
+    "dpm-solver-3": partial(Singlestep, points=3, form="noise"),
+    "dpm-solver-fast": partial(Singlestep, points=3, form="noise", stages="grid"),
+    "dpm-2": partial(Singlestep, points=2, form="noise"),
+    "dpmpp-2s": partial(Singlestep, points=2),
+    "dpmpp-3s": partial(Singlestep, points=3),
+    "res-2s": partial(Singlestep, points=2, type="heun"),
+    "heunpp2": HeunPP,
+    "deis-rhork-midpoint": partial(RungeKutta, method="midpoint"),
+    "deis-rhork-heun": partial(RungeKutta, method="heun"),
+    "deis-rhork-kutta3": partial(RungeKutta, method="kutta3"),
+    "deis-rhork-rk4": partial(RungeKutta, method="rk4"),
+    "euler-maruyama": EulerMaruyama,
+    "reverse-diffusion": ReverseDiffusion,
+    "annealed-langevin": AnnealedLangevin,
+    "predictor-corrector-annealed": PredictorCorrector,
+    "sscs": SSCS,
+    "ltsp": partial(Splitting, inner=PNDM(points=4, start="ramp"), strang=False),
+    "stsp": partial(Splitting, inner=RungeKutta()),
+    "ddim-cfgpp": CFGPlusPlus,
+    "euler-ancestral-cfgpp": partial(CFGPlusPlus, inner=DDIM(eta=1.0)),
+    "dpmpp-2m-cfgpp": partial(CFGPlusPlus, inner=DPMMultistep(points=2)),
+    "taylor-2": Taylor,
+    "quasi-taylor-2": QuasiTaylor,
+    "quasi-taylor-3": partial(QuasiTaylor, degree=3),
+    "quasi-taylor-2-sde": StochasticQuasiTaylor,
+    "quasi-taylor-3-sde": partial(StochasticQuasiTaylor, degree=3),
+    "gddim-sde": partial(SDEMultistep, points=1),
+    "dpmpp-sde": partial(SEEDS, type="midpoint"),
+    "dpmpp-2m-sde": SDEMultistep,
+    "dpmpp-2m-sde-heun": partial(SDEMultistep, type="heun"),
+    "dpmpp-3m-sde": partial(SDEMultistep, points=3, type="heun"),
+    "dpm-2m-sde": partial(SDEMultistep, form="noise"),
+    "seeds-2": SEEDS,
+    "seeds-3": partial(SEEDS, stages=3),
+    "er-sde": ERSDE,
+    "sa-solver": SASolver,
+    "euler-ancestral": Ancestral,
+    "euler-ancestral-flow": partial(Ancestral, down="flow"),
+    "dpm-2-ancestral": partial(Ancestral, points=2, form="noise"),
+    "dpm-2-ancestral-flow": partial(Ancestral, points=2, form="noise", down="flow"),
+    "dpmpp-2s-ancestral": partial(Ancestral, points=2),
+    "dpmpp-2s-ancestral-flow": partial(Ancestral, points=2, down="flow"),
+    "restart": Restart,
+    "lcm": LCM,
 }
+
+DRIVERS: dict[str, Callable[..., Driver]] = {
+    "rk45": RK45,
+    "dpm-adaptive-12": partial(DPMAdaptive, points=2),
+    "dpm-adaptive-23": partial(DPMAdaptive, points=3),
+    "gotta-go-fast": GottaGoFast,
+    "predictor-corrector": LangevinCorrected,
+}
+
+SOLVERS: dict[str, Callable[..., Any]] = {**TABLES, **DRIVERS}

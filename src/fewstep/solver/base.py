@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
 import torch
@@ -41,6 +41,7 @@ class Solver(ABC):
     - `point_mass`: the kinds of process on which a single data point is carried exactly; on the others it leaves a
       residual that shrinks with the steps.
     - `moments`: the form and clock in which rows integrate polynomial predictions exactly, and up to which degree.
+    - `heads`: outputs of the network beside x0 that it reads.
     - `ends`: singular ends it accepts, out of "alpha=0" (start) and "sigma=0" (end).
     """
 
@@ -63,6 +64,10 @@ class Solver(ABC):
     @property
     def moments(self) -> Moments | None:
         return None
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -101,5 +106,12 @@ class Solver(ABC):
 
     def config(self) -> dict[str, Any]:
         """Class and options, as JSON."""
-        options = asdict(cast(Any, self))
-        return {"class": type(self).__name__, **{k: str(v) if v == math.inf else v for k, v in options.items()}}  # type: ignore[call-overload]
+        options = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
+        return {"class": type(self).__name__, **{k: _json(v) for k, v in options.items()}}
+
+
+def _json(value: Any) -> Any:
+    """An option as JSON: infinity is a word, and what has a config of its own (statistics, a solver) gives that."""
+    if hasattr(value, "config"):
+        return value.config()
+    return str(value) if value == math.inf else value

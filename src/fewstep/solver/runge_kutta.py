@@ -16,9 +16,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+from torch import Tensor
 
-from fewstep.process.base import Process, derivative
+from fewstep.process.base import Process, Time, derivative, like, to_tensor
 from fewstep.process.clock import Clock, clock
 from fewstep.process.operator import Coefficient, cholesky, inverse
 from fewstep.solver.ancestral import added_noise
@@ -58,6 +58,18 @@ METHODS: dict[str, Method] = {
     "ssp3": Method(((), (1.0,), (1 / 4, 1 / 4)), (1 / 6, 1 / 6, 2 / 3), 3),
     "van-der-houwen3": Method(((), (8 / 15,), (1 / 4, 5 / 12)), (1 / 4, 0.0, 3 / 4), 3),
     "rk4": Method(((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4),
+    "dormand-prince5": Method(
+        (
+            (),
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        ),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+        5,
+    ),
 }
 
 
@@ -173,41 +185,39 @@ class EDMHeun(Solver):
             z = step(w, METHODS[self.method], "noise", rho, z, t, s)
 
 
-def step(w: Writer, method: Method, form: str, u: Clock, z: Form, t: float, s: float) -> Form:
+def step(w: Writer, method: Method, form: str, u: Clock, z: Form, t: Time, s: Time) -> Form:
     """One Runge-Kutta step from t to s; an Euler step where s is at sigma = 0."""
-    p, (start, end) = w.process, (float(u.of(w.process, torch.tensor(x, dtype=torch.float64))) for x in (t, s))
-    if w.process.log_snr(s) == math.inf:
+    return stages(w, method, form, u, z, t, s)[0]
+
+
+def stages(w: Writer, method: Method, form: str, u: Clock, z: Form, t: Time, s: Time) -> tuple[Form, list[Form]]:
+    """A step's new state and its slopes; t and s are floats or, for rows made at once, one time a sample."""
+    p, (start, end) = w.process, (like(u.of(w.process, to_tensor(x)), x) for x in (t, s))
+    if not isinstance(s, Tensor) and w.process.log_snr(s) == math.inf:
         method = METHODS["euler"]
     slopes: list[Form] = []
+    ahead, base = z, inverse(_frame(p, form, t))
     for a, c in zip((*method.a, method.b), (*method.c, 1.0), strict=True):
-        at = (
-            t
-            if c == 0
-            else s
-            if c == 1
-            else float(u.time(p, torch.tensor(start + c * (end - start), dtype=torch.float64)))
-        )
+        at = t if c == 0 else s if c == 1 else like(u.time(p, to_tensor(start + c * (end - start))), t)
         if slopes:
-            front, base = _frame(p, form, at), inverse(_frame(p, form, t))
+            front = _frame(p, form, at)
             row = front * base * z
-            for weight, slope in zip(a, slopes, strict=True):
-                row = row + (front * (weight * (end - start))) * slope
+            for weight, k in zip(a, slopes, strict=True):
+                row = row + (front * (weight * (end - start))) * k
             ahead = w.row(row, at)
-        else:
-            ahead = z
         if len(slopes) < len(method.b):
-            slopes.append(_slope(w, form, u, ahead, at))
-    return ahead
+            slopes.append(slope(w, form, u, ahead, at))
+    return ahead, slopes
 
 
-def _frame(process: Process, form: str, t: float) -> Coefficient:
+def _frame(process: Process, form: str, t: Time) -> Coefficient:
     return 1.0 if form == "state" else process.Psi(t) if form == "noise" else process.R(t)
 
 
-def _slope(w: Writer, form: str, u: Clock, z: Form, t: float) -> Form:
+def slope(w: Writer, form: str, u: Clock, z: Form, t: Time) -> Form:
     """k, the derivative of the chosen variable with respect to the clock."""
     p, d = w.process, w.call(z, t)
-    rate = 1 / float(derivative(lambda x: u.of(p, x), torch.tensor(t, dtype=torch.float64)))
+    rate = inverse(like(derivative(lambda x: u.of(p, x), to_tensor(t)), t))
     if form == "noise":
         return rate * (inverse(p.Psi(t)) * (p.R_rate(t) - p.F(t) * p.R(t))) * w.eps(z)
     r_inv = inverse(p.R(t))

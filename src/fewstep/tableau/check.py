@@ -19,24 +19,36 @@ reproduce it to rounding; the moment test sees the weights the point mass is bli
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from fewstep.denoiser.oracle import VARIANCES
 from fewstep.process.base import Process
 from fewstep.process.clock import clock as clock_of
-from fewstep.process.operator import Coefficient, cholesky, inverse, magnitude, transpose, weighted_sum
+from fewstep.process.operator import (
+    Block,
+    Coefficient,
+    Diagonal,
+    cholesky,
+    inverse,
+    magnitude,
+    root,
+    transpose,
+    weighted_sum,
+)
 from fewstep.tableau.form import Form, Symbol
 
 if TYPE_CHECKING:
     from fewstep.tableau.tableau import Row, Tableau
 
-__all__ = ["Moved", "check_moments", "check_point_mass", "gaussian", "moment_defect", "point_mass"]
+__all__ = ["Moved", "check_moments", "check_point_mass", "gaussian", "moment_defect", "point_mass", "stacked"]
 
 Moved = tuple[Coefficient, Coefficient, dict[int, Coefficient]]
 
-_X0, _EPS = ("x0",), ("eps",)
+_X0, _EPS, _XIS = ("x0",), ("eps",), ("xis",)
 _X, _W = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(20))
 _PANELS = 6
 
@@ -51,6 +63,18 @@ def gaussian(table: Tableau, std: float) -> list[Moved]:
 
     The start is M x0 + r eps with r r^T = std^2 M M^T + Sigma; at std = 0, r = R.
     """
+    return [_moved(form) for form in _forms(table, std, lambda i: Form.of(("xi", i)))]
+
+
+def stacked(table: Tableau, std: float) -> list[tuple[Coefficient, Coefficient, Coefficient]]:
+    """The same with all c_l of a row in one coefficient, whose first axis is l: fast for long stochastic tables."""
+    eye = torch.eye(len(table.noises), dtype=torch.float64)
+    forms = _forms(table, std, lambda i: eye[i] * Form.of(_XIS))
+    return [tuple(form.terms.get(symbol, 0.0) for symbol in (_X0, _EPS, _XIS)) for form in forms]
+
+
+def _forms(table: Tableau, std: float, noise: Callable[[int], Form]) -> list[Form]:
+    """Every row as a form in x0, eps and what `noise` makes of xi_l."""
     p, t = table.process, table.rows[0].t
     spread = p.Sigma(t) + std**2 * (p.M(t) * transpose(p.M(t))) if std else None
     start = p.M(t) * Form.of(_X0) + (cholesky(spread) if spread is not None else p.R(t)) * Form.of(_EPS)
@@ -62,9 +86,9 @@ def gaussian(table: Tableau, std: float) -> list[Moved]:
             )
         form = start if row.given else Form({})
         for symbol, c in row.form:
-            form = form + c * _value(table, symbol, made, std)
+            form = form + c * _value(table, symbol, made, std, noise)
         made.append(form)
-    return [_moved(form) for form in made]
+    return made
 
 
 def check_point_mass(table: Tableau, *, tolerance: float = 1e-10) -> None:
@@ -77,9 +101,14 @@ def check_point_mass(table: Tableau, *, tolerance: float = 1e-10) -> None:
             _compare(k, row, "noise", r, p.R(row.t), tolerance)
 
 
-def covariance(r: Coefficient, cs: dict[int, Coefficient]) -> Coefficient:
-    """The covariance r r^T + sum c_l c_l^T."""
+def covariance(r: Coefficient, cs: dict[int, Coefficient] | Coefficient) -> Coefficient:
+    """The covariance r r^T + sum c_l c_l^T, of single c_l or of stacked ones."""
     total = r * transpose(r)
+    if not isinstance(cs, dict):
+        square = cs * transpose(cs)
+        if isinstance(square, Diagonal | Block):
+            return total + replace(square, values=square.values.sum(0))
+        return total + (float(square.sum()) if isinstance(square, torch.Tensor) else square)
     for c in cs.values():
         total = total + c * transpose(c)
     return total
@@ -139,14 +168,21 @@ def check_moments(table: Tableau, *, tolerance: float = 1e-9) -> None:
                 )
 
 
-def _value(table: Tableau, symbol: Symbol, made: list[Form], std: float) -> Form:
-    """What a symbol is for Gaussian data: D = (x0 + std^2 M^T Sigma^-1 z) / (1 + std^2 n), n = M^T Sigma^-1 M."""
+def _value(table: Tableau, symbol: Symbol, made: list[Form], std: float, noise: Callable[[int], Form]) -> Form:
+    """What a symbol is for Gaussian data: D = (x0 + std^2 M^T Sigma^-1 z) / (1 + std^2 n), n = M^T Sigma^-1 M.
+
+    There is nothing to guide to: the head `base` is D and `guidance` zero.
+    """
     kind = symbol[0]
     if kind == "z":
         return made[symbol[1]]
     if kind == "xi":
-        return Form.of(symbol)
+        return noise(symbol[1])
     p, j = table.process, symbol[1]
+    if kind == "root" and symbol[2] in VARIANCES:
+        m = p.M(_evaluated(table.rows[j]))
+        n = transpose(m) * inverse(p.Sigma(_evaluated(table.rows[j]))) * m
+        return root(std**2 * n * inverse(1.0 + std**2 * n)) * noise(symbol[3])
     if kind != "y" or table.output != "x0":
         raise ValueError(
             f"the table reads {symbol}, whose value on one point is the network's own: check the table in x0"
@@ -158,8 +194,15 @@ def _value(table: Tableau, symbol: Symbol, made: list[Form], std: float) -> Form
         matched = transpose(m) * inverse(p.Sigma(_evaluated(table.rows[j])))
         shrink = inverse(1.0 + std**2 * (matched * m))
         d = shrink * Form.of(_X0) + (std**2 * (shrink * matched)) * made[j]
-    if symbol[2] == "x0":
+    if symbol[2] in ("x0", "base"):
         return d
+    if symbol[2] == "guidance":
+        return 0.0 * d
+    if symbol[2] == "derivative":  # -1/2 Var(x0 | z) M^T Sigma^-1 G G^T Sigma^-1 (z - M D), zero on one point
+        t = _evaluated(table.rows[j])
+        m, back = p.M(t), inverse(p.Sigma(t))
+        pull = transpose(m) * back * p.GG(t) * back
+        return (-0.5 * std**2 * inverse(1.0 + std**2 * (transpose(m) * back * m)) * pull) * (made[j] - m * d)
     if (j, symbol[2]) not in table.heads:
         raise ValueError(f"the table reads output {symbol[2]!r}, whose value on one point is the network's own")
     a, b = table.heads[j, symbol[2]]

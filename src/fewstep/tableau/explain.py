@@ -22,7 +22,8 @@ def explain(table: Tableau) -> str:
         made = row.given or "  ".join(f"{_weight(c)} {name(symbol)}" for symbol, c in row.form)
         lines.append(f"{k:>4} {row.t:>10.6g} {float(process.log_snr(row.t)):>8.3f}  {call:<4}  {made}")
     if any(isinstance(c, Diagonal) for row in table.rows for _, c in row.form):
-        lines.append("weights are per frequency: the first and the last one are shown")
+        what = "frequency" if process.kind == "diagonal" else "pixel"
+        lines.append(f"weights are per {what}: the first and the last one are shown")
     lines += [f"  xi{i}: standard normal of {n.stream} [{n.t:g}, {n.s:g}]" for i, n in enumerate(table.noises[:3])]
     if len(table.noises) > 3:
         lines.append(f"  ... and so on to xi{len(table.noises) - 1}")

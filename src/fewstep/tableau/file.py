@@ -37,7 +37,7 @@ _FORMAT = "fewstep table 1"
 def save(table: Tableau, path: Path) -> None:
     """Writes beside the final name and renames, so that a failed write leaves nothing behind."""
     numbers: list[float] = []
-    rule = any(isinstance(c, Diagonal) for row in table.rows for _, c in row.form)
+    rule = table.process.kind == "diagonal" and any(isinstance(c, Diagonal) for row in table.rows for _, c in row.form)
     if rule and (table.solver is None or _rule(table.solver, table.process, table.grid, table.output) != table):
         raise ValueError(
             "got a table with one weight per frequency that its solver would not write: only such a rule can be saved; "
@@ -79,9 +79,11 @@ def load(path: Path) -> Tableau:
         if meta["format"] != _FORMAT:
             raise ValueError(f"format {meta['format']!r}")
         numbers = torch.from_numpy(np.frombuffer(data, dtype="<f8").copy())
-        process = process_from_json(meta["process"])
-        solver = solver_from_config(meta["solver"]) if meta["solver"] else None
-        if "rows" not in meta and solver is not None:
+        process, rule = process_from_json(meta["process"]), "rows" not in meta
+        solver = (
+            solver_from_config(meta["solver"]) if meta["solver"] and (rule or not _missing(meta["solver"])) else None
+        )
+        if rule and solver is not None:
             return _rule(solver, process, numbers, meta["output"])
         return Tableau(
             rows=tuple(
@@ -123,27 +125,47 @@ def solver_from_config(config: dict[str, Any]) -> Solver:
     """The solver of `Solver.config`; a ValueError for one that is not known."""
     from fewstep import solver
 
-    options = {k: math.inf if v == "inf" else v for k, v in config.items() if k != "class"}
+    options = {k: _option(v) for k, v in config.items() if k != "class"}
     cls = getattr(solver, str(config.get("class")), None)
     if not (isinstance(cls, type) and issubclass(cls, solver.Solver)):
         raise ValueError(f"got solver class {config.get('class')!r}, which is not known")
     return cls(**options)
 
 
+def _option(value: Any) -> Any:
+    """An option as `Solver.config` wrote it."""
+    if not isinstance(value, dict):
+        return math.inf if value == "inf" else value
+    if "class" in value:
+        return solver_from_config(value)
+    from fewstep.stats.statistics import Statistics
+
+    return Statistics.from_config(value)
+
+
+def _missing(config: dict[str, Any]) -> bool:
+    """Whether a solver's statistics are not where they were: a table that has its numbers does without the solver."""
+    files = [v.get("file") for v in config.values() if isinstance(v, dict) and "sha256" in v]
+    return any(not file or not Path(file).is_file() for file in files)
+
+
 def _put(numbers: list[float], c: Coefficient) -> list[Any]:
-    """Appends a coefficient's values; returns [offset, shape] (shape None: a number, else a block or the grid)."""
-    values = c.values if isinstance(c, Block) else c
+    """Appends values; returns [offset, shape] (None: a number, else a block or the grid), a diagonal's rank third."""
+    values = c.values if isinstance(c, Block | Diagonal) else c
     start = len(numbers)
+    rank = [c.rank] if isinstance(c, Diagonal) else []
     if not isinstance(values, Tensor):
         numbers.append(float(values))
         return [start, None]
     numbers.extend(values.flatten().tolist())
-    return [start, list(values.shape)]
+    return [start, list(values.shape), *rank]
 
 
 def _take(numbers: Tensor, at: list[Any]) -> Coefficient:
-    start, shape = at
+    start, shape, *rank = at
     if shape is None:
         return float(numbers[start])
     values = numbers[start : start + int(np.prod(shape))].reshape(shape)
+    if rank:
+        return Diagonal(values, rank[0])
     return values if len(shape) == 1 else Block(values)

@@ -25,7 +25,9 @@ from fewstep.tableau.form import Form, Symbol
 if TYPE_CHECKING:
     from fewstep.solver.base import Solver
 
-__all__ = ["NoiseInterval", "Row", "Tableau"]
+__all__ = ["ONES", "NoiseInterval", "Row", "Tableau"]
+
+ONES = "ones"  # the given row that the loop makes itself: a constant, for affine terms
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fewstep.process.base import Process
+from fewstep.process.base import Process, Time
 from fewstep.process.operator import Coefficient
 from fewstep.tableau.form import Form, Symbol
-from fewstep.tableau.tableau import NoiseInterval, Row, Tableau, noise_head
+from fewstep.tableau.tableau import ONES, NoiseInterval, Row, Tableau, noise_head
 
 if TYPE_CHECKING:
     from fewstep.solver.base import Solver
@@ -31,18 +31,29 @@ class Writer:
         self._noises: list[NoiseInterval] = []
         self._heads: dict[tuple[int, str], tuple[Coefficient, Coefficient]] = {}
         self.start = Form.of(("z", 0))
+        self._ones: Form | None = None
+
+    @property
+    def last(self) -> Form:
+        """The row made last, or the start."""
+        return Form.of(("z", len(self._rows) - 1))
 
     def given(self, label: str) -> Form:
         """A constant row handed in beside the start."""
         self._rows.append(Row(self.times[0], None, Form({}), label))
         return Form.of(("z", len(self._rows) - 1))
 
-    def row(self, form: Form, t: float) -> Form:
+    def ones(self) -> Form:
+        """A constant row of ones, for affine terms; the loop makes it."""
+        self._ones = self._ones or self.given(ONES)
+        return self._ones
+
+    def row(self, form: Form, t: Time) -> Form:
         """Makes a state at time t."""
         self._rows.append(Row(t, None, form))
         return Form.of(("z", len(self._rows) - 1))
 
-    def call(self, z: Form, at: float) -> Form:
+    def call(self, z: Form, at: Time) -> Form:
         """Evaluates a state at time `at`; returns the data prediction D."""
         k = _index(z)
         row = self._rows[k]
@@ -61,7 +72,7 @@ class Writer:
         """Another output of the call at an evaluated row, by the name the denoiser returns it under."""
         return Form.of(("y", _index(z), label))
 
-    def noise(self, t: float, s: float) -> Form:
+    def noise(self, t: Time, s: Time) -> Form:
         """The standard normal of the path between two times."""
         return self._xi(NoiseInterval(t, s))
 

@@ -3,9 +3,11 @@ r"""Trains a denoiser: mean squared error on the velocity, log-SNR drawn from a 
 $$ L = E || v_\theta(z_t, t) - (\alpha_t \epsilon - \sigma_t x_0) ||^2, \qquad
    \log(\alpha_t/\sigma_t) \sim N(m, s^2) $$
 
-(`predicts="flow"` takes eps - x0 as target instead.) The normal is truncated to the process's range and stratified
-over the batch (Kingma et al. 2021, appendix I.1). With data of standard deviation `sigma_data` this is EDM's loss and
-noise distribution (Karras et al. 2022, eq. 8 and table 1) written for a variance-preserving process.
+On any process and for any prediction the target is the F that x0 = p z + q F asks for (`fewstep.denoiser.predict`): on
+blurring the velocity of every frequency, on CLD that of the state's statistic. The normal is truncated to the process's
+range and stratified over the batch (Kingma et al. 2021, appendix I.1). With data of standard deviation `sigma_data`
+this is EDM's loss and noise distribution (Karras et al. 2022, eq. 8 and table 1) written for a variance-preserving
+process.
 
 Everything random in step k is a function of (seed, k), so a run that was killed and resumed ends in the same weights
 as one that was not, bit for bit on the same machine and number of threads. The learning rate follows the share of the
@@ -29,19 +31,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.predict import conversion, view
 from fewstep.files import extra, load_tensors, save_tensors
-from fewstep.process import ScalarProcess
+from fewstep.process import Process
+from fewstep.process.operator import apply, inverse
 from fewstep.train.card import hardware
 
-__all__ = ["TARGETS", "Stopped", "TrainConfig", "Trainer", "read_header"]
+__all__ = ["Stopped", "TrainConfig", "Trainer", "read_header"]
 
 BUDGET = ("images", "hours")  # may change when a run goes on; everything else in TrainConfig may not
-
-# What the network learns to return, from (alpha, sigma, x0, eps); the names of fewstep.denoiser.wrap.
-TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    "v": lambda alpha, sigma, x0, eps: alpha * eps - sigma * x0,
-    "flow": lambda alpha, sigma, x0, eps: eps - x0,  # noqa: ARG005
-}
 
 
 class Stopped(KeyboardInterrupt):
@@ -72,13 +70,14 @@ class Trainer:
 
     Args:
         net: the network.
-        process: a scalar process.
+        process: any process.
         images: (N, H, W) or (N, H, W, C) uint8.
         labels: (N,) integers from 0, or None.
         config: the run.
         checkpoint: the file to save to and load from.
-        call: (z, t, classes) -> the network's output, shaped like z; t float64 (B,), classes (B,) with 0 for no label.
-        predicts: the target, a key of `TARGETS`.
+        call: (x, t, classes) -> the network's output, shaped like x (`fewstep.denoiser.predict.view` of the state); t
+            float64 (B,), classes (B,) with 0 for no label.
+        predicts: what the network learns to return, "v" or "flow".
         setup: what else the run depends on (network, process, data), saved in the checkpoint.
         device: where the network lives.
     """
@@ -86,7 +85,7 @@ class Trainer:
     def __init__(
         self,
         net: torch.nn.Module,
-        process: ScalarProcess,
+        process: Process,
         images: np.ndarray,
         labels: np.ndarray | None,
         config: TrainConfig,
@@ -98,7 +97,7 @@ class Trainer:
         device: str | torch.device = "cpu",
     ) -> None:
         self.net, self.process, self.config, self.checkpoint = net.to(device), process, config, checkpoint
-        self.images, self.labels, self.call, self.target = images, labels, call, TARGETS[predicts]
+        self.images, self.labels, self.call, self.predicts = images, labels, call, predicts
         self.setup, self.device = dict(setup or {}), torch.device(device)
         self.ema = [p.detach().clone() for p in net.parameters()]
         self.optimiser = torch.optim.AdamW(net.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
@@ -127,19 +126,20 @@ class Trainer:
         if self.labels is not None:
             labels = torch.from_numpy(self.labels[rows].astype(np.int64) + 1)
             labels[torch.from_numpy(rng.random(c.batch) < c.drop_label)] = 0  # class 0 is "no label"
-        eps = torch.from_numpy(rng.standard_normal(tuple(x0.shape), dtype=np.float32))
+        shape = (len(x0), *self.process.state_shape(tuple(x0.shape[1:])))
+        eps = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
         return x0, t, labels, eps
 
     def loss(self, k: int) -> Tensor:
         """The mean squared error of step k, with gradients."""
         x0, t, labels, eps = self.batch(k)
         x0, eps, labels = x0.to(self.device), eps.to(self.device), None if labels is None else labels.to(self.device)
-        alpha, sigma = (
-            torch.as_tensor(f(t)).to(x0)[:, None, None, None] for f in (self.process.alpha, self.process.sigma)
-        )
+        z = self.process.diffuse(x0, t, eps)
+        p, q = conversion(self.predicts, self.process, t)
+        target = apply(inverse(q), self.process.coordinates(x0) - apply(p, z))
         with torch.autocast(x0.device.type, torch.bfloat16):
-            out = self.call(alpha * x0 + sigma * eps, t, labels)
-        return ((out.float() - self.target(alpha, sigma, x0, eps)) ** 2).mean()
+            out = self.call(apply(view(self.predicts, self.process, t), z), t, labels)
+        return ((out.float() - target) ** 2).mean()
 
     def run(self, report: Callable[[Trainer, float], None], save_every: float = 120.0) -> None:
         """Trains until the budget is spent; `report(trainer, loss)` once a step, a checkpoint every `save_every` s.

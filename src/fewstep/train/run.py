@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 
 from fewstep.files import atomic, extra
 from fewstep.model import Model, build_network, call_network, save_model
-from fewstep.process import VP, Cosine, Flow, ScalarProcess, SubVP
+from fewstep.process import CLD, VP, Blurring, Cosine, Flow, Process, SubVP
 from fewstep.process.config import process_to_json
 from fewstep.train.card import KNOWN_DATA, card
 from fewstep.train.data import Images, read_images
@@ -29,12 +29,14 @@ from fewstep.ui import png
 
 __all__ = ["TRAINABLE", "export", "network_config", "train", "write_sheet"]
 
-# Processes that can be trained here, and what the network learns to return for each.
-TRAINABLE: dict[str, tuple[type[ScalarProcess], str]] = {
-    "vp": (VP, "v"),
-    "cosine": (Cosine, "v"),
-    "sub-vp": (SubVP, "v"),
-    "flow": (Flow, "flow"),
+# Processes that can be trained here, made for images of (height, width), and what the network learns to return.
+TRAINABLE: dict[str, tuple[Callable[[tuple[int, int]], Process], str]] = {
+    "vp": (lambda size: VP(), "v"),
+    "cosine": (lambda size: Cosine(), "v"),
+    "sub-vp": (lambda size: SubVP(), "v"),
+    "flow": (lambda size: Flow(), "flow"),
+    "blurring": (lambda size: Blurring(size=size), "v"),
+    "cld": (lambda size: CLD(), "v"),
 }
 
 
@@ -112,19 +114,20 @@ def train(
         extra("PIL.Image", "train", "a sample sheet")  # missing: said before the work, not after
     for left in out.glob(f".{checkpoint.name}.*.part"):  # of a run that was killed while it saved
         left.unlink()
-    kind, predicts = TRAINABLE[setup.process]
+    make, predicts = TRAINABLE[setup.process]
+    noising = make(data.shape[1:])
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         net = build_network(network_config(setup, data))
     saved_setup = {name: getattr(setup, name) for name in ("process", "channels", "layers", "patch")}
     trainer = Trainer(
         net,
-        kind(),
+        noising,
         data.images,
         data.labels,
         config,
         checkpoint,
-        lambda z, t, classes: call_network(net, z, 1000 * t - 1, classes, setup.patch),
+        lambda z, t, classes: call_network(net, z, 1000 * t - 1, classes, setup.patch, noising),
         predicts=predicts,
         setup={**saved_setup, "data": data.fingerprint()},
         device=device,

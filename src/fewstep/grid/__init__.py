@@ -2,56 +2,66 @@
 
 Every grid runs from `process.t_max` to `process.t_min` and is called as `grid(process, steps) -> (steps + 1,)`.
 At an end where the log-SNR is infinite (flow) a grid in log-SNR or rho is spread over the finite range that a
-thousandth of the time axis leaves, and its end points are then put on the true ends.
+thousandth of the time axis leaves, and its end points are then put on the true ends. `to_zero` makes a grid end at
+sigma = 0, `flow_shift` moves one towards noise; `fewstep.gits` finds one for a model.
 """
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.grid.published import ays
+from fewstep.grid.spacing import (
+    Grid,
+    beta,
+    dynamic_mu,
+    exponential,
+    flow_shift,
+    karras,
+    kl_optimal,
+    linear_quadratic,
+    log_snr,
+    logistic,
+    power,
+    sgm_uniform,
+    to_zero,
+    uniform,
+)
 from fewstep.process.base import Process
 from fewstep.words import pick, whole
 
-__all__ = ["GRIDS", "as_grid", "default", "karras", "log_snr", "power", "uniform"]
-
-Grid = Callable[[Process, int], Tensor]
-
-
-def uniform(process: Process, steps: int) -> Tensor:
-    """Equal steps in time."""
-    return power(process, steps, exponent=1.0)
-
-
-def power(process: Process, steps: int, *, exponent: float = 2.0) -> Tensor:
-    """Equal steps in t^(1/exponent): exponent 2 is the quadratic grid, denser near data."""
-    ends = (process.t_max ** (1 / exponent), process.t_min ** (1 / exponent))
-    return _exact_ends(process, torch.linspace(*ends, steps + 1, dtype=torch.float64) ** exponent)
-
-
-def log_snr(process: Process, steps: int) -> Tensor:
-    """Equal steps in log-SNR."""
-    lam = torch.linspace(*_range(process), steps + 1, dtype=torch.float64)
-    return _exact_ends(process, process.inverse_log_snr(lam))
-
-
-def karras(process: Process, steps: int, *, rho: float = 7.0) -> Tensor:
-    """Equal steps in (sigma/alpha)^(1/rho), EDM's grid.
-
-    References: Karras et al. 2022, eq. 5, https://arxiv.org/abs/2206.00364.
-    """
-    low, high = _range(process)
-    level = torch.linspace(math.exp(-low / rho), math.exp(-high / rho), steps + 1, dtype=torch.float64)
-    return _exact_ends(process, process.inverse_log_snr(-rho * level.log()))
+__all__ = [
+    "GRIDS",
+    "Grid",
+    "as_grid",
+    "ays",
+    "beta",
+    "default",
+    "dynamic_mu",
+    "exponential",
+    "flow_shift",
+    "karras",
+    "kl_optimal",
+    "linear_quadratic",
+    "log_snr",
+    "logistic",
+    "power",
+    "sgm_uniform",
+    "to_zero",
+    "uniform",
+]
 
 
 def default(process: Process, steps: int) -> Tensor:
     """The process's own: `process.default_grid`."""
     return GRIDS[process.default_grid](process, steps)
+
+
+def shifted(process: Process, steps: int) -> Tensor:
+    """Equal steps in time, shifted towards noise by 3 (Stable Diffusion 3); `flow_shift` makes others."""
+    return flow_shift(3.0)(process, steps)
 
 
 GRIDS: dict[str, Grid] = {
@@ -60,6 +70,14 @@ GRIDS: dict[str, Grid] = {
     "power": power,
     "log-snr": log_snr,
     "karras": karras,
+    "exponential": exponential,
+    "beta": beta,
+    "sgm-uniform": sgm_uniform,
+    "kl-optimal": kl_optimal,
+    "logistic": logistic,
+    "linear-quadratic": linear_quadratic,
+    "ays": ays,
+    "flow-shift": shifted,
 }
 
 
@@ -87,17 +105,4 @@ def as_grid(grid: str | Tensor | Grid, process: Process, steps: int | None) -> T
             f"{float(times[where + 1]):g}): times must fall from noise to data"
         )
     process.check_times(times)
-    return times
-
-
-def _range(process: Process) -> tuple[float, float]:
-    """The log-SNR at both ends, moved inside by a thousandth of the time axis where it is infinite."""
-    inset = 1e-3 * (process.t_max - process.t_min)
-    low, high = float(process.log_snr(process.t_max)), float(process.log_snr(process.t_min))
-    low = low if math.isfinite(low) else float(process.log_snr(process.t_max - inset))
-    return low, high if math.isfinite(high) else float(process.log_snr(process.t_min + inset))
-
-
-def _exact_ends(process: Process, times: Tensor) -> Tensor:
-    times[0], times[-1] = process.t_max, process.t_min
     return times

@@ -1,0 +1,119 @@
+"""One solver on one process: the tables it writes and the runs they make, each computed once."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.check.exact import Problem, grid, law_errors, problem, starts
+from fewstep.check.report import Verdict
+from fewstep.denoiser import Counted
+from fewstep.loop import sample
+from fewstep.process import Process
+from fewstep.solver.base import Solver
+from fewstep.tableau import Tableau
+
+__all__ = ["Cell", "Rounded", "slope"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A solver on a process, by name; `fail`, `skip` and `judge` make its verdicts."""
+
+    solver: Solver
+    process: Process
+    name: str
+    thorough: bool = False
+    compile: bool = False
+    only: tuple[str, ...] = ()
+    _tables: dict[int, Tableau] = field(default_factory=dict, repr=False)
+    _laws: dict[int, dict[float, float]] = field(default_factory=dict, repr=False)
+    _runs: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def problem(self) -> Problem:
+        return problem(self.process)
+
+    @cached_property
+    def denoiser(self) -> Any:
+        """What the solver calls: the mixture's closed form."""
+        return self.problem.denoiser
+
+    def table(self, steps: int) -> Tableau:
+        """The table on the standard grid."""
+        if steps not in self._tables:
+            self._tables[steps] = self.solver.tabulate(self.process, grid(self.process, steps))
+        return self._tables[steps]
+
+    def laws(self, steps: int) -> dict[float, float]:
+        """By how much the law of Gaussian data is missed, at every time of the grid."""
+        if steps not in self._laws:
+            self._laws[steps] = law_errors(self.table(steps))
+        return self._laws[steps]
+
+    def run(self, steps: int) -> Tensor:
+        """Where the problem's start states go, in float64 and on one path."""
+        if steps not in self._runs:
+            self._runs[steps] = sample(
+                self.denoiser, self.process, solver=self.table(steps), x=self.problem.start, seed=5
+            )
+        return self._runs[steps]
+
+    def draw(self, table: Tableau, count: int, *, first: int = 0) -> Tensor:
+        """Samples from `first` on, of 64 that start from the law at the table's first time."""
+        x = starts(self.process, float(table.grid[0]), 64)[first : first + count]
+        return sample(self.denoiser, self.process, solver=table, x=x, seed=3, first=first)
+
+    def count(self, steps: int) -> int | None:
+        """Network calls counted while a run goes; None where it does not come to its end."""
+        counted = Counted(self.denoiser)
+        with suppress(ValueError):
+            sample(counted, self.process, solver=self.table(steps), x=self.problem.start[:2], seed=5)
+            return counted.calls
+        return None
+
+    def error(self, steps: int) -> float:
+        """Against the exact answer: by states, or by the law of Gaussian data where noise is added."""
+        if self.solver.stochastic:
+            return next(reversed(self.laws(steps).values()))
+        return self.problem.error(self.run(steps))
+
+    def within(self, calls: int) -> int:
+        """The most steps that take at most so many network calls; 0 where even one takes more."""
+        return max((n for n in range(1, calls + 1) if self.solver.calls(n, to_zero=False) <= calls), default=0)
+
+    def judge(
+        self, name: str, good: bool, sentence: str, measured: float | None = None, claimed: float | None = None
+    ) -> Verdict:
+        """A verdict that passes or fails."""
+        status = "pass" if good else "fail"
+        return Verdict(
+            name=name, process=self.name, status=status, measured=measured, claimed=claimed, sentence=sentence
+        )
+
+    def skip(self, name: str, reason: str, measured: float | None = None) -> Verdict:
+        """A verdict that does not apply, and why."""
+        return Verdict(name=name, process=self.name, status="skip", measured=measured, sentence=reason)
+
+
+class Rounded:
+    """A denoiser that sees its states in bfloat16 and answers in it, as a network in that dtype does."""
+
+    def __init__(self, denoiser: Any) -> None:
+        self.denoiser = denoiser
+
+    def __call__(self, z: Tensor, t: Any) -> Tensor:
+        return self.denoiser(z.to(torch.bfloat16), t).to(torch.bfloat16)
+
+
+def slope(few: float, many: float) -> float:
+    """The order seen between errors that are two doublings of the steps apart."""
+    if many == 0:
+        return math.inf
+    return math.log2(few / many) / 2 if few > 0 else 0.0

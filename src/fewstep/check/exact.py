@@ -1,0 +1,224 @@
+r"""Exact answers: what the probability-flow ODE does to a state, and to a law, when the data's law is known.
+
+A `Problem` is a process, a Gaussian mixture, start states, and the states the ODE takes them to between two log-SNRs.
+In one dimension the ODE keeps every state's quantile, so the answer is F_s^-1(F_t(z)); on other processes it is
+Gauss collocation, which is exact to rounding and shares no formula with the solvers. Laws need no states at all: on
+Gaussian data every row of a table is a linear function of independent normals (`fewstep.tableau.check.stacked`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.denoiser import Gaussian, Mixture
+from fewstep.process import PROCESSES, Process
+from fewstep.process.base import derivative
+from fewstep.process.operator import Coefficient, apply, cholesky, inverse, magnitude, transpose
+from fewstep.tableau import Tableau
+from fewstep.tableau.check import covariance, stacked
+
+__all__ = [
+    "STD",
+    "Problem",
+    "gaussian_map",
+    "grid",
+    "integrate",
+    "law_error",
+    "law_errors",
+    "mixture",
+    "problem",
+    "quantile_map",
+    "small",
+    "starts",
+]
+
+LOW, HIGH = -2.5, 2.5  # the moderate log-SNR range, in which errors of every order are far above rounding
+STD = 0.7  # of the Gaussian data
+_NODES, _PANEL = 10, 0.25  # Gauss nodes on every 0.25 units of log-SNR
+
+
+def small(name: str) -> Process:
+    """The process of a registry name, on 2 x 2 images with little blur where it has a size."""
+    process: Any = PROCESSES[name]()
+    names = {f.name for f in fields(process)}
+    options = {k: v for k, v in {"size": (2, 2), "sigma_blur_max": 1.0}.items() if k in names}
+    return replace(process, **options) if options else process
+
+
+def span(process: Process) -> tuple[float, float]:
+    """The log-SNRs between which solvers are judged: the moderate range, as far as the process covers it."""
+    low, high = (float(process.log_snr(t)) for t in (process.t_max, process.t_min))
+    return max(LOW, low), min(HIGH, high)
+
+
+def grid(process: Process, steps: int, low: float | None = None, high: float | None = None) -> Tensor:
+    """Times of a smooth, non-linear warp of log-SNR: neighbouring steps differ, the widest is twice the narrowest.
+
+    Grids of n and 2 n steps share their times.
+    """
+    ends = span(process)
+    low, high = ends[0] if low is None else low, ends[1] if high is None else high
+    x = torch.arange(steps + 1, dtype=torch.float64) / steps
+    bend = (torch.sin(2 * math.pi * x + 0.7) - math.sin(0.7)) / 6 / math.pi
+    return process.inverse_log_snr(low + (high - low) * (x + bend))
+
+
+def mixture(process: Process) -> Mixture:
+    """A mixture of three unequal parts, smooth enough that 32 steps are in the asymptotic range."""
+    shape = tuple(getattr(process, "size", (1,)))
+    pattern = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).reshape(shape) if shape != (1,) else 0.0
+    means = torch.tensor([-1.0, 0.2, 1.1], dtype=torch.float64).reshape(3, *(1,) * len(shape)).expand(3, *shape) * (
+        1 + 0.3 * torch.as_tensor(pattern)
+    )
+    stds = torch.tensor([0.5, 0.6, 0.4], dtype=torch.float64)
+    return Mixture(process, means, stds, torch.tensor([0.3, 0.45, 0.25], dtype=torch.float64))
+
+
+def starts(process: Process, t: float, count: int = 16) -> Tensor:
+    """States drawn from the law at t."""
+    g = torch.Generator().manual_seed(1)
+    x0 = mixture(process).sample(count, g)
+    shape = (count, *process.state_shape(tuple(x0.shape[1:])))
+    return process.diffuse(x0, t, torch.randn(shape, dtype=torch.float64, generator=g))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Start states of a mixture on a process, and where the ODE takes them between two log-SNRs."""
+
+    process: Process
+
+    @cached_property
+    def denoiser(self) -> Mixture:
+        return mixture(self.process)
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        start, end = grid(self.process, 1).tolist()
+        return start, end
+
+    @cached_property
+    def start(self) -> Tensor:
+        return starts(self.process, self.ends[0])
+
+    @cached_property
+    def end(self) -> Tensor:
+        move = quantile_map if self.process.kind == "scalar" else integrate
+        return move(self.denoiser, self.start, *self.ends)
+
+    def error(self, z: Tensor) -> float:
+        """Root mean square over the samples, relative to the size of the exact answer."""
+        return float((z - self.end).norm() / self.end.norm())
+
+
+@lru_cache(maxsize=64)
+def problem(process: Process) -> Problem:
+    """The problem of a process, solved once."""
+    return Problem(process)
+
+
+def quantile_map(oracle: Mixture, z: Tensor, t: float, s: float) -> Tensor:
+    """Where the ODE takes 1-D states (batch, 1) of a scalar process: F_s^-1(F_t(z)), by bisection."""
+    p: Any = oracle.process
+    weights, means, stds = oracle.log_weights, oracle.means[:, 0], oracle.stds
+
+    def law(x: Tensor, u: float) -> tuple[Tensor, Tensor]:
+        """Both tails in logarithms: F and 1 - F."""
+        q = (x - p.alpha(u) * means) / (p.alpha(u) ** 2 * stds**2 + p.sigma(u) ** 2).sqrt()
+        below, above = (torch.logsumexp(weights + torch.special.log_ndtr(v), -1) for v in (q, -q))
+        return below, above
+
+    below, above = law(z, t)
+    lower = below < above  # solve in the smaller tail, where the logarithm has all its digits
+    target = torch.where(lower, below, above)
+    low, high = torch.full_like(z[:, 0], -1e4), torch.full_like(z[:, 0], 1e4)
+    for _ in range(120):
+        middle = (low + high) / 2
+        b, a = law(middle[:, None], s)
+        right = torch.where(lower, b < target, a > target)  # the answer lies to the right
+        low, high = torch.where(right, middle, low), torch.where(right, high, middle)
+    return ((low + high) / 2)[:, None]
+
+
+def gaussian_map(oracle: Gaussian, z: Tensor, t: float, s: float) -> Tensor:
+    """The ODE on Gaussian data with M and R diagonal: z - mean grows like the marginal's standard deviation."""
+    p = oracle.process
+    mean, std = p.coordinates(oracle.means)[0], oracle.stds[0]
+
+    def spread(u: float) -> Tensor:
+        m = p.M(u)
+        return apply(m * m, std**2 * torch.ones_like(mean)) + apply(p.Sigma(u), torch.ones_like(mean))
+
+    return apply(p.M(s), mean) + (spread(s) / spread(t)).sqrt() * (z - apply(p.M(t), mean))
+
+
+def integrate(oracle: Mixture, z: Tensor, t: float, s: float) -> Tensor:
+    """dz/dt = M' D + R' R^-1 (z - M D) by Gauss collocation in log-SNR, all nodes of a panel at once."""
+    p = oracle.process
+    low, high = float(p.log_snr(t)), float(p.log_snr(s))
+    panels = max(1, math.ceil(abs(high - low) / _PANEL))
+    nodes, inner, outer = (torch.from_numpy(a) for a in _collocation(_NODES))
+    h = (high - low) / panels
+    for k in range(panels):
+        u = p.inverse_log_snr(low + h * (k + nodes))
+        r = inverse(p.R(u))
+        turn = p.F(u) + 0.5 * (p.GG(u) * transpose(r) * r)  # R' R^-1
+        pull = p.M_rate(u) - turn * p.M(u)
+        speed = derivative(p.log_snr, u).repeat_interleave(len(z)).reshape(-1, *(1,) * (z.ndim - 1))
+        x = z.repeat(_NODES, *(1,) * (z.ndim - 1))  # node by node, the batch inside
+        pull, turn, u = (_each(c, len(z)) for c in (pull, turn, u))
+        for _ in range(100):
+            slope = (apply(pull, p.coordinates(oracle(x, u))) + apply(turn, x)) / speed
+            slope = slope.reshape(_NODES, *z.shape)
+            moved = (z + h * torch.tensordot(inner, slope, 1)).reshape(x.shape)
+            off, x = float((moved - x).abs().max()), moved
+            if off < 1e-15 * max(1.0, float(x.abs().max())):
+                break
+        z = z + h * torch.tensordot(outer, slope, 1)
+    return z
+
+
+def _each(c: Coefficient, count: int) -> Coefficient:
+    """A coefficient with one entry a time, each entry `count` times."""
+    if isinstance(c, Tensor):
+        return c.repeat_interleave(count)
+    return replace(c, values=c.values.repeat_interleave(count, 0))
+
+
+@lru_cache(maxsize=4)
+def _collocation(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gauss nodes on [0, 1], the integrals of their Lagrange polynomials up to each node, and up to 1."""
+    x, weights = np.polynomial.legendre.leggauss(n)
+    nodes = (x + 1) / 2
+    fine = nodes[:, None] * nodes  # the Gauss points of [0, node_i], by i
+    basis = [np.prod([(fine - b) / (a - b) for b in nodes if b != a], axis=0) for a in nodes]
+    inner = np.stack([nodes * (b @ weights) / 2 for b in basis], axis=1)
+    return nodes, inner, weights / 2
+
+
+def law_error(table: Tableau, std: float = STD) -> float:
+    """How far the law of the last row is from the exact one on Gaussian data: mean and covariance, no sampling."""
+    return next(reversed(law_errors(table, std, [float(table.grid[-1])]).values()))
+
+
+def law_errors(table: Tableau, std: float = STD, times: Iterable[float] | None = None) -> dict[float, float]:
+    """The same at the last row made at each time of the grid (or at those of `times`)."""
+    wanted = table.grid.tolist() if times is None else list(times)
+    rows = {row.t: k for k, row in enumerate(table.rows)}
+    laws = stacked(table, std)
+    return {t: _law_error(table.process, t, *laws[rows[t]], std) for t in wanted if t in rows}
+
+
+def _law_error(p: Process, t: float, m: Coefficient, r: Coefficient, cs: Coefficient, std: float) -> float:
+    exact = p.Sigma(t) + std**2 * (p.M(t) * transpose(p.M(t)))
+    whole = inverse(cholesky(exact))
+    spread = whole * (covariance(r, cs) - exact) * transpose(whole)
+    return max(magnitude(m - p.M(t)), magnitude(spread))

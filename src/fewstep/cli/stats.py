@@ -1,0 +1,104 @@
+"""`fewstep stats`: measures on a model what some samplers read, and stores it beside the weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fewstep.cli.common import Usage, at_least, check_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewstep.model import Model
+
+__all__ = ["arguments", "run"]
+
+DRAWN_WITH = 20  # network calls of the samples that stand for data where none is given
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `fewstep stats`."""
+    add = parser.add_argument
+    add("model", nargs="?", help="a model folder (default: the shipped Fashion-MNIST model)")
+    add("--data", help="an npz file or folder of pictures, as for `fewstep train` (default: samples of the model)")
+    add("--samples", type=at_least(2), default=1024, help="how many data points (default: 1024)")
+    add("--nodes", type=at_least(3), default=120, help="at how many log-SNRs (default: 120)")
+    text = (
+        "variance: for analytic-ddpm and analytic-ddim; all: for dpm-solver-v3 too, three times the work (default: all)"
+    )
+    add("--only", choices=("all", "variance"), default="all", help=text)
+    add("--batch", type=at_least(1), default=64, help="data points a network call (default: 64)")
+    add("--seed", type=at_least(0), default=0, help="everything random is a function of it (default: 0)")
+    add("--device", default="cpu", help="where the network runs (default: cpu)")
+    add("--out", help="the file (default: statistics.safetensors in the model folder)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures a model's statistics for analytic-ddpm, analytic-ddim and dpm-solver-v3, with a bar and the time left.
+
+    Killed at any moment, the same command goes on where it was. `fewstep sample` finds the file in the model folder.
+    """
+    import torch
+
+    import fewstep as fs
+    from fewstep.files import sha256
+    from fewstep.model import WEIGHTS
+    from fewstep.stats import FILE, measure
+
+    check_device(args.device)
+    model = fs.load(args.model, device=args.device, dtype=torch.float32)
+    assert model.path is not None
+    if args.only == "all" and model.process.kind != "scalar":
+        args.only = "variance"
+    out = Path(args.out) if args.out else model.path / FILE
+    data, labels = _data(model, args) if args.data else _drawn(model, args)
+
+    found = measure(
+        None,
+        model.process,
+        data.to(args.device),
+        nodes=args.nodes,
+        v3=args.only == "all",
+        batch=args.batch,
+        seed=args.seed,
+        out=out,
+        weights=sha256(model.path / WEIGHTS),
+        conditioned=lambda where: model.denoiser(None if labels is None else labels[where]),
+    )
+    print(f"{found} of {found.samples} data points: {out}")
+
+
+def _data(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int] | None]:
+    """Pictures and labels of a data set, chosen by the seed."""
+    import numpy as np
+    import torch
+
+    from fewstep.train.data import read_images
+
+    found = read_images(args.data)
+    if found.shape != model.shape:
+        raise Usage(
+            f"got pictures of shape {found.shape} in {args.data} for a model of {model.shape}: give its own data"
+        )
+    chosen = np.random.default_rng(args.seed).permutation(len(found.images))[: args.samples]
+    images = torch.from_numpy(found.images[chosen].astype(np.float32) / 127.5 - 1)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    labels = None if found.labels is None or not model.labels else found.labels[chosen].tolist()
+    return images.contiguous(), labels
+
+
+def _drawn(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int] | None]:
+    """Samples of the model itself, every class in turn."""
+    import fewstep as fs
+    from fewstep.draw import draw
+    from fewstep.ui import Bar
+
+    table = fs.tabulate(None, model.process, steps=DRAWN_WITH)
+    labels = [k % len(model.labels) for k in range(args.samples)] if model.labels else None
+    with Bar(-(-args.samples // args.batch) * table.nfe, "drawing samples") as bar:
+        drawn = draw(model, table, num=args.samples, labels=labels, seed=args.seed, batch=args.batch,
+                     device=args.device, on_call=bar.advance)  # fmt: skip
+    return drawn.samples, labels

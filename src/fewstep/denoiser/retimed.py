@@ -1,0 +1,99 @@
+r"""A denoiser of one scalar process seen as a denoiser of another.
+
+What a state tells about the data is u = x0 + e^{-lambda} n and its log-SNR, whatever the process calls its time and
+however it scales its state, so processes differ in clock and scale only:
+
+$$ D_B(z, t) = D_A(s_A(t')\, u(z), t'), \qquad \lambda_A(t') = \lambda_B(t) $$
+
+A network trained on VP is thereby sampled on the EDM, flow or cosine clock with the same data predictions, and on CLD,
+through the state's statistic (`fewstep.denoiser.predict.statistic`), with the exact ones. References: Karras et al.
+2022, appendix C, https://arxiv.org/abs/2206.00364, for the scalar case; CLD's follows from sufficiency of the
+statistic for a linear Gaussian observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser.network import bound
+from fewstep.denoiser.predict import statistic
+from fewstep.process.base import Process, ScalarProcess, Time, like, to_tensor
+from fewstep.process.operator import Coefficient, apply
+
+__all__ = ["Retimed", "retime"]
+
+
+@dataclass(frozen=True, eq=False)
+class Retimed:
+    """`inner`, made for `source`, as a denoiser for `process`; see `retime`."""
+
+    inner: Callable[[Tensor, Time], Any]
+    source: ScalarProcess
+    process: Process
+
+    @property
+    def needs_grad(self) -> bool:
+        return getattr(self.inner, "needs_grad", False)
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        """x0_hat for states of `process` (batch, *state) at a time or (batch,) times."""
+        return self.at(t)(z)
+
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """The denoiser at one time of `process`."""
+        if output != "x0":
+            raise ValueError(f"got a table in terms of {output!r} for a retimed denoiser: it has data predictions only")
+        source = self.source
+        low, high = (source.log_snr(end) for end in (source.t_max, source.t_min))
+        lam = to_tensor(self.process.log_snr(t)).clamp(float(low), float(high))
+        time = like(to_tensor(source.inverse_log_snr(lam)), t)
+        scale = _norm(source, time) * _normalised(self.process, t)
+        call = bound(self.inner, time)
+        return lambda z: call(apply(scale, z))
+
+
+def retime(
+    denoiser: Callable[[Tensor, Time], Any], process: Process, *, source: ScalarProcess | None = None
+) -> Retimed:
+    """A denoiser for `process` out of one that was made for another scalar process.
+
+    Args:
+        denoiser: made for `source`.
+        process: scalar, or CLD: the process to sample on.
+        source: the process the denoiser was made for; None asks the denoiser.
+
+    Times of `process` beyond the source's range of log-SNR are read as its nearest end, with the state scaled to that
+    end's size.
+
+    Raises:
+        ValueError: for a process whose frequencies have log-SNRs of their own, or a denoiser whose process is unknown.
+    """
+    source = source or getattr(denoiser, "process", None)
+    if not isinstance(source, ScalarProcess):
+        raise ValueError(
+            f"got a denoiser made for {source if source is not None else 'no process it tells'}: "
+            "retime takes one made for a scalar process; give it as source="
+        )
+    if process.kind == "diagonal":
+        raise ValueError(
+            f"got {type(process).__name__} to retime to: its frequencies have log-SNRs of their own, which no scalar "
+            "process has; train a network for it"
+        )
+    return Retimed(denoiser, source, process)
+
+
+def _norm(process: ScalarProcess, t: Time) -> Time:
+    """Sqrt(alpha^2 + sigma^2)."""
+    return like(torch.hypot(to_tensor(process.alpha(t)), to_tensor(process.sigma(t))), t)
+
+
+def _normalised(process: Process, t: Time) -> Coefficient:
+    """The statistic scaled to alpha^2 + sigma^2 = 1, finite at alpha = 0."""
+    if isinstance(process, ScalarProcess):
+        return 1 / _norm(process, t)
+    return statistic(process, t) * like(torch.sigmoid(2 * to_tensor(process.log_snr(t))).sqrt(), t)

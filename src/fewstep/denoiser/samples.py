@@ -1,0 +1,36 @@
+"""Some samples of a batch: what is bound to each sample (a label, an image) goes along with it.
+
+Executors that call a network on part of a batch, or on many times of a sample at once, take the denoiser through
+`of_samples`. What it follows: wrappers that keep another denoiser or network in a field, `functools.partial`, whose
+tensors of the batch's length are taken to be bound to the samples, and any object with `select(index)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from torch import Tensor
+
+from fewstep.denoiser.network import Counted
+
+__all__ = ["of_samples"]
+
+
+def of_samples(denoiser: Any, index: Tensor, batch: int) -> Callable[..., Any]:
+    """The denoiser for the samples `index` (n,) of a batch, in that order; repeats are allowed."""
+    if hasattr(denoiser, "select"):
+        return denoiser.select(index)
+    if isinstance(denoiser, Counted):
+        return denoiser.of(of_samples(denoiser.denoiser, index, batch))
+    if isinstance(denoiser, partial):
+        pick = lambda v: v[index.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == batch else v  # noqa: E731
+        inner = of_samples(denoiser.func, index, batch)
+        return partial(inner, *map(pick, denoiser.args), **{k: pick(v) for k, v in denoiser.keywords.items()})
+    for name in ("denoiser", "net"):
+        if dataclasses.is_dataclass(denoiser) and hasattr(denoiser, name):
+            inner: Any = {name: of_samples(getattr(denoiser, name), index, batch)}
+            return cast(Any, dataclasses.replace(cast(Any, denoiser), **inner))
+    return cast(Any, denoiser)

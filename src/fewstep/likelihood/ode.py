@@ -1,0 +1,89 @@
+r"""Dormand-Prince 5(4) with a step size and an end for every sample: y' = f(y, u) on (batch, n) in float64.
+
+$$ y_{n+1} = y_n + h \sum_i b_i k_i, \qquad e = h \sum_i (b_i - \hat b_i) k_i, \qquad
+   h \leftarrow h \cdot \min(5, \max(0.2, 0.9\, \|e\|^{-1/5})) $$
+
+with the RMS norm of e / (tol + tol max(|y_n|, |y_n+1|)). The last stage of a step is the first of the next.
+
+References: Dormand, Prince, A family of embedded Runge-Kutta formulae, 1980, https://doi.org/10.1016/0771-050X(80)90013-3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["integrate"]
+
+_A = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+_E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+Slope = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def integrate(
+    f: Slope, y: Tensor, start: float, end: float, *, tolerance: float, max_calls: int, groups: int = 0
+) -> tuple[Tensor, Tensor]:
+    """What y is at `end`, and the calls each sample took.
+
+    Args:
+        f: (y, u, which) -> dy/du for the samples numbered `which`, each at its own u.
+        y: (batch, n) in float64.
+        start: u at the beginning, the same for all.
+        end: u at the end, on either side of `start`.
+        tolerance: of the local error, relative and absolute.
+        max_calls: calls of f in all after which the run is given up.
+        groups: the first `groups` columns are measured by themselves, so that neither part hides the other's error.
+    """
+    y, which = y.clone(), torch.arange(len(y))
+    u = torch.full((len(y),), start, dtype=torch.float64)
+    h = torch.full_like(u, (end - start) / 50)
+    found, calls, spent = torch.empty_like(y), torch.zeros(len(y), dtype=torch.int64), 1
+    k = [f(y, u, which)]
+    calls += 1
+    while len(which):
+        last = (end - u).abs() <= h.abs() * (1 + 1e-9)
+        h = torch.where(last, end - u, h)
+        step = h[:, None].to(y.device)
+        for a, c in zip(_A, (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0), strict=True):
+            ahead = y + step * sum(w * slope for w, slope in zip(a, k, strict=True))
+            k.append(f(ahead, torch.where(last, end, u + h) if c == 1.0 else u + c * h, which))
+        calls[which] += 6
+        spent += 6
+        error = step * sum(w * slope for w, slope in zip(_E, k, strict=True))
+        size = _size(error, tolerance * (1 + torch.maximum(y.abs(), ahead.abs())), groups)
+        good = size <= 1
+        factor = torch.where(size.isfinite(), 0.9 * size.clamp(min=1e-8) ** -0.2, 0.2).clamp(0.2, 5.0)
+        keep = good.to(y.device)[:, None]
+        y, k = torch.where(keep, ahead, y), [torch.where(keep, k[-1], k[0])]
+        u, done = torch.where(good, u + h, u), good & last
+        h = h * factor
+        if bool((h.abs() < 1e-12 * abs(end - start)).any()):
+            raise ValueError(
+                f"the step became too small at tolerance={tolerance:g}: give a larger one, or check that the network's "
+                "values and derivatives are finite"
+            )
+        found[which[done]] = y[done]
+        y, u, h, which, k = y[~done], u[~done], h[~done], which[~done], [k[0][~done]]
+        if len(which) and spent >= max_calls:
+            raise ValueError(
+                f"got tolerance={tolerance:g}, for which {max_calls} calls do not reach the end: "
+                "give a larger tolerance or max_calls"
+            )
+    return found, calls
+
+
+def _size(error: Tensor, scale: Tensor, groups: int) -> Tensor:
+    """The larger RMS of the two parts of a row, (batch,)."""
+    ratio = (error / scale).square()
+    parts = [part for part in (ratio[:, :groups], ratio[:, groups:]) if part.shape[1]]
+    return torch.stack([part.mean(1).sqrt() for part in parts]).amax(0).cpu()

@@ -1,0 +1,234 @@
+"""How a driver runs: rows made at once, at a time of each sample's own, on whichever samples are still under way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser.network import NetworkError, bound
+from fewstep.denoiser.samples import of_samples
+from fewstep.noise import BrownianPath, Noise, NoiseSource, PathSource
+from fewstep.noise.source import Request
+from fewstep.process import Process
+from fewstep.process.base import Time
+from fewstep.process.operator import apply
+from fewstep.solver.driver import Driver, Live, Outcome
+from fewstep.tableau import Form, Tableau
+from fewstep.tableau.form import Symbol
+from fewstep.tableau.tableau import NoiseInterval, noise_head
+
+__all__ = ["drive", "noises_of", "outputs", "place", "predict"]
+
+
+def drive(driver: Driver, denoiser: Any, process: Process, start: Tensor, grid: Tensor, source: NoiseSource) -> Outcome:
+    """Runs a driver from a start state over a grid (or between its ends)."""
+    driver.check(process, grid)
+    return driver.drive(Driving(denoiser, process, grid, start, source))
+
+
+def place(process: Process, t: float) -> float:
+    """Where a time lies on the Brownian path: a sigmoid of the log-SNR."""
+    return 1 / (1 + math.exp(-float(process.log_snr(t)) / 2))
+
+
+def noises_of(
+    table: Tableau, source: NoiseSource, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Iterator[Tensor]:
+    """The standard normals of a table's intervals, in order."""
+    requests = [(place(table.process, n.t), place(table.process, n.s), n.stream, n.index) for n in table.noises]
+    return source.intervals(requests, shape, dtype, device)
+
+
+def predict(denoiser: Any, process: Process, z: Tensor, t: Time) -> Tensor:
+    """The data prediction in the process's coordinates."""
+    return process.coordinates(outputs(denoiser, process, z, t)["x0"])
+
+
+def outputs(denoiser: Any, process: Process, z: Tensor, t: Time) -> dict[str, Tensor]:
+    """What the denoiser returns: x0 in data space and the state's dtype, and further heads; or a ValueError."""
+    where = f"t = {t:g}" if isinstance(t, float) else f"times from {float(t.min()):g} to {float(t.max()):g}"
+    try:
+        grad = getattr(denoiser, "needs_grad", False)
+        with torch.enable_grad() if grad else nullcontext():
+            out = bound(denoiser, t)(z)
+    except NetworkError as error:
+        raise ValueError(f"at {where}: {error}") from None
+    heads = dict(out) if isinstance(out, Mapping) else {"x0": out}
+    out = heads.get("x0")
+    wanted = (len(z), *process.data_shape(tuple(z.shape[1:])))
+    if not isinstance(out, Tensor) or tuple(out.shape) != wanted:
+        got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise ValueError(f"at {where}: the denoiser returned {got}: it must return a tensor of shape {wanted}")
+    return {name: value.detach() for name, value in heads.items()} | {"x0": out.detach().to(z.dtype)}
+
+
+class Driving:
+    """A run under way: counts calls, hands out writers and noise."""
+
+    def __init__(self, denoiser: Any, process: Process, grid: Tensor, start: Tensor, source: NoiseSource) -> None:
+        self.denoiser, self.process, self.grid, self.start, self.source = denoiser, process, grid, start, source
+        self.calls, self.rounds = torch.zeros(len(start), dtype=torch.int64), 0
+        self._paths: dict[int, SamplePath] = {}
+
+    def live(self, index: Tensor, z: Tensor, known: tuple[Tensor, Tensor] | None = None) -> LiveRows:
+        """A writer for some samples; see `fewstep.solver.driver.Run`."""
+        w = LiveRows(self, index, z, lambda n: self._draw(index, n))
+        w.known = known
+        return w
+
+    def sizes(self, table: Tableau) -> LiveRows:
+        """A writer for all samples over the whole grid, with the noise of a table's intervals in order."""
+        z = self.start
+        noises = noises_of(table, self.source, tuple(z.shape), z.dtype, z.device)
+        w = LiveRows(self, torch.arange(len(z)), z, lambda _: next(noises))
+        w.times = self.grid.tolist()
+        w.steps = list(zip(w.times[:-1], w.times[1:], strict=True))
+        return w
+
+    def noise(self, sample: int) -> NoiseSource:
+        """A sample's noise, asked in the same order as in this run."""
+        return Asked(self._path(sample))
+
+    def predict(self, index: Tensor, z: Tensor, t: Time) -> Tensor:
+        """The data prediction of some samples, counted."""
+        self.calls[index] += 1
+        self.rounds += 1
+        whole = len(index) == len(self.start)
+        denoiser = self.denoiser if whole else of_samples(self.denoiser, index, len(self.start))
+        return predict(denoiser, self.process, z, t)
+
+    def _draw(self, index: Tensor, interval: NoiseInterval) -> Tensor:
+        t, s = interval.t, interval.s
+        assert isinstance(t, Tensor)
+        assert isinstance(s, Tensor)
+        ends = zip(index.tolist(), t.tolist(), s.tolist(), strict=True)
+        z = self.start
+        drawn = [self._path(i).draw(place(self.process, a), place(self.process, b)) for i, a, b in ends]
+        return torch.cat(drawn).to(z.device)
+
+    def _path(self, sample: int) -> SamplePath:
+        if not isinstance(self.source, PathSource):
+            raise ValueError(
+                f"got a {type(self.source).__name__} as noise for a driver, whose samples draw at times of their own: "
+                "give a seed or a Noise"
+            )
+        if sample not in self._paths:
+            noise, z = self.source.noise, self.start
+            own = Noise(noise.seed, noise.first + sample)
+            self._paths[sample] = SamplePath(own, (1, *z.shape[1:]), z.dtype, z.device)
+        return self._paths[sample]
+
+
+@dataclass
+class SamplePath:
+    """One sample's Brownian path, and what was asked of it: points close together depend on the order of asking."""
+
+    noise: Noise
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    asked: list[tuple[float, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._path = BrownianPath(self.noise, self.shape, self.dtype, self.device, cache=2**20)
+
+    def draw(self, a: float, b: float) -> Tensor:
+        """The increment from a to b, scaled to a standard normal."""
+        self.asked.append((a, b))
+        return self._path.increment(a, b)
+
+
+@dataclass(frozen=True)
+class Asked(PathSource):
+    """The noise of a driver's sample: the intervals it tried are asked for first, then a table's."""
+
+    path: SamplePath
+
+    def __init__(self, path: SamplePath) -> None:
+        object.__setattr__(self, "noise", path.noise)
+        object.__setattr__(self, "path", path)
+
+    def intervals(
+        self, requests: Sequence[Request], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
+    ) -> Iterator[Tensor]:
+        """Increments of the sample's path as it was refined in the run."""
+        path = BrownianPath(self.noise, shape, dtype, device)
+        for a, b in self.path.asked:
+            path.coefficients(a, b)
+        return (path.increment(a, b) for a, b, _, _ in requests)
+
+
+class LiveRows(Live):
+    """The writer of a driver: `row` and `call` work at once, on the samples `index`."""
+
+    known: tuple[Tensor, Tensor] | None = None
+
+    def __init__(self, run: Driving, index: Tensor, z: Tensor, draw: Callable[[NoiseInterval], Tensor]) -> None:
+        super().__init__(run.process, run.grid)
+        self._run, self._index, self._draw = run, index, draw
+        self._values: dict[Symbol, Tensor] = {("z", 0): z}
+        self._at: dict[int, Time] = {}
+        self.latest = self.start
+
+    def row(self, form: Form, t: Time) -> Form:
+        self._values["z", len(self._rows)] = self.value(form)
+        self.latest = super().row(form, t)
+        return self.latest
+
+    def call(self, z: Form, at: Time) -> Form:
+        ((_, k),) = z.terms
+        if k not in self._at:
+            self._at[k] = at
+            self._values["y", k, "x0"] = self._predict(k, self._values["z", k], at)
+        return Form.of(("y", k, "x0"))
+
+    def eps(self, z: Form) -> Form:
+        ((_, k),) = z.terms
+        p, q = noise_head(self.process, self._at[k])
+        self._values["y", k, "noise"] = self.value(p * z + q * Form.of(("y", k, "x0")))
+        return Form.of(("y", k, "noise"))
+
+    def value(self, form: Form) -> Tensor:
+        """A form's tensor."""
+        (first, *rest) = ((self._values[symbol], c) for symbol, c in form)
+        total = apply(first[1], first[0])
+        for x, c in rest:
+            total = total.add(x, alpha=c) if isinstance(c, float) else total + apply(c, x)
+        return total
+
+    def output(self, z: Form) -> Tensor | None:
+        """The data prediction of a row, where it was called."""
+        ((_, k),) = z.terms
+        return self._values.get(("y", k, "x0"))
+
+    def outputs(self, form: str) -> list[Form]:
+        """What the calls so far returned, in order, in data or noise form."""
+        return [Form.of(("y", k, "x0" if form == "data" else "noise")) for k in sorted(self._at)]
+
+    def forget(self) -> None:
+        """Lets go of all rows but the latest, which later rows may read."""
+        ((_, k),) = self.latest.terms
+        self._values = {("z", k): self._values["z", k]}
+
+    def _predict(self, k: int, z: Tensor, at: Time) -> Tensor:
+        """The network on the samples whose output at the start row is not known already."""
+        if k or self.known is None:
+            return self._run.predict(self._index, z, at)
+        d, have = self.known
+        ask = (~have).nonzero().flatten()
+        if len(ask):
+            t = at[ask] if isinstance(at, Tensor) else at
+            rows = ask.to(z.device)
+            d = d.index_copy(0, rows, self._run.predict(self._index[ask], z[rows], t))
+        return d
+
+    def _xi(self, interval: NoiseInterval) -> Form:
+        form = super()._xi(interval)
+        self._values["xi", len(self._noises) - 1] = self._draw(interval)
+        return form

@@ -1,0 +1,120 @@
+"""`solve`: a run that says what became of each sample: `sample` with an `Outcome` instead of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.grid import Grid, as_grid
+from fewstep.loop.door import as_driver, intervals, one_less, same_process, sample, start_state, tabulate
+from fewstep.loop.drive import drive, predict
+from fewstep.loop.parallel import Parallel, picard
+from fewstep.loop.walk import Denoiser
+from fewstep.noise import Noise, NoiseSource, noise_source
+from fewstep.process import Process
+from fewstep.solver import Solver
+from fewstep.solver.driver import Driver, Outcome
+from fewstep.tableau import Tableau
+
+__all__ = ["solve"]
+
+
+def solve(
+    denoiser: Denoiser,
+    process: Process,
+    *,
+    solver: str | Solver | Driver | Callable[[], Any] | Tableau | Path | None = None,
+    grid: str | Tensor | Grid = "default",
+    steps: int | None = None,
+    nfe: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    x: Tensor | None = None,
+    seed: int = 0,
+    first: int = 0,
+    noise: Noise | NoiseSource | torch.Generator | Tensor | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    final: str = "state",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    parallel: Parallel | bool | int | None = None,
+) -> Outcome:
+    """Samples, and what became of each: its network calls, its steps, its table, how it ended.
+
+    The arguments are those of `sample`. For a driver `steps` is the most network calls a sample may take, and an
+    explicit grid is its two ends; a driver that is given its grid (predictor-corrector) takes both as a solver does.
+    A sample that does not reach the end is no error here: see `Outcome.status` and `Outcome.sentence`.
+
+    Args:
+        parallel: for a table: True, a window or a `Parallel` runs it by Picard iteration.
+    """
+    if final not in ("state", "denoise"):
+        raise ValueError(f"got final={final!r}: choose state or denoise")
+    driver, source = as_driver(solver), noise_source(noise, seed, first)
+    same_process(denoiser, process)
+    budget = one_less(final, steps, nfe)
+    if driver is not None:
+        if parallel or given:
+            raise ValueError(f"got parallel or given for {type(driver).__name__}, a driver: these are for tables")
+        driver, times = _placed(driver, process, grid, **budget)
+        start = start_state(process, float(times[0]), shape, x, source, dtype, device)
+        with torch.no_grad():
+            outcome = drive(driver, denoiser, process, start, times, source)
+    else:
+        table = tabulate(solver, process, grid=grid, **budget)
+        times, start = table.grid, start_state(process, table.rows[0].t, shape, x, source, dtype, device)
+        if parallel:
+            with torch.no_grad():
+                outcome = picard(table, denoiser, start, source, Parallel.of(parallel), given=given)
+        else:
+            state = sample(denoiser, process, solver=table, x=start, noise=source, given=given, progress=False)
+            outcome = _sequential(table, state)
+    if final == "denoise" and outcome.ok:
+        with torch.no_grad():
+            d = process.from_coordinates(predict(denoiser, process, outcome.state, float(times[-1])))
+        return replace(outcome, state=d, calls=outcome.calls + 1, rounds=outcome.rounds + 1)
+    return outcome
+
+
+def _placed(
+    driver: Driver, process: Process, grid: str | Tensor | Grid, *, steps: int | None, nfe: int | None
+) -> tuple[Driver, Tensor]:
+    """The driver with its limit of calls, and the grid it is given."""
+    label = type(driver).__name__
+    if not driver.own_times:
+        if isinstance(grid, str) or (callable(grid) and not isinstance(grid, Tensor)):
+            return driver, as_grid(grid, process, intervals(driver, process, steps, nfe))
+        if steps is not None or nfe is not None:
+            raise ValueError("got steps or nfe with an explicit grid, whose length says the steps: give one of them")
+        return driver, as_grid(grid, process, None)
+    if nfe is not None:
+        raise ValueError(
+            f"got nfe={nfe} for {label}, which takes as many network calls as it needs: give steps, the most it may"
+        )
+    if isinstance(grid, str) and grid == "default":
+        grid = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+    if isinstance(grid, str) or callable(grid) and not isinstance(grid, Tensor):
+        raise ValueError(f"got a grid by name for {label}, which chooses its own times: leave it out or give two ends")
+    times = as_grid(grid, process, None)
+    if len(times) != 2:
+        raise ValueError(f"got a grid of {len(times)} times for {label}, which chooses its own: give its two ends")
+    return driver if steps is None else driver.limited(steps), times
+
+
+def _sequential(table: Tableau, state: Tensor) -> Outcome:
+    """The outcome of a table that was run row by row."""
+    every = torch.ones(len(state), dtype=torch.int64)
+    return Outcome(
+        state=state,
+        times=table.grid[-1] * every.double(),
+        status=("reached the end",) * len(state),
+        calls=table.nfe * every,
+        accepted=(len(table.grid) - 1) * every,
+        rejected=0 * every,
+        rounds=table.nfe,
+        tables=lambda _: table,
+    )

@@ -1,0 +1,138 @@
+r"""Linear corruptions with noise on top: heat dissipation, soft diffusion's blur and masks.
+
+$$ z_t = C_t x_0 + \sigma_t \epsilon $$
+
+with C_t diagonal: a Gaussian blur in the DCT basis, exp(-lambda sigma_B^2 / 2), or a mask in the pixel basis. The
+samplers of these papers are solvers here: `lcm` draws all noise anew (soft diffusion's naive sampler, and
+heat dissipation's with delta = sigma), `ddim` keeps the part of the noise that is known.
+
+References: Rissanen, Heinonen, Solin, Generative modelling with inverse heat dissipation, 2022,
+https://arxiv.org/abs/2206.13397. Daras, Delbracio, Talebi, Dimakis, Milanfar, Soft diffusion: score matching for
+general corruptions, 2022, https://arxiv.org/abs/2209.05442.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.process.base import Time, like, to_tensor
+from fewstep.process.diagonal import DCTProcess, DiagonalProcess, frequencies
+
+__all__ = ["HeatDissipation", "Masking", "VEBlur"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatDissipation(DCTProcess):
+    """Inverse heat dissipation: blur sigma_B grows geometrically from blur_min to blur_max, the noise stays at `noise`.
+
+    The mean never fades, so the state at t_max is a blurred image and not noise: start from one,
+    `x=process.diffuse(x0, process.t_max, eps)`. `log_snr` is that of the slowest frequency that fades. Where we differ
+    from the paper: frequencies keep at least `min_scale` of their amplitude (far below the noise), so that M has an
+    inverse. Blurs are in units of the longer side; 1/64 to 3/4, with noise 0.01, is the paper's 0.5 to 24 at 32x32.
+    """
+
+    blur_min: float = 1 / 64
+    blur_max: float = 0.75
+    noise: float = 0.01
+    min_scale: float = 1e-4
+    t_max: float = 1.0
+    t_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if max(self.size) < 2:
+            raise ValueError(f"got size={self.size} for HeatDissipation: one pixel does not blur; give more")
+        if not 0 < self.blur_min < self.blur_max or self.noise <= 0:
+            raise ValueError(
+                f"got blur_min={self.blur_min}, blur_max={self.blur_max}, noise={self.noise}: give 0 < blur_min < "
+                "blur_max and a noise above 0"
+            )
+
+    def prior(self, eps: Tensor, t: Time | None = None) -> Tensor:  # noqa: ARG002
+        """There is none to draw from: refused."""
+        raise ValueError(
+            "got no start for HeatDissipation, whose states at t_max are blurred images and not noise: "
+            "give x=process.diffuse(images, process.t_max, eps)"
+        )
+
+    def log_snr(self, t: Time) -> Time:
+        """log(d / noise) of the slowest frequency that fades; `log_snr_modes` gives all."""
+        return like(self._fall(self._slowest, to_tensor(t)).log() - math.log(self.noise), t)
+
+    def inverse_log_snr(self, lam: Time) -> Time:
+        scale = self.noise * to_tensor(lam).exp()
+        blur2 = -2 * ((scale - self.min_scale) / (1 - self.min_scale)).log() / self._slowest
+        return like((blur2.log() / 2 - math.log(self.blur_min)) / math.log(self.blur_max / self.blur_min), lam)
+
+    @property
+    def _slowest(self) -> Tensor:
+        return torch.tensor(math.pi**2, dtype=torch.float64)  # times the longer side to the power -2
+
+    def _fall(self, frequency: Tensor, t: Tensor) -> Tensor:
+        """What is left of a frequency, in units of the longer side to the power -2."""
+        blur2 = self.blur_min**2 * torch.exp(2 * math.log(self.blur_max / self.blur_min) * t)
+        return (1 - self.min_scale) * torch.exp(-frequency * blur2 / 2) + self.min_scale
+
+    def _mean(self, t: Tensor) -> Tensor:
+        return self._fall(frequencies(self.size) * max(self.size) ** 2, t[..., None, None])
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Exploding(DiagonalProcess):
+    """VE's noise, geometric from sigma_min to sigma_max; modes keep at least `min_scale` of their amplitude."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    min_scale: float = 1e-3
+    t_max: float = 1.0
+    t_min: float = 1e-5
+
+    def log_snr(self, t: Time) -> Time:
+        """-log sigma: the clock of a mode that has not faded; `log_snr_modes` gives all."""
+        return like(-self._sigma(to_tensor(t)).log(), t)
+
+    def inverse_log_snr(self, lam: Time) -> Time:
+        return like((-to_tensor(lam) - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min), lam)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp(math.log(self.sigma_max / self.sigma_min) * t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VEBlur(_Exploding, DCTProcess):
+    """Soft diffusion's blur: noise that explodes as in VE and a Gaussian blur that grows beside it.
+
+    sigma_B,t = blur_max sin^2(pi t / 2), in pixels.
+    """
+
+    blur_max: float = 8.0
+
+    def _mean(self, t: Tensor) -> Tensor:
+        blur = self.blur_max * torch.sin(math.pi / 2 * t) ** 2
+        fall = torch.exp(-frequencies(self.size) * (blur**2 / 2)[..., None, None])
+        return (1 - self.min_scale) * fall + self.min_scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking(_Exploding):
+    """Soft diffusion's inpainting: pixels outside a growing disc in the middle stay, those inside fade.
+
+    A pixel at a distance r from the middle (in units of half the shorter side) keeps
+    c = 1 - (1 - min_scale) sigmoid((reach t - r) / softness) of its amplitude; the noise is VE's. The basis is the
+    pixels, so coordinates are data.
+    """
+
+    reach: float = 2.0
+    softness: float = 0.2
+
+    def _mean(self, t: Tensor) -> Tensor:
+        y, x = (torch.arange(n, dtype=torch.float64) + 0.5 - n / 2 for n in self.size)
+        r = torch.hypot(y[:, None], x) * 2 / min(self.size)
+        return 1 - (1 - self.min_scale) * torch.sigmoid((self.reach * t[..., None, None] - r) / self.softness)

@@ -1,0 +1,127 @@
+r"""Processes that are diagonal in a basis: every mode has its own signal, all share the noise.
+
+$$ z_t = m_t \odot c_0 + \sigma_t \epsilon, \qquad c_0 = V^T x_0 $$
+
+m_t holds the signal of every mode of the basis V over the last two axes; the state lives in that basis.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from math import cos, pi, sqrt
+
+import torch
+from torch import Tensor
+
+from fewstep.process.base import Process, Time, derivative, like, to_tensor
+from fewstep.process.operator import Coefficient, Diagonal
+
+__all__ = ["DCTProcess", "DiagonalProcess", "dct_matrix", "frequencies"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagonalProcess(Process):
+    """A diagonal process on images of `size` (height, width). To write one, give `_mean`, `_sigma` and the log-SNR."""
+
+    size: tuple[int, int] = (32, 32)
+
+    kind = "diagonal"
+    default_grid = "power"
+
+    def __post_init__(self) -> None:
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(int(n) for n in self.size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"got size={self.size}: give (height, width)")
+        object.__setattr__(self, "size", size)
+        super().__post_init__()
+
+    @abstractmethod
+    def _mean(self, t: Tensor) -> Tensor:
+        """The signal of every mode, (*t, height, width); above zero."""
+
+    @abstractmethod
+    def _sigma(self, t: Tensor) -> Tensor:
+        """The standard deviation of the noise, shaped like t."""
+
+    def sigma(self, t: Time) -> Time:
+        return like(self._sigma(to_tensor(t)), t)
+
+    def M(self, t: Time) -> Coefficient:
+        return Diagonal(self._mean(to_tensor(t)), 2)
+
+    def Psi(self, t: Time) -> Coefficient:
+        return self.M(t)
+
+    def R(self, t: Time) -> Coefficient:
+        t = to_tensor(t)
+        return Diagonal(self._sigma(t)[..., None, None].expand(*t.shape, *self.size), 2)
+
+    def F(self, t: Time) -> Coefficient:
+        """The rate d log m / dt of every mode, exact to rounding (forward mode in float64)."""
+        u = to_tensor(t)
+        with torch.inference_mode(False):
+            u = u.clone()
+            mean, rate, *_ = torch.func.jvp(self._mean, (u,), (torch.ones_like(u),))
+        return Diagonal(rate / mean, 2)
+
+    def GG(self, t: Time) -> Coefficient:
+        """g^2 = 2 sigma (sigma' - F sigma) of every mode."""
+        u = to_tensor(t)
+        s, ds = self._sigma(u)[..., None, None], derivative(self._sigma, u)[..., None, None]
+        return Diagonal(2 * s * (ds - self.F(t).values * s), 2)
+
+    def log_snr_modes(self, t: Time) -> Tensor:
+        """log(m / sigma) of every mode."""
+        u = to_tensor(t)
+        return self._mean(u).log() - self._sigma(u).log()[..., None, None]
+
+    def data_from_noise(self, t: Time) -> tuple[Coefficient, Coefficient]:
+        """x0 = (z - sigma eps) / m, mode by mode."""
+        m, r = self.M(t), self.R(t)
+        return Diagonal(1 / m.values, 2), Diagonal(-r.values / m.values, 2)
+
+    def data_from_score(self, t: Time) -> tuple[Coefficient, Coefficient]:
+        """x0 = (z + sigma^2 s) / m, mode by mode."""
+        m, r = self.M(t), self.R(t)
+        return Diagonal(1 / m.values, 2), Diagonal(r.values**2 / m.values, 2)
+
+    def _sized(self, x: Tensor) -> tuple[int, int]:
+        if tuple(x.shape[-2:]) != self.size:
+            name, size = type(self).__name__, tuple(x.shape[-2:])
+            raise ValueError(
+                f"got images of shape {tuple(x.shape)} for {name}(size={self.size}): use {name}(size={size})"
+            )
+        return self.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DCTProcess(DiagonalProcess):
+    """A diagonal process in the orthonormal DCT-II basis: blurs with reflecting edges."""
+
+    def coordinates(self, x0: Tensor) -> Tensor:
+        """DCT-II coefficients of the last two axes."""
+        rows, columns = (dct_matrix(n).to(x0) for n in self._sized(x0))
+        return rows @ x0 @ columns.mT
+
+    def from_coordinates(self, c: Tensor) -> Tensor:
+        """The image of the coefficients."""
+        rows, columns = (dct_matrix(n).to(c) for n in self._sized(c))
+        return rows.mT @ c @ columns
+
+
+@lru_cache(maxsize=16)
+def dct_matrix(n: int) -> Tensor:
+    """The orthonormal DCT-II: row k, column i is sqrt(2/n) cos(pi (i + 1/2) k / n), row 0 divided by sqrt 2."""
+    with torch.inference_mode(False):  # kept between runs, differentiable ones too
+        rows = [[cos(pi * (i + 0.5) * k / n) * sqrt((1 if k == 0 else 2) / n) for i in range(n)] for k in range(n)]
+        return torch.tensor(rows, dtype=torch.float64)
+
+
+@lru_cache(maxsize=16)
+def frequencies(size: tuple[int, int]) -> Tensor:
+    """pi^2 (i^2/H^2 + j^2/W^2), the eigenvalues of minus the Laplacian."""
+    with torch.inference_mode(False):
+        rows, columns = ((pi * torch.arange(n, dtype=torch.float64) / n) ** 2 for n in size)
+        return rows[:, None] + columns

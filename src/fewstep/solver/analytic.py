@@ -1,0 +1,208 @@
+r"""The optimal reverse variance: Analytic-DPM from a measured statistic, SN-DPM and NPR-DPM from a variance head.
+
+A step z_s = M_s D + A R_t^-1 (z_t - M_t D) + C xi predicts the data where x0 itself belongs. What it misses is
+J (x0 - D) with J = M_s - A R_t^-1 M_t, so the Gaussian nearest to the true reverse step has the covariance
+
+$$ C C^T + J\,\Gamma\,J^T, \qquad \Gamma = E\,\mathrm{Var}(x_0 | z_t) $$
+
+Scalar: Gamma = (sigma_t/alpha_t)^2 (1 - E||eps||^2/d), and A = R_s, C = 0 is DDIM's step, A = K R_t DDPM's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fewstep.process.base import Process
+from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, is_zero, root, transpose
+from fewstep.solver.ancestral import posterior
+from fewstep.solver.base import Solver
+from fewstep.stats.statistics import Statistics
+from fewstep.tableau.form import Form
+from fewstep.tableau.writer import Writer
+
+__all__ = ["Analytic", "LearnedVariance", "gain_and_covariance"]
+
+_PIXEL = 2 / 255 * math.sqrt(math.pi / 2)  # the standard deviation whose mean absolute value is one of 255 steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analytic(Solver):
+    r"""Analytic-DPM: DDPM (eta = 1) or DDIM (eta = 0) with the optimal variance, from a statistic of the network.
+
+    z_s = M_s D + A R_t^-1 (z_t - M_t D) + (C C^T + J Gamma J^T)^(1/2) xi. One call a step, no state kept, weak order 1.
+    Without statistics Gamma is 0, the lower bound: `ddpm` (the posterior variance) or `ddim`. The upper bounds are
+    Gamma <= (sigma_t/alpha_t)^2 (scalar) and, for data within `half_range` of its middle, Gamma <= half_range^2.
+    No noise is added in a step to sigma = 0. On blurring Gamma is per frequency, on CLD it acts through J on position
+    and velocity alike. Where we differ: Gamma is kept from rising as the noise falls (see `Statistics`), and D is not
+    clipped.
+
+    References: Bao, Li, Zhu, Zhang, Analytic-DPM, 2022, Theorem 1 and section 3.1, https://arxiv.org/abs/2201.06503;
+    the authors' code for the clipping, https://github.com/baofff/Analytic-DPM.
+
+    Args:
+        eta: share of DDPM's noise in C, in [0, 1].
+        statistics: measured `Statistics` with eps2, or the name of their file.
+        corrected: Gamma from the error of the prediction instead of its square, right for an imperfect mean too (Bao et
+            al. 2022b, https://arxiv.org/abs/2206.07309).
+        half_range: half the width of the data's range; 1 for images in [-1, 1].
+        clip_last: in how many of the last steps the noise is clipped; the paper takes 1.
+        clip_pixel: to which mean absolute value, in steps of 1/255 of data in [-1, 1]; the paper takes 1 or 2.
+    """
+
+    eta: float = 1.0
+    statistics: Statistics | str | None = None
+    half_range: float = math.inf
+    corrected: bool = False
+    clip_last: int = 0
+    clip_pixel: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check(self.eta, self.clip_last, self.clip_pixel)
+        if not self.half_range > 0:
+            raise ValueError(f"got half_range={self.half_range}: give a number above 0")
+        if isinstance(self.statistics, str):
+            object.__setattr__(self, "statistics", Statistics.load(self.statistics))
+        needed = "error2" if self.corrected else "eps2"
+        if isinstance(self.statistics, Statistics) and getattr(self.statistics, needed) is None:
+            raise ValueError(f"got statistics without {needed}: measure them with `fewstep stats`")
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0 or self.statistics is not None
+
+    @property
+    def point_mass(self) -> tuple[str, ...]:
+        return self.kinds if self.statistics is None and not self.clip_last else ()
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return ("alpha=0", "sigma=0") if self.statistics is None else ("sigma=0",)
+
+    def write(self, w: Writer) -> None:
+        z, p = w.start, w.process
+        clipped = _last_noisy(w, self.clip_last)
+        for k, (t, s) in enumerate(w.steps):
+            keep, covariance = gain_and_covariance(p, t, s, self.eta)
+            if isinstance(self.statistics, Statistics) and not is_zero(p.Sigma(s)):
+                missed = p.M(s) - keep * p.M(t)
+                gamma = self.statistics.data_variance(p, t, half_range=self.half_range, corrected=self.corrected)
+                covariance = covariance + missed * gamma * transpose(missed)
+            if k in clipped:
+                covariance = at_most(covariance, (self.clip_pixel * _PIXEL) ** 2)
+            form = keep * z + (p.M(s) - keep * p.M(t)) * w.call(z, t)
+            if not is_zero(covariance):
+                form = form + cholesky(covariance) * w.noise(t, s)
+            z = w.row(form, s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedVariance(Solver):
+    r"""SN-DPM and NPR-DPM: the variance of every coordinate of the noise from a second output of the network.
+
+    z_s = M_s D + A R_t^-1 (z_t - M_t D) + C xi_1 + J M_t^-1 R_t sqrt(v) xi_2, with v the head
+    - `sn` (squared noise): h - eps_theta^2, where h is trained on E[eps^2 | z];
+    - `npr` (noise prediction residual): g, trained on E[(eps - eps_theta)^2 | z], right for an imperfect mean too.
+    The two normals together have the published variance C^2 + c v, with c = (J M_t^-1 R_t)^2; the second is no part of
+    the path. One call a step, weak order 1; where v = 0 this is DDPM (eta = 1) or DDIM (eta = 0).
+    The denoiser has to return the head by that name: `fewstep.denoiser.variance_head`. In the clipped last steps the
+    learned part is left out, because a table cannot clip what the network returns.
+
+    References: Bao et al., Estimating the optimal covariance with imperfect mean in diffusion probabilistic models,
+    2022, https://arxiv.org/abs/2206.07309.
+
+    Args:
+        head: "sn" or "npr".
+        eta: share of DDPM's noise in C, in [0, 1].
+        clip_last, clip_pixel: as in `Analytic`.
+    """
+
+    head: str = "npr"
+    eta: float = 1.0
+    clip_last: int = 0
+    clip_pixel: float = 2.0
+
+    kinds = ("scalar", "diagonal")
+    reason = "its network has one variance for every coordinate of the noise"
+
+    def __post_init__(self) -> None:
+        _check(self.eta, self.clip_last, self.clip_pixel)
+        if self.head not in ("sn", "npr"):
+            raise ValueError(f"got head={self.head!r}: choose sn or npr")
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return (self.head,)
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    @property
+    def point_mass(self) -> tuple[str, ...]:
+        return () if self.clip_last else self.kinds
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return ("sigma=0",)
+
+    def write(self, w: Writer) -> None:
+        z, p = w.start, w.process
+        clipped = _last_noisy(w, self.clip_last)
+        for k, (t, s) in enumerate(w.steps):
+            keep, covariance = gain_and_covariance(p, t, s, self.eta)
+            if k in clipped:
+                covariance = at_most(covariance, (self.clip_pixel * _PIXEL) ** 2)
+            missed = p.M(s) - keep * p.M(t)
+            form = keep * z + missed * w.call(z, t)
+            if not is_zero(covariance):
+                form = form + cholesky(covariance) * w.noise(t, s)
+            if not is_zero(p.Sigma(s)) and k not in clipped:
+                form = form + self._learned(w, z, missed * inverse(p.M(t)) * p.R(t), t, s)
+            z = w.row(form, s)
+
+    def _learned(self, w: Writer, z: Form, scale: Coefficient, t: float, s: float) -> Form:
+        return scale * w.root(w.head(z, self.head), w.fresh_noise(t, s, "variance"))
+
+
+def gain_and_covariance(p: Process, t: float, s: float, eta: float) -> tuple[Coefficient, Coefficient]:
+    """A R_t^-1 and C C^T of the step from t to s: DDPM's at eta = 1, else those of `DDIM(eta)`."""
+    if eta == 1:
+        return posterior(p, t, s)
+    r = p.R(s)
+    if eta == 0 or is_zero(p.Sigma(s)):
+        return r * inverse(p.R(t)), 0.0
+    covariance = eta**2 * posterior(p, t, s)[1]
+    r_inv = inverse(r)
+    return r * root(1.0 - r_inv * covariance * transpose(r_inv)) * inverse(p.R(t)), covariance
+
+
+def at_most(covariance: Coefficient, bound: float) -> Coefficient:
+    """A covariance no entry of whose diagonal is above the bound (a block is scaled as a whole)."""
+    if isinstance(covariance, Diagonal):
+        return Diagonal(covariance.values.clamp(max=bound), covariance.rank)
+    if isinstance(covariance, Block):
+        top = float(covariance.values.diagonal(dim1=-2, dim2=-1).max())
+        return covariance * min(1.0, bound / top) if top > 0 else covariance
+    return min(covariance, bound)
+
+
+def _last_noisy(w: Writer, count: int) -> set[int]:
+    """The last `count` of the steps that add noise: those that do not end at sigma = 0."""
+    noisy = [k for k, (_, s) in enumerate(w.steps) if not is_zero(w.process.Sigma(s))]
+    return set(noisy[len(noisy) - count :]) if count else set()
+
+
+def _check(eta: float, clip_last: int, clip_pixel: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"got eta={eta}: give a number in [0, 1]")
+    if clip_last < 0 or not clip_pixel > 0:
+        raise ValueError(f"got clip_last={clip_last}, clip_pixel={clip_pixel}: give at least 0, and above 0")

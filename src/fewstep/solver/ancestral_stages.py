@@ -1,0 +1,123 @@
+r"""Ancestral steps of any order: down the ODE past the next time, and back up by the process itself.
+
+$$ z_d = \text{one ODE step from } t \text{ to } d < s, \qquad
+   z_s = \Psi_s \Psi_d^{-1} z_d + (\Sigma_s - \Psi \Sigma_d \Psi^T)^{1/2} \xi $$
+
+Both halves keep the law, so the weak order is that of the ODE step, on every linear process. How far down: with the
+noise-to-signal ratio rho = sigma/alpha,
+
+    "variance"   rho_d^2 = rho_s^2 (1 - eta^2 (1 - rho_s^2 / rho_t^2))      k-diffusion's sigma_down
+    "flow"       tau_d = tau_s (1 - eta (1 - tau_s / tau_t)), tau = rho/(1 + rho)      rectified flow's own time
+
+On numbers, Euler's step with "variance" is DDIM(eta): the noise it draws is that of the ancestral posterior.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fewstep.process.base import Process
+from fewstep.process.operator import cholesky, is_zero
+from fewstep.solver.ancestral import added_noise
+from fewstep.solver.base import Solver
+from fewstep.solver.singlestep import inside, singlestep
+from fewstep.tableau.writer import Writer
+
+__all__ = ["LCM", "Ancestral"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral(Solver):
+    r"""Euler ancestral, dpm_2 ancestral and DPM-Solver++(2S) ancestral: stochastic, `points` calls a step.
+
+    The step down is that of `Singlestep`: points = 1 is Euler (DDIM), points = 2 is dpm_2 in noise form and 2S in data
+    form, both with their stage half-way in log-SNR. One call in a step to sigma = 0. Weak order `points`; eta = 0 is
+    `Singlestep`. `down="flow"` is the rectified-flow variant, on other processes at the same noise-to-signal ratios.
+    eta is in [0, 1]. Where we differ: any linear process; the level is never below the times it is defined on.
+
+    References: get_ancestral_step, sample_euler_ancestral, sample_dpm_2_ancestral, sample_dpmpp_2s_ancestral of
+    https://github.com/crowsonkb/k-diffusion; the flow variants (RF) of https://github.com/comfyanonymous/ComfyUI.
+    """
+
+    points: int = 1
+    form: str = "data"
+    eta: float = 1.0
+    down: str = "variance"
+
+    def __post_init__(self) -> None:
+        if self.points not in (1, 2, 3):
+            raise ValueError(f"got points={self.points}: choose 1, 2 or 3")
+        if self.form not in ("data", "noise") or self.down not in ("variance", "flow"):
+            raise ValueError(f"got form={self.form!r}, down={self.down!r}: choose data or noise, and variance or flow")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"got eta={self.eta}: give a number in [0, 1]")
+
+    @property
+    def order(self) -> int:
+        return self.points
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return ("alpha=0", "sigma=0") if self.points == 1 and self.form == "data" else ("sigma=0",)
+
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        return steps * self.points - (self.points - 1) * to_zero
+
+    def write(self, w: Writer) -> None:
+        z, p = w.start, w.process
+        for t, s in w.steps:
+            d = self._lower(p, t, s)
+            points = self.points if p.log_snr(d) < math.inf else 1
+            z = singlestep(w, z, inside(w, t, d, points, "log-snr"), self.form, "midpoint")
+            covariance = added_noise(p, s, d)
+            if d < s and not is_zero(covariance):
+                z = w.row(p.transition(s, d) * z + cholesky(covariance) * w.noise(t, s), s)
+
+    def _lower(self, process: Process, t: float, s: float) -> float:
+        """The time d to step down to."""
+        high, low = float(process.log_snr(t)), float(process.log_snr(s))
+        if self.eta == 0 or low == math.inf:
+            return s
+        if self.down == "variance":
+            share = 1 + self.eta**2 * math.expm1(-2 * (low - high))  # rho_d^2 / rho_s^2
+            lam = low - 0.5 * math.log(share) if share > 0 else math.inf
+        else:
+            tau_t, tau_s = (1 / (1 + math.exp(x)) for x in (high, low))
+            tau = tau_s * (1 - self.eta * (1 - tau_s / tau_t))
+            lam = math.log1p(-tau) - math.log(tau)
+        return max(float(process.inverse_log_snr(lam)), process.domain[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LCM(Solver):
+    r"""Multistep consistency sampling: jump to the data prediction, and noise it again to the next time.
+
+        z_s = M_s D + R_s xi
+
+    Stochastic, one call a step, no state kept. It is made for consistency models, whose prediction is where the ODE
+    ends: then every z_s has its law. A denoiser's prediction is a mean, so with one the data's variance is lost and no
+    order is claimed (0); a point mass is exact. The last step adds nothing where sigma = 0.
+
+    References: Song, Dhariwal, Chen, Sutskever, Consistency models, 2023,
+    https://arxiv.org/abs/2303.01469; Luo et al., Latent consistency models, 2023, https://arxiv.org/abs/2310.04378.
+    """
+
+    @property
+    def order(self) -> int:
+        return 0
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def write(self, w: Writer) -> None:
+        z, p = w.start, w.process
+        for t, s in w.steps:
+            d = w.call(z, t)
+            form = p.M(s) * d
+            z = w.row(form if is_zero(p.Sigma(s)) else form + p.R(s) * w.noise(t, s), s)

@@ -1,0 +1,216 @@
+"""Drivers: samplers that choose while they run, so that no table can be written before, and what they end in.
+
+A driver takes its own times (adaptive steps) or sizes its own noise (data-dependent Langevin steps), for each sample of
+a batch alone. Its formulas are written with the same writer as a solver's, but each row is made at once, and the run
+remembers what was chosen: `Outcome.table` is the table that a sample has realised, as good as any other.
+
+To write one: (1) subclass `Driver` as a frozen dataclass; (2) write `drive(run)`, with `run.live(...)` as the writer
+of rows made at once; (3) declare `kinds`, `stochastic`, `ends`; (4) add it to `DRIVERS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NoReturn, Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.noise import NoiseSource
+from fewstep.process.base import Process
+from fewstep.solver.base import ALL_KINDS, Solver
+from fewstep.tableau.form import Form
+from fewstep.tableau.tableau import Tableau
+from fewstep.tableau.writer import Writer
+
+__all__ = ["ENDS", "Driver", "Live", "Outcome", "Run"]
+
+ENDS = {
+    "reached the end": "it reached the end",
+    "step too small": "its step became too small to move the time: the tolerance is below what the network's numbers "
+    "resolve; raise rtol or atol",
+    "too many calls": "it took all the network calls it was allowed: raise the number of calls or the tolerance",
+    "not finite": "its state or the network's output is not finite: check the network's output there",
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What a run ended in, sample by sample.
+
+    Attributes:
+        state: (batch, *state shape), each sample at its time in `times`.
+        times: (batch,) float64; the last time of the grid for a sample that reached it.
+        status: a key of `ENDS` for each sample.
+        calls: (batch,) network calls of each sample, rejected steps included.
+        accepted, rejected: (batch,) steps.
+        rounds: batched network calls, one after the other.
+    """
+
+    state: Tensor
+    times: Tensor
+    status: tuple[str, ...]
+    calls: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    rounds: int
+    tables: Callable[[int], Tableau] = field(repr=False)
+    noises: Callable[[int], NoiseSource] | None = field(default=None, repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every sample reached the end."""
+        return all(status == "reached the end" for status in self.status)
+
+    def table(self, sample: int) -> Tableau:
+        """The table that a sample has realised: its accepted steps as numbers."""
+        return self.tables(_number(sample, len(self.status)))
+
+    def noise(self, sample: int) -> NoiseSource:
+        """The noise of a sample of a stochastic run, to replay its table with `sample(..., noise=...)`."""
+        if self.noises is None:
+            raise ValueError("got a run that drew its noise from the seed alone: replay with its seed and first")
+        return self.noises(_number(sample, len(self.status)))
+
+    def sentence(self, sample: int) -> str:
+        """What happened to a sample, in a sentence."""
+        i = _number(sample, len(self.status))
+        steps = f"{int(self.accepted[i])} steps ({int(self.rejected[i])} more rejected)"
+        took = f"{steps} and {int(self.calls[i])} network calls"
+        return f"sample {i} stopped at t = {float(self.times[i]):g} after {took}: {ENDS[self.status[i]]}"
+
+    def __str__(self) -> str:
+        """What happened to the batch, in a sentence."""
+        if self.ok:
+            calls = self.calls.double()
+            spread = (
+                f"{int(calls.min())} to {int(calls.max())}" if bool(calls.min() < calls.max()) else f"{int(calls[0])}"
+            )
+            return f"all {len(self.status)} samples reached the end in {spread} network calls each"
+        counts = Counter(status for status in self.status if status != "reached the end")
+        first = next(i for i, status in enumerate(self.status) if status != "reached the end")
+        failed = ", ".join(f"{n} with {status!r}" for status, n in counts.items())
+        return (
+            f"{counts.total()} of {len(self.status)} samples did not reach the end ({failed}): {self.sentence(first)}"
+        )
+
+
+def _number(sample: int, batch: int) -> int:
+    if not -batch <= sample < batch:
+        raise ValueError(f"got sample {sample} of a batch of {batch}: give a number below {batch}")
+    return sample % batch
+
+
+class Live(Writer, ABC):
+    """A writer that makes every row at once; its times may be one a sample. `value` is what a form is worth."""
+
+    latest: Form
+
+    @abstractmethod
+    def value(self, form: Form) -> Tensor:
+        """The tensor of a form."""
+
+    @abstractmethod
+    def output(self, z: Form) -> Tensor | None:
+        """The data prediction of a row, where it was called."""
+
+    @abstractmethod
+    def outputs(self, form: str) -> list[Form]:
+        """What the calls so far returned, in order, in data or noise form."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Lets go of all rows but the latest."""
+
+
+class Run(Protocol):
+    """What a driver is handed: process, grid, start, and writers for some of the samples."""
+
+    process: Process
+    grid: Tensor
+    start: Tensor
+    calls: Tensor
+    rounds: int
+
+    def live(self, index: Tensor, z: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Live:
+        """A writer whose start row is z, the states of the samples `index`.
+
+        `known` is the network's output there for the samples of a mask, which then need no call.
+        """
+        ...
+
+    def noise(self, sample: int) -> NoiseSource:
+        """The noise a sample has drawn, in the order in which it was asked for."""
+        ...
+
+    def sizes(self, table: Tableau) -> Live:
+        """A writer for all samples, with the noise of a table's intervals in order."""
+        ...
+
+
+class Driver(ABC):
+    """Runs one method whose coefficients depend on the run.
+
+    - `kinds`: the kinds of process its mathematics covers; `reason` says why not the others.
+    - `stochastic`: whether it adds noise.
+    - `ends`: singular ends it accepts, out of "alpha=0" (start) and "sigma=0" (end).
+    - `own_times`: whether it chooses its times (then it is given the two ends of a grid only).
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ALL_KINDS
+    reason: ClassVar[str] = ""
+    own_times: ClassVar[bool] = True
+
+    @property
+    def order(self) -> int:
+        """The global order of its accepted steps."""
+        return 0
+
+    @property
+    def stochastic(self) -> bool:
+        return False
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return ("sigma=0",)
+
+    @abstractmethod
+    def drive(self, run: Run) -> Outcome:
+        """Takes the start down to the end of the grid."""
+
+    @abstractmethod
+    def limited(self, calls: int) -> Driver:
+        """The same driver that stops after so many network calls."""
+
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        """Network calls of `steps` grid intervals, for a driver that is given its grid."""
+        raise NotImplementedError
+
+    def check(self, process: Process, grid: Tensor) -> None:
+        """Refuses processes and ends it has no formula for."""
+        label = type(self).__name__
+        if process.kind not in self.kinds:
+            raise ValueError(
+                f"got {type(process).__name__} ({process.kind}) for {label}, which covers {', '.join(self.kinds)} "
+                f"processes ({self.reason}): use rk45"
+            )
+        for place, end, lam in ((0, "alpha=0", -torch.inf), (-1, "sigma=0", torch.inf)):
+            if process.log_snr(float(grid[place])) == lam and end not in self.ends:
+                raise ValueError(
+                    f"got a grid with an end at t = {float(grid[place]):g}, where {end.replace('=', ' = ')}, for "
+                    f"{label}, which is singular there: move this end inside or use rk45"
+                )
+
+    def tabulate(self, process: Process, grid: Tensor) -> NoReturn:  # noqa: ARG002
+        """Refused: there is no table before the run."""
+        raise ValueError(
+            f"got {type(self).__name__}, a driver, which chooses its steps while it runs and has no table before: "
+            "run it with sample or solve, whose outcome has a table for each sample"
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Class and options, as JSON."""
+        return Solver.config(self)  # type: ignore[arg-type] - a frozen dataclass as a solver is

@@ -1,0 +1,298 @@
+r"""The adaptive drivers by name: Dormand-Prince 5(4), DPM-Solver 12 and 23, and Gotta Go Fast's stochastic Heun."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.process.base import Time
+from fewstep.process.clock import clock
+from fewstep.process.operator import Coefficient, cholesky, inverse, transpose
+from fewstep.solver.adaptive import Adaptive, Control
+from fewstep.solver.base import Solver
+from fewstep.solver.driver import Live, Run
+from fewstep.solver.exponential import first_order
+from fewstep.solver.runge_kutta import METHODS, RungeKutta, slope, stages
+from fewstep.solver.singlestep import Singlestep, inside, singlestep
+from fewstep.tableau.form import Form
+from fewstep.tableau.writer import Writer
+
+__all__ = ["DPMAdaptive", "GottaGoFast", "RK45", "StochasticHeun"]
+
+_METHOD = METHODS["dormand-prince5"]
+# b of order 5 minus b of order 4, the last for the slope at the new state
+_DEFECT = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RK45(Adaptive):
+    r"""Dormand-Prince 5(4) on the probability-flow ODE, adaptive: each sample has its own steps.
+
+    $$ \delta = \mathrm{atol} + \mathrm{rtol} \max(|z|, |z_{new}|), \qquad
+       h \leftarrow h\, \mathrm{clip}(0.9 E^{-1/5}, 0.2, 10) $$
+
+    Deterministic, order 5, six calls a tried step (the last one is the first of the next), two to begin with. The first
+    step is Hairer's rule, as in scipy, with which norm="batch" reproduces scipy's RK45 and so score_sde's ODE
+    sampler; form and clock as in `RungeKutta`. Where we differ: the norm is each sample's own.
+
+    References: Dormand, Prince, A family of embedded Runge-Kutta formulae, 1980,
+    https://doi.org/10.1016/0771-050X(80)90013-3; Hairer, Norsett, Wanner, Solving ordinary differential equations I,
+    section II.4; Song et al. 2021, https://arxiv.org/abs/2011.13456 for its use.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    form: str = "state"
+    clock: str = "t"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.solver  # refuses an unknown form or clock
+
+    @property
+    def solver(self) -> Solver:
+        return RungeKutta(method="dormand-prince5", form=self.form, clock=self.clock)
+
+    @property
+    def control(self) -> Control:
+        return Control((0.2, 0.0, 0.0), low=0.2, high=10.0, wait=True)
+
+    @property
+    def cost(self) -> int:
+        return 6
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return tuple({*self.solver.ends, "sigma=0"})
+
+    @property
+    def steps_in(self) -> str:
+        return self.clock
+
+    def attempt(self, w: Live, t: Tensor, s: Tensor) -> tuple[Form, Form]:
+        u = clock(self.clock)
+        high, slopes = stages(w, _METHOD, self.form, u, w.start, t, s)
+        slopes.append(slope(w, self.form, u, high, s))
+        step = u.of(w.process, s) - u.of(w.process, t)
+        low = high
+        for weight, k in zip(_DEFECT, slopes, strict=True):
+            low = low - (self._frame(w, s) * (weight * step)) * k
+        return high, low
+
+    def tolerance(self, z: Tensor, before: Tensor, high: Tensor, low: Tensor) -> Tensor:  # noqa: ARG002
+        return self.atol + self.rtol * torch.maximum(z.abs(), high.abs())
+
+    def first(self, run: Run, end: float) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Hairer's rule: a small Euler step shows how fast the slope changes."""
+        u, p, n = clock(self.clock), run.process, len(run.start)
+        t, every = torch.full((n,), float(run.grid[0]), dtype=torch.float64), torch.arange(n)
+        here = u.of(p, t)
+        room = (u.of(p, torch.tensor(end, dtype=torch.float64)) - here)[0]
+        scale = self.atol + self.rtol * run.start.double().abs()
+        w = run.live(every, run.start)
+        k = slope(w, self.form, u, w.start, t)
+        f0 = w.value(self._frame(w, t) * k).double()
+        d0, d1 = self.norms(run.start.double() / scale), self.norms(f0 / scale)
+        h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=float(room.abs()))
+        place = here + room.sign() * h0
+        s = u.time(p, place)
+        ahead = w.row(self._frame(w, s) * inverse(self._frame(w, t)) * w.start
+                      + (self._frame(w, s) * (room.sign() * h0)) * k, s)  # fmt: skip
+        f1 = w.value(self._frame(w, s) * slope(w, self.form, u, ahead, s)).double()
+        d2 = self.norms((f1 - f0) / scale) / h0
+        flat = (d1 <= 1e-15) & (d2 <= 1e-15)
+        h1 = torch.where(flat, (h0 * 1e-3).clamp(min=1e-6), (0.01 / torch.maximum(d1, d2)) ** 0.2)
+        h = torch.minimum(100 * h0, h1).clamp(max=float(room.abs()))
+        known = w.output(w.start)
+        assert known is not None
+        return torch.where(h.isfinite(), h, 1e-6), (known, torch.ones(n, dtype=torch.bool))
+
+    def _frame(self, w: Live, t: Tensor) -> Coefficient:
+        return 1.0 if self.form == "state" else w.process.Psi(t) if self.form == "noise" else w.process.R(t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMAdaptive(Adaptive):
+    r"""DPM-Solver-12 (points=2) and -23 (points=3), adaptive in log-SNR: each sample has its own steps.
+
+    $$ \delta = \max(\mathrm{atol}, \mathrm{rtol} \max(|z_{low}|, |z_{low}^{before}|)), \qquad
+       h \leftarrow \theta h E^{-1/q} $$
+
+    The higher formula is `Singlestep(points=q)`, the lower one DPM-Solver-1, or -2 with r_1 = 1/3, on the same calls.
+    Deterministic, order q, q calls a tried step (a rejected one keeps its first). `pid` = (P, I, D) takes k-diffusion's
+    controller, a limited product of powers of the last three errors, instead of the paper's. Where we differ: the
+    paper's code takes the largest error of the batch (norm="largest") and k-diffusion the norm of the whole batch
+    (norm="batch"), and the formulas are those of every linear process.
+
+    References: Lu et al. 2022a, appendix C and Algorithms 1 and 2, https://arxiv.org/abs/2206.00927;
+    https://github.com/LuChengTHU/dpm-solver; https://github.com/crowsonkb/k-diffusion for the controller.
+
+    Args:
+        points: 2 for DPM-Solver-12, 3 for -23.
+        form: "noise" (DPM-Solver) or "data" (DPM-Solver++).
+        first_step: in log-SNR.
+        theta: safety factor.
+        pid: None, or the coefficients (P, I, D).
+    """
+
+    rtol: float = 0.05
+    atol: float = 0.0078
+    points: int = 3
+    form: str = "noise"
+    first_step: float = 0.05
+    theta: float = 0.9
+    pid: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.points not in (2, 3):
+            raise ValueError(f"got points={self.points}: choose 2 (DPM-Solver-12) or 3 (DPM-Solver-23)")
+        if not self.first_step > 0 or not 0 < self.theta <= 1:
+            raise ValueError(f"got first_step={self.first_step}, theta={self.theta}: give a step > 0, theta in (0, 1]")
+        _ = self.solver
+
+    @property
+    def solver(self) -> Solver:
+        return Singlestep(points=self.points, form=self.form)
+
+    @property
+    def control(self) -> Control:
+        if self.pid is None:
+            return Control((1 / self.points, 0.0, 0.0), safety=self.theta)
+        p, i, d = (x / self.points for x in self.pid)
+        return Control((p + i + d, -(p + 2 * d), d), safety=1.0, smooth=True)
+
+    @property
+    def cost(self) -> int:
+        return self.points - 1
+
+    @property
+    def steps_in(self) -> str:
+        return "log-snr"
+
+    def attempt(self, w: Live, t: Tensor, s: Tensor) -> tuple[Form, Form]:
+        high = singlestep(w, w.start, inside(w, t, s, self.points, "log-snr"), self.form, "midpoint")
+        y = w.outputs(self.form)
+        carry, whole = first_order(w.process, self.form, t, s)
+        low = carry * w.start + whole * y[0]
+        if self.points == 3:
+            low = low + (1.5 * whole) * (y[1] - y[0])  # 1/(2 r_1) with r_1 = 1/3
+        return high, low
+
+    def tolerance(self, z: Tensor, before: Tensor, high: Tensor, low: Tensor) -> Tensor:  # noqa: ARG002
+        return (self.rtol * torch.maximum(low.abs(), before.abs())).clamp(min=self.atol)
+
+    def first(self, run: Run, end: float) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:  # noqa: ARG002
+        return torch.full((len(run.start),), self.first_step, dtype=torch.float64), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticHeun(Solver):
+    r"""Improved Euler (stochastic Heun) on the reverse SDE: the fixed-step form of Gotta Go Fast.
+
+    $$ K_1 = -h f(z, t) + \sqrt{h}\, G_t \xi, \quad K_2 = -h f(z + K_1, s) + \sqrt{h}\, G_s \xi, \quad
+       z_s = z + \tfrac12 (K_1 + K_2) $$
+
+    with f = F z + G G^T Sigma^-1 (z - M D) and h = t - s. Stochastic, two calls a step, weak order 1 (the mean part is
+    Heun's). A step to sigma = 0 takes the mean at the data prediction, with one call. A point mass is carried up to a
+    residual.
+
+    References: Jolicoeur-Martineau et al. 2021, Gotta go fast when generating data with score-based models,
+    https://arxiv.org/abs/2105.14080.
+    """
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    @property
+    def point_mass(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return ("sigma=0",)
+
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        return 2 * steps - to_zero
+
+    def write(self, w: Writer) -> None:
+        z = w.start
+        for t, s in w.steps:
+            if w.process.log_snr(s) == math.inf:
+                carry, whole = first_order(w.process, "data", t, s)
+                z = w.row(carry * z + whole * w.call(z, t), s)
+            else:
+                z = improved_euler(w, z, t, s)[0]
+
+
+def improved_euler(w: Writer, z: Form, t: Time, s: Time) -> tuple[Form, Form]:
+    """The row of a step and the row of Euler-Maruyama inside it."""
+    h, xi = t - s, w.noise(t, s)
+    root = h.sqrt() if isinstance(h, Tensor) else math.sqrt(h)
+    euler = w.row(z + _increment(w, z, t, h, root, xi), s)
+    return w.row(0.5 * z + 0.5 * euler + 0.5 * _increment(w, euler, s, h, root, xi), s), euler
+
+
+def _increment(w: Writer, z: Form, t: Time, h: Time, root: Time, xi: Form) -> Form:
+    """-h f(z, t) + sqrt(h) G_t xi."""
+    p = w.process
+    gg, r_inv = p.GG(t), inverse(p.R(t))
+    pull = gg * transpose(r_inv) * r_inv
+    drift = (p.F(t) + pull) * z - (pull * p.M(t)) * w.call(z, t)
+    return -1.0 * h * drift + (root * cholesky(gg)) * xi
+
+
+@dataclass(frozen=True, kw_only=True)
+class GottaGoFast(Adaptive):
+    r"""Gotta Go Fast: adaptive steps of the reverse SDE, Euler-Maruyama against improved Euler, each sample alone.
+
+    $$ \delta = \max(\mathrm{atol}, \mathrm{rtol} \max(|z + K_1|, |z^{before} + K_1^{before}|)), \qquad
+       h \leftarrow \theta h E^{-r} $$
+
+    Stochastic, two calls a tried step (one after a rejected one); the step is `StochasticHeun`'s. Where we differ: the
+    noise is the increment of the sample's Brownian path, so a step that is rejected and tried again shorter stays
+    on the same path, where the authors draw anew and so prefer small noise.
+
+    References: Jolicoeur-Martineau et al. 2021, Algorithm 1, https://arxiv.org/abs/2105.14080;
+    https://github.com/AlexiaJM/score_sde_fast_sampling.
+
+    Args:
+        first_step: in t, as a share of the time range.
+        theta, r: safety factor and exponent.
+    """
+
+    rtol: float = 0.02
+    atol: float = 0.0078
+    first_step: float = 0.01
+    theta: float = 0.9
+    r: float = 0.9
+
+    @property
+    def solver(self) -> Solver:
+        return StochasticHeun()
+
+    @property
+    def control(self) -> Control:
+        return Control((self.r, 0.0, 0.0), safety=self.theta)
+
+    @property
+    def cost(self) -> int:
+        return 1
+
+    def attempt(self, w: Live, t: Tensor, s: Tensor) -> tuple[Form, Form]:
+        return improved_euler(w, w.start, t, s)
+
+    def tolerance(self, z: Tensor, before: Tensor, high: Tensor, low: Tensor) -> Tensor:  # noqa: ARG002
+        return (self.rtol * torch.maximum(low.abs(), before.abs())).clamp(min=self.atol)
+
+    def first(self, run: Run, end: float) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        step = self.first_step * (float(run.grid[0]) - end)
+        return torch.full((len(run.start),), step, dtype=torch.float64), None

@@ -1,0 +1,212 @@
+r"""Other first and last steps for any solver, as options of one wrapper.
+
+- Analytic first step: at the start the state is almost noise alone, so the first call is left out and answered by the
+  best prediction for Gaussian data N(0, std^2),
+
+$$ D = (1 + \mathrm{std}^2 M^T \Sigma^{-1} M)^{-1} \mathrm{std}^2 M^T \Sigma^{-1} z, \qquad
+   \epsilon = R^{-1} (z - M D) $$
+
+  which is eps = R^-1 z for std = 0. A table with it differs from the solver's in coefficients only.
+- Order-preserving start: a multistep solver of p predictions begins with fewer, and its order is that of its beginning.
+  Its first p - 2 steps are taken by a singlestep method of one order less instead, whose local error is small enough.
+- Lower order at the end: the last step is of first order (or a ramp down to it, where the solver has one), which
+  forgives predictions that change fast near data.
+
+The last step to zero or to the state is a matter of the grid: `fewstep.to_zero`.
+"""
+
+from __future__ import annotations
+
+import math
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fewstep.process.operator import inverse, transpose
+from fewstep.solver.base import Moments, Solver
+from fewstep.solver.dpm import DPMMultistep
+from fewstep.solver.exponential import Multistep, first_order
+from fewstep.solver.singlestep import inside, singlestep
+from fewstep.solver.unipc import UniPC
+from fewstep.tableau.form import Form
+from fewstep.tableau.writer import Writer
+
+__all__ = ["FirstLast"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstLast(Solver):
+    r"""A solver with another first or last step.
+
+    Order: 1 with the analytic first step (its miss is one step's), with an order-preserving start what the solver's
+    predictions allow, up to 4; else the solver's, and at most 2 with a lower order at the end.
+    Calls: the solver's, less one for the analytic first step, more by p - 2 singlestep steps for the start.
+
+    References: analytic first step: Dockhorn, Vahdat, Kreis, GENIE: higher-order denoising diffusion solvers, 2022,
+    https://arxiv.org/abs/2210.05475, who take eps = z on VP, where R is 1 at the start.
+
+    Args:
+        solver: the solver, or its name.
+        first: "own"; "analytic"; or "order", for `Multistep`, `DPMMultistep` and `UniPC`.
+        last: "own" or "lower".
+        std: the deviation of the data that the analytic first step assumes, 0 for one point at the origin.
+    """
+
+    solver: Solver | str
+    first: str = "own"
+    last: str = "own"
+    std: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.solver, str):
+            from fewstep.solver import TABLES
+            from fewstep.words import pick
+
+            object.__setattr__(self, "solver", pick(TABLES, self.solver, "solver")())
+        if self.first not in ("own", "analytic", "order"):
+            raise ValueError(f"got first={self.first!r}: choose own, analytic or order")
+        if self.last not in ("own", "lower"):
+            raise ValueError(f"got last={self.last!r}: choose own or lower")
+        if self.std < 0:
+            raise ValueError(f"got std={self.std}: give a number of at least 0")
+        if self.first == "order" and not isinstance(self._inner, Multistep | DPMMultistep | UniPC):
+            raise ValueError(
+                f"got first='order' for {type(self._inner).__name__}, which has no start of lower order that could be "
+                "replaced: give a Multistep, DPMMultistep or UniPC"
+            )
+        object.__setattr__(self, "kinds", self._inner.kinds)
+        object.__setattr__(self, "reason", self._inner.reason)
+
+    @property
+    def _inner(self) -> Any:
+        """The solver, with its own ramp at the end where it has one and a lower order is wanted there."""
+        ramps = self.last == "lower" and hasattr(self.solver, "final_ramp")
+        return replace(self.solver, final_ramp=True) if ramps else self.solver  # type: ignore[type-var]
+
+    @property
+    def _cut(self) -> bool:
+        """Whether the last step is taken here."""
+        return self.last == "lower" and not hasattr(self.solver, "final_ramp")
+
+    @property
+    def _start(self) -> tuple[int, int]:
+        """How many steps the start has, and the order of each."""
+        if self.first != "order":
+            return 0, 1
+        s = self._inner
+        return max(0, s.points - 2), min(3, s.points - 1 + getattr(s, "corrector", False))
+
+    @property
+    def order(self) -> int:
+        s = self._inner
+        if self.first == "analytic":
+            return min(1, s.order)
+        found = s.order
+        if self.first == "order" and not (isinstance(s, DPMMultistep) and not s.corrected):
+            found = min(4, s.points + getattr(s, "corrector", False))
+        return min(found, 2) if self.last == "lower" or getattr(s, "final_ramp", None) else found
+
+    @property
+    def stochastic(self) -> bool:
+        return self._inner.stochastic
+
+    @property
+    def point_mass(self) -> tuple[str, ...]:
+        return () if self.first == "analytic" else self._inner.point_mass
+
+    @property
+    def moments(self) -> Moments | None:
+        return None if self.first == "analytic" else self._inner.moments
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return self._inner.heads
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return tuple(e for e in self._inner.ends if e == "sigma=0" or not self._start[0])
+
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        """A run of one call keeps it."""
+        own = self._own_calls(steps, to_zero=to_zero)
+        return own - (self.first == "analytic" and own > 1)
+
+    def _own_calls(self, steps: int, *, to_zero: bool) -> int:
+        """The calls when the first one is made."""
+        (count, order), s = self._start, self._inner
+        if self._cut:
+            return 1 + (s.calls(steps - 1, to_zero=False) if steps > 1 else 0)
+        return s.calls(steps, to_zero=to_zero) + min(count, steps - to_zero) * (order - 1)
+
+    def write(self, w: Writer) -> None:
+        if self.first == "analytic" and self.heads:
+            raise ValueError(f"got first='analytic' for a solver that reads {', '.join(self.heads)}: give first='own'")
+        to_zero = w.process.log_snr(w.times[-1]) == math.inf
+        saves = self.first == "analytic" and self._own_calls(len(w.steps), to_zero=to_zero) > 1
+        inner = _Analytic(w, self.std) if saves else _Start(w, self._inner, *self._start)
+        if not self._cut:
+            self._inner.write(inner)
+            inner.finish()
+            return
+        inner.times, inner.steps, inner.grid = w.times[:-1], w.steps[:-1], w.grid[:-1]
+        if inner.steps:
+            self._inner.write(inner)
+        t, s = w.steps[-1]
+        form = getattr(self._inner, "form", "data")
+        form = form if form in ("data", "noise") else "data"
+        z, d = inner.last, inner.call(inner.last, t)
+        carry, whole = first_order(w.process, form, t, s)
+        w.row(carry * z + whole * (d if form == "data" else inner.eps(z)), s)
+        inner.finish()
+
+
+class _Analytic(Writer):
+    """Writes into another writer's rows; the call at the start is answered by a linear form of the start."""
+
+    def __init__(self, w: Writer, std: float) -> None:
+        self.__dict__.update(copy(w).__dict__)
+        p, t = w.process, w.times[0]
+        self._data, self._eps = Form({}), inverse(p.R(t)) * self.start
+        if std:
+            matched = std**2 * (transpose(p.M(t)) * inverse(p.Sigma(t)))
+            self._data = (inverse(1.0 + matched * p.M(t)) * matched) * self.start
+            self._eps = self._eps - (inverse(p.R(t)) * p.M(t)) * self._data
+
+        self._used = False
+
+    def call(self, z: Form, at: float) -> Form:
+        self._used = self._used or z == self.start
+        return self._data if z == self.start else super().call(z, at)
+
+    def eps(self, z: Form) -> Form:
+        return self._eps if z == self.start else super().eps(z)
+
+    def finish(self) -> None:
+        """Refuses a solver that does not begin with a call at the start."""
+        if not self._used:
+            raise ValueError(
+                "got first='analytic' for a solver that adds noise before its first call: give first='own'"
+            )
+
+
+class _Start(Writer):
+    """Writes into another writer's rows; the rows at the first times of the grid are made by singlestep."""
+
+    def __init__(self, w: Writer, solver: Any, count: int, order: int) -> None:
+        self.__dict__.update(copy(w).__dict__)
+        self._plain, self._solver, self._order, self._made = w, solver, order, 0
+        to_zero = w.process.log_snr(w.times[-1]) == math.inf
+        self._count = min(count, len(w.steps) - to_zero)
+
+    def finish(self) -> None:
+        """Nothing to refuse."""
+
+    def row(self, form: Form, t: float) -> Form:
+        if self._made < self._count and t == self.times[self._made + 1]:
+            clock = getattr(self._solver, "clock", "log-snr")
+            times = inside(self, self.times[self._made], t, self._order, clock)
+            self._made += 1
+            return singlestep(self._plain, self.last, times, self._solver.form, "midpoint", clock)
+        if self._made and t == self.times[self._made]:
+            return self.last  # a corrector of a row that is of that order already
+        return super().row(form, t)

@@ -1,0 +1,121 @@
+r"""Quasi-Taylor samplers: Taylor steps in time whose derivatives assume that the data is a single point.
+
+For a point mass eps is constant along the probability-flow ODE ("ideal derivatives"), so that the step from t to s is
+z_s = P(s) z + (R_s - P(s) R_t) eps with P = Psi_s Psi_t^-1: DDIM, or gDDIM in one step. Quasi-Taylor keeps the terms of
+its Taylor polynomial in s - t up to a degree p,
+
+$$ z_s = \sum_{k \le p} \frac{(s - t)^k}{k!} \left[ P^{(k)}(t)\, z_t + (R_s - P R_t)^{(k)}(t)\, \epsilon \right] $$
+
+and needs no Jacobian of the network. The stochastic kind does so with the three coefficients of the ancestral step.
+
+Reference: Tachibana, Go, Inahara, Katayama, Watanabe, Quasi-Taylor samplers for diffusion generative models based on
+ideal derivatives, 2021, https://arxiv.org/abs/2112.13339. Where we differ: the derivatives are taken of the process's
+own coefficients, on any linear process, instead of being spelled out for one in beta and its rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fewstep.process.base import Process
+from fewstep.process.operator import Coefficient, cholesky, is_zero
+from fewstep.solver.ancestral import posterior
+from fewstep.solver.base import Solver
+from fewstep.tableau.writer import Writer
+
+__all__ = ["QuasiTaylor", "StochasticQuasiTaylor"]
+
+_NODES = 10  # Chebyshev points behind t of which the derivatives are made
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuasiTaylor(Solver):
+    """Quasi-Taylor of a degree 1 to 3; one call a step, no state kept.
+
+    Order 1 on data that is more than a point, whatever the degree (weak order 1 with noise); on a point mass the
+    residual of a step is of order degree + 1. Refuses a start at alpha = 0 and an end at sigma = 0, about which its
+    coefficients have no Taylor series.
+
+    Args:
+        degree: of the polynomial in time, 1 to 3; 1 is Euler.
+    """
+
+    noise: ClassVar[bool] = False
+
+    degree: int = 2
+
+    def __post_init__(self) -> None:
+        if self.degree not in (1, 2, 3):
+            raise ValueError(f"got degree={self.degree}: give 1, 2 or 3")
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        return self.noise
+
+    @property
+    def point_mass(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return ()
+
+    def write(self, w: Writer) -> None:
+        z, p = w.start, w.process
+        for t, s in w.steps:
+            w.call(z, t)
+            r = p.R(t)
+
+            def along(u: float, t: float = t, r: Coefficient = r) -> tuple[Coefficient, Coefficient, Coefficient]:
+                carry = p.transition(u, t)
+                if not self.noise:
+                    return carry, p.R(u) - carry * r, 0.0 * carry
+                gain, covariance = posterior(p, t, u)
+                return carry, (gain - carry) * r, covariance
+
+            a, b, covariance = taylor(p, along, t, s, self.degree)
+            form = a * z + b * w.eps(z)
+            if self.noise and s != w.times[-1] and not is_zero(covariance):
+                form = form + cholesky(covariance) * w.noise(t, s)
+            z = w.row(form, s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticQuasiTaylor(QuasiTaylor):
+    """Quasi-Taylor of the ancestral step: mean and covariance each expanded up to the degree; 1 is Euler-Maruyama.
+
+    Not on blocks: position noise begins at the third power of the step, and a covariance cut off before is none.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("scalar", "diagonal")
+    reason: ClassVar[str] = "a block covariance cut off at a degree is no covariance"
+    noise: ClassVar[bool] = True
+
+
+def taylor(
+    process: Process, f: Callable[[float], tuple[Coefficient, ...]], t: float, s: float, degree: int
+) -> tuple[Coefficient, ...]:
+    """The Taylor polynomials at t, of a degree, of coefficients that are functions of time, at s.
+
+    The derivatives are those of the polynomial through Chebyshev points on a stretch below t, short against the
+    distance to the ends of the process's domain, in which the coefficients are analytic.
+    """
+    reach = 0.1 * min(t - process.domain[0], 1.0)
+    x = 0.5 * (np.cos(math.pi * (np.arange(_NODES) + 0.5) / _NODES) - 1)  # in (-1, 0), in units of reach
+    values = [f(t + reach * float(node)) for node in x]
+    to_monomials = np.linalg.inv(np.vander(x, increasing=True))
+    weights = ((s - t) / reach) ** np.arange(degree + 1) @ to_monomials[: degree + 1]
+    return tuple(
+        sum((float(weight) * value[i] for weight, value in zip(weights[1:], values[1:], strict=True)),
+            start=float(weights[0]) * values[0][i])
+        for i in range(len(values[0]))
+    )  # fmt: skip

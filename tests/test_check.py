@@ -1,0 +1,253 @@
+"""The instrument's own doors: what it takes, prints, writes and exits with; a driver's verdicts; the matrix."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep.check import Report, Verdict, matrix
+from fewstep.cli import main
+from fewstep.solver import DDIM, DRIVERS, RK45
+from fewstep.solver.driver import Driver
+
+USER = '''
+from dataclasses import dataclass
+from fewstep.solver import DDIM
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(DDIM):
+    """A user's own."""
+
+class Boast(DDIM):
+    """DDIM that claims order 2."""
+
+    @property
+    def order(self):
+        return 2
+
+instance = Mine()
+number = 3
+'''
+
+
+@pytest.fixture
+def user(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(USER)
+    return path
+
+
+def test_a_report_is_read_by_name():
+    report = fs.check.solver("ddim", ["vp", "cld"], only=["order", "moments"])
+    assert report.ok
+    assert report.processes == ("vp", "cld")
+    assert report["order"].process == "vp"
+    assert report["order", "cld"].measured > 0.75
+    assert report["order"].claimed == 1
+    assert report["moments"].status == "skip"
+    assert ("order", "ve") not in report
+    with pytest.raises(KeyError):
+        report["ordre"]
+
+
+def test_the_sheet_says_everything():
+    text = str(fs.check.solver("ddim", "vp", only=["order", "strong-order"]))
+    assert text.startswith("ddim on vp")
+    assert "ok  order" in text
+    assert "it adds no noise" in text
+    assert text.endswith("1 passed, 0 failed, 1 do not apply")
+
+
+def test_json_has_every_verdict_and_words_for_infinity():
+    v = Verdict(name="order", process="vp", status="fail", measured=float("inf"), sentence="s")
+    data = json.loads(Report("x", (v,)).to_json())
+    assert data == {
+        "solver": "x",
+        "ok": False,
+        "verdicts": [
+            {"name": "order", "process": "vp", "status": "fail", "measured": "inf", "claimed": None, "sentence": "s"}
+        ],
+    }
+
+
+@pytest.mark.parametrize("subject", ["ddim", DDIM, DDIM(), lambda: DDIM(eta=0.0)])
+def test_what_it_takes(subject):
+    assert fs.check.solver(subject, fs.VP(), only=["repeat"]).ok
+
+
+@pytest.mark.parametrize("name", ["Mine", "instance"])
+def test_it_takes_a_file_and_an_object(user, name):
+    report = fs.check.solver(f"{user}:{name}", "vp", only=["order", "calls"])
+    assert report.ok
+    assert report.solver.endswith(name)
+
+
+def test_it_takes_a_module_and_an_object():
+    assert fs.check.solver("fewstep.solver.ancestral:DDIM", "vp", only=["repeat"]).ok
+
+
+@pytest.mark.parametrize(
+    ("subject", "words"),
+    [
+        ("unipcc-3", "did you mean unipc-3"),
+        ("nowhere.py:Mine", "there is no file"),
+        ("no.such.module:Mine", "give a module"),
+        ("fewstep.solver:Nobody", "has no Nobody"),
+        (":Mine", "write path/to/file.py:object"),
+        (3, "got a int to check"),
+    ],
+)
+def test_what_it_refuses(subject, words):
+    with pytest.raises(ValueError, match=words):
+        fs.check.solver(subject, "vp")
+
+
+def test_an_unknown_verdict_is_refused():
+    with pytest.raises(ValueError, match="did you mean order"):
+        fs.check.solver("ddim", "vp", only=["oder"])
+
+
+def test_a_solver_that_raises_is_a_finding():
+    class Raises(DDIM):
+        def write(self, w):
+            raise RuntimeError("boom")
+
+    report = fs.check.solver(Raises(), "vp", only=["order"])
+    assert not report.ok
+    assert "boom" in report["order"].sentence
+
+
+def test_thorough_runs_every_number_of_steps():
+    verdict = fs.check.solver("ddim", "vp", only=["finite"], thorough=True)["finite"]
+    assert verdict.status == "pass"
+    assert "1 to 64" in verdict.sentence
+
+
+# ---- the command
+
+
+def test_the_command_prints_the_sheet_and_writes_json(tmp_path, capsys):
+    path = tmp_path / "report.json"
+    assert main(["check", "ddim", "--process", "vp", "--only", "order", "--only", "calls", "--json", str(path)]) == 0
+    assert "ddim on vp" in capsys.readouterr().out
+    assert json.loads(path.read_text())["ok"] is True
+
+
+def test_the_command_fails_on_a_promise_that_is_not_kept(user, capsys):
+    assert main(["check", f"{user}:Boast", "--process", "vp", "--only", "order"]) == 1
+    out, err = capsys.readouterr()
+    assert "FAIL  order" in out
+    assert "1 promise" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "got no solver"),
+        (["ddim", "--all"], "give one"),
+        (["unipcc-3"], "did you mean unipc-3"),
+        (["ddim", "--process", "pv"], "did you mean"),
+        (["ddim", "heun", "--option", "eta=0.5"], "one solver"),
+        (["ddim", "--only", "oder"], "did you mean order"),
+    ],
+)
+def test_the_command_says_what_is_wrong(argv, words, capsys):
+    assert main(["check", *argv]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_option_is_set(capsys):
+    assert main(["check", "ddim", "--option", "eta=0.5", "--process", "vp", "--only", "order"]) == 0
+    assert "weak-order" in capsys.readouterr().out
+
+
+# ---- the matrix
+
+
+def test_the_matrix_has_no_empty_cell():
+    reports = [
+        fs.check.solver(n, ["vp", "cld"], only=["order", "error-10"]) for n in ("ddim", "dpmpp-2m", "ddpm", "edm-sde")
+    ]
+    text = matrix.markdown(reports)
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) == 4
+    assert all(cell.strip() for row in rows for cell in row.strip("|").split("|"))
+    assert "| [1] |" in rows[1]  # the reason that dpmpp-2m gives for CLD
+    assert f"1. {fs.DPMMultistep.reason}" in text
+    assert " w |" in rows[2]
+    assert "None." in text
+
+
+def test_the_matrix_shows_what_is_red():
+    v = Verdict(name="order", process="vp", status="fail", measured=0.9, claimed=2.0, sentence="too slow")
+    text = matrix.markdown([Report("bad", (v,))])
+    assert "**order**" in text
+    assert "- `bad` on vp, order: too slow" in text
+
+
+def test_a_run_over_the_matrix_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    store, done = matrix.Store(tmp_path), []
+    measured = matrix.solver
+    monkeypatch.setattr(matrix, "solver", lambda *a, **k: (done.append(a), measured(*a, **k))[1])
+    first = matrix.report("ddim", ["vp", "cld"], store, only=["order", "repeat"])
+    again = matrix.report("ddim", ["vp", "cld"], store, only=["order", "repeat"])
+    assert len(done) == 2
+    assert again == first
+    matrix.report("ddim", ["vp"], replace(store, fresh=True), only=["order"])
+    assert len(done) == 3
+
+
+# ---- drivers
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+@pytest.mark.parametrize("process", ["vp", "flow", "cld", pytest.param("blurring", marks=pytest.mark.slow)])
+def test_every_driver_keeps_its_promises(name, process):
+    report = fs.check.solver(name, process)
+    assert report.ok, f"\n{report}"
+    assert all(v.sentence for v in report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selfish(RK45):
+    """Takes its steps by the error of the whole batch."""
+
+    norm: str = "batch"
+
+
+class Miscounts(RK45):
+    """Says one call less for each sample."""
+
+    def drive(self, run):
+        found = super().drive(run)
+        return replace(found, calls=found.calls - 1)
+
+
+class Careless(RK45):
+    """Ends where it may not, and says that it reached the end."""
+
+    def drive(self, run):
+        found = super().drive(run)
+        return replace(found, status=("reached the end",) * len(found.status))
+
+
+class Undecided(RK45):
+    """Another state each time."""
+
+    def drive(self, run):
+        found = super().drive(run)
+        return replace(found, state=found.state + 1e-13 * torch.rand_like(found.state))
+
+
+@pytest.mark.parametrize(
+    ("driver", "red"),
+    [(Selfish(), "batch"), (Miscounts(), "calls"), (Careless(), "outcome"), (Undecided(), "repeat")],
+    ids=lambda x: type(x).__name__ if isinstance(x, Driver) else x,
+)
+def test_a_broken_driver_is_rejected_by_name(driver, red):
+    report = fs.check.solver(driver, "vp", only=["calls", "outcome", "repeat", "batch", "replay"])
+    assert [v.name for v in report.failures] == [red], f"\n{report}"

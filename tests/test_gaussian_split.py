@@ -1,0 +1,131 @@
+"""The Gaussian split: what it is in special cases, what it carries exactly, and how it compares on mixtures."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import fewstep as fs
+import oracle
+from fewstep.process import PROCESSES
+from fewstep.process.operator import Block, apply, inverse, magnitude, transpose
+from fewstep.solver import GaussianSplit, Multistep
+from fewstep.solver.gaussian_split import Widened
+from fewstep.tableau.check import gaussian
+from oracle import numbers
+from test_equivalences import assert_same
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("corrector", [False, True])
+@pytest.mark.parametrize("process", PROCESSES)
+def test_without_width_it_is_the_data_form(process, corrector):
+    p = oracle.process(process)
+    g = oracle.grid(p, 5)
+    ours = GaussianSplit(points=3, std=0.0, width=math.inf, corrector=float(corrector)).tabulate(p, g)
+    assert_same(ours, Multistep(points=3, corrector=corrector).tabulate(p, g))
+
+
+def test_with_a_wide_gaussian_one_step_tends_to_an_euler_step_of_the_score():
+    """With std -> infinity the step from t to s is the exact ODE for a score that is constant up to its own decay."""
+    p = fs.EDM()
+    g = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    (row,) = numbers(GaussianSplit(points=1, std=1e4).tabulate(p, g))[-1:]
+    assert row["z", 0] + row["y", 0] == pytest.approx(1.0, abs=1e-6)
+    assert row["z", 0] == pytest.approx(1 - (4 - 1) / 4 / 2, abs=1e-6)  # z - (t^2 - s^2)/2 * (z - D)/t^2
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_data_of_its_own_width_is_carried_exactly(process, steps):
+    p, std = oracle.process(process), 0.7
+    table = GaussianSplit(std=std).tabulate(p, oracle.grid(p, steps))
+    for row, (m, r, noises) in zip(table.rows, gaussian(table, std), strict=True):
+        exact = p.Sigma(row.t) + std**2 * (p.M(row.t) * transpose(p.M(row.t)))
+        assert magnitude(m - p.M(row.t)) < 1e-12
+        assert magnitude(r * transpose(r) - exact) < 1e-12
+        assert not noises
+
+
+def test_data_of_another_width_is_not():
+    p = fs.VP()
+    table = GaussianSplit(std=0.7).tabulate(p, oracle.grid(p, 3))
+    m, r, _ = gaussian(table, 0.3)[-1]
+    assert abs(r * r - p.Sigma(table.rows[-1].t) - 0.09 * p.M(table.rows[-1].t) ** 2) > 1e-4
+
+
+@pytest.mark.parametrize("process", ["vp", "blurring", "cld"])
+def test_the_mean_behind_a_prediction(process):
+    """A Gaussian's own mean comes back from its data prediction at any state."""
+    p, std, t = oracle.process(process), 0.6, 0.4
+    shape = p.size if isinstance(p, fs.Blurring) else (3,)
+    g = torch.Generator().manual_seed(0)
+    mean = torch.randn(shape, dtype=torch.float64, generator=g)
+    z = torch.randn(4, *p.state_shape(tuple(shape)), dtype=torch.float64, generator=g)
+    d = p.coordinates(fs.Gaussian(p, mean, std)(z, t))
+    a, b = Widened(p, std).mean(t)
+    assert torch.allclose(apply(a, d) - apply(b, z), p.coordinates(mean).expand_as(d), atol=1e-12)
+
+
+def test_the_wider_root_of_blocks_solves_its_equation():
+    """R~' = (F + 1/2 G G^T Sigma~^-1) R~: the carry from t to s against small steps of the equation."""
+    p = fs.CLD()
+    g = torch.tensor([0.4, 0.2], dtype=torch.float64)
+    wide, t = Widened(p, 0.5), 0.4
+    made = numbers(GaussianSplit(points=1, std=0.5).tabulate(p, g))[-1]
+    r = torch.eye(2, dtype=torch.float64)
+    n = 300
+    h = -0.2 / n
+    pull = lambda u: (p.F(u) + 0.5 * (p.GG(u) * inverse(wide.Sigma(u)))).values  # noqa: E731
+    for _ in range(n):
+        middle = r + h / 2 * pull(t) @ r
+        r, t = r + h * pull(t + h / 2) @ middle, t + h
+    a, b = wide.mean(0.4)
+    whole = p.M(0.2) - Block(r) * p.M(0.4)
+    assert magnitude(made["z", 0] - (Block(r) - whole * b)) < 1e-4
+    assert magnitude(made["y", 0] - whole * a) < 1e-4
+
+
+@pytest.mark.parametrize(("process", "grid"), [("flow", "uniform"), ("edm", "karras")])
+def test_singular_ends(process, grid):
+    p = fs.Flow() if process == "flow" else fs.EDM(sigma_min=0.0)
+    mixture = oracle.denoiser(p)
+    x = p.prior(torch.randn(32, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    ends = [fs.sample(mixture, p, solver="gaussian-split", grid=grid, steps=n, x=x) for n in (20, 40, 80)]
+    assert float((ends[2] - ends[1]).norm()) < 0.5 * float((ends[1] - ends[0]).norm()) < 0.05
+
+
+@pytest.mark.parametrize("process", ["vp", "cld"])
+def test_ten_calls_on_a_mixture_of_sharp_parts(process):
+    """Less than half of what the usual solvers miss by, each on the grid it likes; see benchmarks/closed_forms.py."""
+    p = oracle.process(process)
+    g = torch.Generator().manual_seed(0)
+    means = 1.2 * torch.randn(5, 3, dtype=torch.float64, generator=g)
+    mixture = fs.Mixture(p, means, 0.1 + 0.3 * torch.rand(5, dtype=torch.float64, generator=g))
+    x = p.prior(torch.randn(64, *p.state_shape((3,)), dtype=torch.float64, generator=g))
+    exact = fs.sample(mixture, p, solver="multistep-pc-3", grid="logistic", steps=120, x=x)
+
+    def miss(solver: str, grid: str) -> float:
+        z = fs.sample(mixture, p, solver=solver, grid=grid, steps=10, x=x)
+        return float((z - exact).flatten(1).norm(dim=1).median())
+
+    others = [("deis-tab-2", "power"), ("multistep-3", "log-snr"), ("deis-tab-3", "logistic")]
+    assert miss("gaussian-split", "logistic") < 0.5 * min(miss(*pair) for pair in others)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"points": 0}, "got points=0: give at least 1"),
+        ({"std": -1.0}, "got std=-1.0: give a finite number"),
+        ({"std": math.inf}, "got std=inf"),
+        ({"width": 0.0}, "got width=0.0"),
+        ({"corrector": 1.5}, "got corrector=1.5"),
+    ],
+)
+def test_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianSplit(**options)
