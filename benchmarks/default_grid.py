@@ -35,7 +35,8 @@ SOLVERS = {
 
 def process(name: str, size: int) -> fs.Process:
     """A process of that name, at the size of the mixtures."""
-    return fs.Blurring(size=(size, size)) if name == "blurring" else fs.PROCESSES[name]()
+    make = fs.PROCESSES[name]
+    return make(**({"size": (size, size)} if make.kind == "diagonal" else {}))
 
 
 def problems(p: fs.Process, num: int, shape: tuple[int, ...]) -> Iterable[tuple[fs.Mixture, torch.Tensor]]:
@@ -44,8 +45,9 @@ def problems(p: fs.Process, num: int, shape: tuple[int, ...]) -> Iterable[tuple[
         g = torch.Generator().manual_seed(seed)
         means = 0.8 * torch.randn(8, *shape, dtype=torch.float64, generator=g)
         stds = 0.1 + 0.4 * torch.rand(8, dtype=torch.float64, generator=g)
-        noise = (num, *p.state_shape(shape))
-        yield fs.Mixture(p, means, stds), p.prior(torch.randn(noise, dtype=torch.float64, generator=g))
+        mixture = fs.Mixture(p, means, stds)
+        eps = torch.randn(num, *p.state_shape(shape), dtype=torch.float64, generator=g)
+        yield mixture, p.diffuse(mixture.sample(num, g), p.t_max, eps)
 
 
 def study(name: str, num: int, size: int) -> dict[str, dict[str, float]]:

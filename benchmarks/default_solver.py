@@ -55,13 +55,15 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=64)
     parser.add_argument("--calls", type=int, nargs="+", default=[4, 5, 6, 8, 10, 15, 20])
     parser.add_argument("--teacher", type=int, default=100)
+    parser.add_argument("--solvers", nargs="+", choices=list(fs.TABLES), default=list(SOLVERS))
+    parser.add_argument("--grids", nargs="+", choices=list(fs.GRIDS), default=list(GRIDS))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rows, began = [], time.perf_counter()
     for name, (denoiser, process, start) in problems(args.num).items():
         teacher = fs.sample(denoiser, process, solver="multistep-pc-3", grid="log-snr", steps=args.teacher, x=start)
         best: dict[int, tuple[float, str]] = {}
-        for solver, grid, calls in product(SOLVERS, GRIDS, args.calls):
+        for solver, grid, calls in product(args.solvers, args.grids, args.calls):
             x = fs.sample(denoiser, process, solver=solver, grid=grid, steps=calls, x=start)
             rmse = float((x - teacher).square().mean().sqrt())
             rows.append({"problem": name, "solver": solver, "grid": grid, "calls": calls, "rmse": rmse})

@@ -45,14 +45,14 @@ WHEN = {
     "multistep-pc-2": "two predictions and a corrector at no further call",
     "multistep-pc-3": "three predictions and a corrector; reference solutions",
     "deis-tab-1": "DEIS tAB1: noise form, interpolated in t",
-    "deis-tab-2": "DEIS tAB2; the default on blocks and frequencies",
+    "deis-tab-2": "DEIS tAB2",
     "deis-tab-3": "DEIS tAB3",
     "dpmpp-2m": "DPM-Solver++ (2M), as published",
     "dpmpp-3m": "DPM-Solver++ (3M), as in the authors' code (order 2)",
     "dpmpp-3m-corrected": "3M with the factor that the expansion asks for",
     "unipc-1": "UniPC-1",
     "unipc-2": "UniPC-2",
-    "unipc-3": "UniPC-3; the default on scalar processes",
+    "unipc-3": "UniPC-3",
     "unipc-bh1-1": "UniPC-1 with B(h) = h",
     "unipc-bh1-2": "UniPC-2 with B(h) = h; apart from its halves the same as bh2",
     "unipc-bh1-3": "UniPC-3 with B(h) = h",
@@ -105,7 +105,7 @@ WHEN = {
     "euler-maruyama": "the reverse SDE, frozen over a step; the baseline on CLD; hundreds of calls",
     "reverse-diffusion": "score_sde's predictor: the forward step undone; hundreds of calls",
     "annealed-langevin": "NCSN: Langevin steps at each noise level; hundreds of calls",
-    "predictor-corrector-annealed": "reverse diffusion and a Langevin step of fixed size at each time",
+    "predictor-corrector-annealed": "Euler-Maruyama and a Langevin step of fixed size at each time",
     "sscs": "CLD's symmetric splitting",
     "ltsp": "guided sampling: the model by iPNDM-4, then the guidance by Euler, each with calls of its own",
     "stsp": "guided sampling: the model by Heun between half steps of guidance",
@@ -204,7 +204,28 @@ def default_grid() -> str:
     )
 
 
-BLOCKS = {"defaults": defaults, "solvers": solvers, "default-solver": default_solver, "default-grid": default_grid}
+def closed_forms() -> str:
+    """The mixtures of benchmarks/closed_forms.py on which constants were chosen, plain and guided."""
+    found = _latest("closed_forms")
+    if found is None:
+        return "No result of `benchmarks/closed_forms.py` lies in `benchmarks/results`."
+    name, record = found
+    errors: dict[str, list[str]] = {}
+    for key, row in record["tables"]["others"].items():
+        errors.setdefault(key.partition(": ")[2], []).extend(f"{rms:.2g}" for rms, _ in row)
+    calls = [f"{kind}{n}" for kind in ("", "guided, ") for n in record["calls"]]
+    lines = [(*(f"`{part}`" for part in pair.split(" / ")), *row) for pair, row in errors.items()]
+    head = f"{record['date']}, torch {record['torch']}, {record['num']} starts a mixture (`{name}`):\n\n"
+    return head + _markdown(("solver", "grid", *calls), lines)
+
+
+BLOCKS = {
+    "defaults": defaults,
+    "solvers": solvers,
+    "closed-forms": closed_forms,
+    "default-solver": default_solver,
+    "default-grid": default_grid,
+}
 
 
 def fill(text: str) -> str:

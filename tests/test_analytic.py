@@ -133,6 +133,8 @@ def test_the_noise_of_the_last_steps_is_clipped(process):
             assert b == pytest.approx(top)
         else:
             assert max(magnitude(b * b), 0.0) <= top**2 + 1e-12
+    every, more = (Analytic(clip_last=k, clip_pixel=1.0).tabulate(p, grid) for k in (4, 6))
+    assert [row.form for row in every.rows] == [row.form for row in more.rows]
 
 
 # --- variance heads -------------------------------------------------------------------------------------------------

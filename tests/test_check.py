@@ -153,11 +153,21 @@ def test_the_command_fails_on_a_promise_that_is_not_kept(user, capsys):
         (["ddim", "--process", "pv"], "did you mean"),
         (["ddim", "heun", "--option", "eta=0.5"], "one solver"),
         (["ddim", "--only", "oder"], "did you mean order"),
+        (["ddim", "--option", "eat=0.5"], "option of ddim 'eat'"),
+        (["ddim", "--option", "eta=much"], "give a number"),
     ],
 )
 def test_the_command_says_what_is_wrong(argv, words, capsys):
     assert main(["check", *argv]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["class X(", "import no_such_module", "1 / 0"])
+def test_a_file_that_does_not_run_is_named(source, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    assert main(["check", f"{path}:X"]) == 1
+    assert f"{path} does not run (" in capsys.readouterr().err
 
 
 def test_an_option_is_set(capsys):

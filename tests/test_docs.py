@@ -39,6 +39,11 @@ def test_every_solver_has_a_line(tables):
     assert list(tables.WHEN) == list(fs.TABLES)
 
 
+def test_the_map_names_every_solver_once_and_none_that_is_not_there():
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(name for row in rows for name in re.findall(r"`([^`]+)`", row)) == sorted(fs.SOLVERS)
+
+
 def test_the_page_names_the_defaults(tables):
     text = tables.PAGE.read_text(encoding="utf-8")
     for solver in fs.DEFAULT_SOLVERS.values():

@@ -153,6 +153,7 @@ def test_an_impossible_tolerance_stops_with_a_sentence(name, dtype):
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_steps_are_the_most_calls_a_sample_takes(name):
     d, x, ends = problem("vp", 6)
+    assert int(fs.solve(d, d.process, solver=driver(name), grid=ends, x=x, steps=1).calls.max()) <= 1
     needed = fs.solve(d, d.process, solver=driver(name), grid=ends, x=x).calls
     limit = int(needed.min())
     out = fs.solve(d, d.process, solver=driver(name), grid=ends, x=x, steps=limit)
@@ -309,5 +310,8 @@ def test_predictor_corrector_takes_a_budget_and_refuses_what_it_cannot():
     with pytest.raises(ValueError, match="a driver"):
         fs.tabulate("predictor-corrector", d.process)
     cld = oracle.process("cld")
+    for predictor in (fs.Multistep(), fs.HeunPP(), fs.LearnedVariance(), fs.UniC()):
+        with pytest.raises(ValueError, match="steps from its state alone"):
+            fs.sample(d, d.process, solver=LangevinCorrected(predictor=predictor), steps=12, x=x)
     with pytest.raises(ValueError, match="for the predictor UniPC"):
         fs.solve(oracle.denoiser(cld), cld, solver=LangevinCorrected(predictor=fs.UniPC()), steps=4, shape=(1, 1))

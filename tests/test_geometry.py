@@ -314,11 +314,14 @@ def test_a_classifier_of_the_level_is_asked():
         )
     with pytest.raises(ValueError, match="got eta=3"):
         fs.denoising_mcmc(net, p, torch.zeros(5, 2), eta=3)
+    with pytest.raises(ValueError, match="got burn=-5"):
+        fs.denoising_mcmc(net, p, torch.zeros(5, 2), burn=-5)
 
 
-def test_a_chain_does_not_depend_on_its_batch():
+@pytest.mark.parametrize("solver", ["ddim", "ddpm"])
+def test_a_chain_does_not_depend_on_its_batch(solver):
     p = EDM()
     mixture, x = Mixture(p, FAR, 0.3), torch.zeros(4, 1, dtype=torch.float64)
-    whole = fs.denoising_mcmc(mixture, p, x, levels=4, saved=2, skip=3, steps=4, seed=5)
-    part = fs.denoising_mcmc(mixture, p, x[2:], levels=4, saved=2, skip=3, steps=4, seed=5, first=2)
+    run = partial(fs.denoising_mcmc, mixture, p, levels=4, saved=2, skip=3, steps=4, seed=5, solver=solver)
+    whole, part = run(x), run(x[2:], first=2)
     torch.testing.assert_close(part.samples, whole.samples[:, 2:], rtol=0, atol=1e-12)

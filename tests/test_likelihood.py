@@ -270,3 +270,11 @@ def test_refusals_of_elbo():
         fs.elbo(mixture, VP(), x, solver="dpmpp-2m", steps=4)
     with pytest.raises(ValueError, match="got bin=0"):
         fs.elbo(mixture, VP(), x, steps=4, bin=0)
+    heat = fs.HeatDissipation(size=(2, 2))
+    with pytest.raises(ValueError, match="still holds the data .* no likelihood: raise t_max"):
+        fs.elbo(Gaussian(heat, 0.0, 0.5), heat, torch.zeros(2, 1, 2, 2))
+
+
+def test_an_answer_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"returned shape \(1, 3\): it must return \(2, 3\)"):
+        fs.log_prob(lambda z, t: z[:1], VP(), torch.zeros(2, 3))

@@ -15,6 +15,7 @@ from fewstep.loop import Plan, walk
 from fewstep.tableau import Form, NoiseInterval, Row, Tableau
 
 VP = fs.VP()
+ON_VP = [name for name, make in fs.TABLES.items() if "scalar" in make().kinds]
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ class Network(torch.nn.Module):
         return self.two(torch.tanh(self.one(x) + t.to(x.dtype)[:, None, None, None]))
 
 
-@pytest.mark.parametrize("solver", list(fs.TABLES))
+@pytest.mark.parametrize("solver", ON_VP)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50])
 def test_calls_counted_are_calls_planned(solver, steps, mixture):
     lowest = fs.TABLES[solver]().calls(1, to_zero=False)
@@ -71,6 +72,8 @@ def test_denoise_spends_one_of_the_calls(mixture):
     assert torch.equal(x, mixture(z, VP.t_min))
     with pytest.raises(ValueError, match="at least 2"):
         fs.sample(mixture, VP, steps=1, shape=(4, 2), final="denoise")
+    with pytest.raises(ValueError, match="got steps='5': give a whole number"):
+        fs.sample(mixture, VP, steps="5", shape=(4, 2), final="denoise")
 
 
 def test_state_at_the_last_time_of_an_explicit_grid():
@@ -284,7 +287,7 @@ def _level(process, t: float) -> float:
     return float(sigma.values.diagonal().mean())
 
 
-@pytest.mark.parametrize("solver", list(fs.TABLES))
+@pytest.mark.parametrize("solver", [name for name in ON_VP if not fs.TABLES[name]().heads])
 @pytest.mark.parametrize("view", [lambda z, t: z, lambda z, t: z[:], lambda z, t: z.view(-1).view_as(z)])
 def test_a_denoiser_may_return_its_input(solver, view):
     a, b = (

@@ -89,6 +89,27 @@ def test_labels_go_along_with_their_samples():
     assert torch.allclose(out.state, one, rtol=1e-10)
 
 
+@pytest.mark.parametrize("how", ["rk45", "parallel"])
+def test_labels_go_along_through_guidance_and_other_clocks(how):
+    d, x, _ = problem("ddim", "vp", 4)
+    p, clock = d.process, fs.EDM()
+    network = lambda z, t, *, label: d(z, t) + 0.1 * label  # noqa: E731
+
+    def denoiser(label):
+        conditional, plain = (fs.wrap(partial(network, label=v), p, predicts="data") for v in (label, 0.0))
+        return fs.retime(fs.guide(conditional, plain, 2.0), clock)
+
+    def solve(label, x):
+        if how == "rk45":
+            return fs.solve(denoiser(label), clock, solver="rk45", x=x).state
+        how_ = fs.Parallel(tolerance=0.0, chunk=3)
+        return fs.solve(denoiser(label), clock, solver="ddim", steps=6, x=x, parallel=how_).state
+
+    labels, x = torch.linspace(-1, 1, 4, dtype=torch.float64)[:, None], 80 * x
+    alone = torch.cat([solve(labels[i : i + 1], x[i : i + 1]) for i in range(4)])
+    assert torch.allclose(solve(labels, x), alone, rtol=1e-9)
+
+
 def test_further_heads_and_the_square_roots_of_variances():
     d, x, _ = problem("ddim", "vp")
 

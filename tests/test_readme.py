@@ -37,7 +37,7 @@ def test_the_commands_are_commands(command, capsys, tmp_path, monkeypatch):
 
 
 def test_commands_were_found():
-    assert {command.split()[1] for command in COMMANDS} == {"sample", "explain", "list", "train"}
+    assert {command.split()[1] for command in COMMANDS} == {"sample", "explain", "list", "check", "stats", "train"}
 
 
 def test_links_lead_somewhere():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from fewstep.denoiser import Counted
 from fewstep.loop import sample
 from fewstep.model import Model
+from fewstep.solver import Driver
 from fewstep.tableau import Tableau
 
 __all__ = ["Drawn", "draw"]
@@ -23,7 +25,7 @@ class Drawn:
 
     Attributes:
         samples: (num, *shape) float32 in data space, on the CPU.
-        calls: network calls, counted, the same for each sample.
+        calls: network calls of a sample, counted; of a driver, whose samples differ, the mean.
         seconds: for all of them.
     """
 
@@ -39,7 +41,7 @@ class Drawn:
 
 def draw(
     model: Model,
-    table: Tableau,
+    solver: Tableau | Driver,
     *,
     num: int,
     labels: Sequence[int] | None = None,
@@ -48,27 +50,30 @@ def draw(
     final: str = "state",
     device: str | torch.device = "cpu",
     on_call: Callable[[], object] | None = None,
+    **options: Any,
 ) -> Drawn:
     """Samples `num` images, `batch` at a time; sample k has the noise and the label of its number, whatever the batch.
 
     Args:
         model: a loaded model.
-        table: a table on the model's process.
+        solver: a table on the model's process, or a driver.
         num: how many samples.
         labels: class numbers, (num,), or None for none.
         seed, final, device: as in `fewstep.sample`.
         batch: samples a network call.
         on_call: called after every network call.
+        options: `grid`, `steps` and `nfe` of a driver, as in `fewstep.sample`.
     """
-    parts, calls, began = [], set(), time.perf_counter()
+    parts, calls, evaluations, began = [], set(), 0, time.perf_counter()
     for first in range(0, num, batch):
         size = min(batch, num - first)
         denoiser = Counted(model.denoiser(labels and labels[first : first + size]), on_call=on_call)
         shape = (size, *model.shape)
-        z = sample(denoiser, model.process, solver=table, shape=shape, seed=seed, first=first, final=final,
-                   device=device, progress=False)  # fmt: skip
+        z = sample(denoiser, model.process, solver=solver, shape=shape, seed=seed, first=first, final=final,
+                   device=device, progress=False, **options)  # fmt: skip
         parts.append((model.process.to_data(z) if final == "state" else z).float().cpu())
         calls.add(denoiser.calls)
-    if len(calls) > 1:
+        evaluations += denoiser.evaluations
+    if len(calls) > 1 and isinstance(solver, Tableau):
         raise AssertionError(f"batches of one run took {sorted(calls)} network calls")
-    return Drawn(samples=torch.cat(parts), calls=calls.pop(), seconds=time.perf_counter() - began)
+    return Drawn(samples=torch.cat(parts), calls=round(evaluations / num), seconds=time.perf_counter() - began)

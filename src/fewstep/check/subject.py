@@ -102,7 +102,10 @@ def _execute(path: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a file raises is told with its name
+        raise ValueError(f"{path} does not run ({type(error).__name__}: {error}): mend it first") from error
     return module
 
 

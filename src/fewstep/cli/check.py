@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fewstep.cli.common import Usage, option, pick
+from fewstep.cli.common import Usage, build, option, pick
 
 __all__ = ["arguments", "run"]
 
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     for name in names:
         if ":" not in name:
             pick(fs.SOLVERS, name, "solver")
+    if args.option:
+        build(fs.SOLVERS, names[0], "solver", args.option)  # refuses what it does not have
     torch.set_num_threads(1)  # the states are tiny: more threads only wait for each other
     processes = args.process or list(fs.PROCESSES)
     extras = [name for name in ("thorough", "compile") if getattr(args, name)]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.model import Model
+    from fewstep.solver import Driver
     from fewstep.tableau import Tableau
 
 __all__ = ["arguments", "class_labels", "describe", "run"]
@@ -64,10 +65,14 @@ def run(args: argparse.Namespace) -> None:
     solver = attach(solver, model.path)
     labels = class_labels(args.label, model.labels, args.num)
     count = {} if isinstance(solver, fs.Tableau) else {"grid": args.grid or "default", **budget(args)}
-    table = fs.tabulate(solver, model.process, **count)
+    driven: dict[str, Any] = {}
+    if isinstance(solver, fs.Driver):
+        most = args.steps or (None if args.nfe or solver.own_times else STEPS)
+        driven = {"grid": count["grid"], "steps": most, "nfe": args.nfe}
+    table = solver if driven else fs.tabulate(solver, model.process, **count)
     file = args.solver if isinstance(solver, fs.Tableau) else None
-    record = describe(model, table, file=file, grid=count.get("grid"), final=args.final, num=args.num, labels=labels,
-                      seed=args.seed, batch=args.batch, device=args.device)  # fmt: skip
+    record = describe(model, table, file=file, final=args.final, num=args.num, labels=labels,
+                      seed=args.seed, batch=args.batch, device=args.device, **(driven or {"grid": count.get("grid")}))  # fmt: skip
     if args.dry_run:
         print(json_text(record))
         return
@@ -78,17 +83,19 @@ def run(args: argparse.Namespace) -> None:
 
     measure = quality_of(model) if args.quality else None
     with Results(args.out) as results:
-        total = -(-args.num // args.batch) * (table.nfe + (args.final == "denoise"))
-        with Bar(total, "sampling") as bar:
+        calls = 1 if driven else table.nfe + (args.final == "denoise")
+        with Bar(-(-args.num // args.batch) * calls, "sampling") as bar:
             drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
-                         final=args.final, device=args.device, on_call=bar.advance)  # fmt: skip
+                         final=args.final, device=args.device, on_call=None if driven else bar.advance,
+                         **driven)  # fmt: skip
         record |= {"network_calls": drawn.calls, "seconds": round(drawn.seconds, 3)}
         if measure is not None:
             record["quality"] = measure(drawn.images)
         sheet = results.write("sheet.png", partial(png, drawn.samples))
         samples = results.write(f"samples.{args.format}", WRITERS[args.format](drawn.samples, labels))
         results.write("run.json", lambda file: file.write(json_text(record).encode() + b"\n"))
-    print(f"{args.num} samples, {drawn.calls} network calls each, {drawn.seconds:.1f} s: {sheet}, {samples}")
+    each = "on average" if driven else "each"
+    print(f"{args.num} samples, {drawn.calls} network calls {each}, {drawn.seconds:.1f} s: {sheet}, {samples}")
     if "quality" in record:
         print(sentence(record["quality"]))
 
@@ -135,8 +142,11 @@ def class_labels(text: str | None, names: Sequence[str], num: int) -> list[int] 
     return [chosen[k % len(chosen)] for k in range(num)]
 
 
-def describe(model: Model, table: Tableau, *, file: str | None, **more: Any) -> dict[str, Any]:
-    """Returns what makes the samples, ready for JSON: solver or table file, process, times, model, `more`, versions."""
+def describe(model: Model, table: Tableau | Driver, *, file: str | None, **more: Any) -> dict[str, Any]:
+    """Returns what makes the samples, ready for JSON: solver or table file, process, times, model, `more`, versions.
+
+    The times are None for a driver.
+    """
     import torch
 
     import fewstep as fs
@@ -145,11 +155,12 @@ def describe(model: Model, table: Tableau, *, file: str | None, **more: Any) -> 
     from fewstep.process.config import process_to_json
 
     folder = model.path
+    solver = table.solver if isinstance(table, fs.Tableau) else table
     return {
         "solver": ({"file": file, "sha256": sha256(file)} if file else {})
-        | (table.solver.config() if table.solver else {}),
+        | (solver.config() if solver else {}),
         "process": process_to_json(model.process),
-        "times": table.grid.tolist(),
+        "times": table.grid.tolist() if isinstance(table, fs.Tableau) else None,
         "model": {
             "folder": str(folder),
             "sha256": sha256(folder / WEIGHTS) if folder else None,

@@ -53,6 +53,18 @@ class Guided:
         return None if part is None else lambda z: self.process.coordinates(part(z, t))
 
 
+@dataclass(frozen=True, eq=False)
+class _Difference:
+    """What classifier-free guidance adds to the unconditional model."""
+
+    conditional: Denoiser
+    unconditional: Denoiser
+    scale: float
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        return self.scale * (self.conditional(z, t) - self.unconditional(z, t))
+
+
 def guide(conditional: Denoiser, unconditional: Denoiser, scale: float) -> Guided:
     """Classifier-free guidance: D = D_u + scale (D_c - D_u), with D_u as base.
 
@@ -67,7 +79,7 @@ def guide(conditional: Denoiser, unconditional: Denoiser, scale: float) -> Guide
         raise ValueError(f"got denoisers made for {processes or 'no process they tell'}: give two of one process")
     return Guided(
         base=unconditional,
-        shift=lambda z, t: scale * (conditional(z, t) - unconditional(z, t)),
+        shift=_Difference(conditional, unconditional, scale),
         process=processes[0],
         needs_grad=any(getattr(d, "needs_grad", False) for d in (conditional, unconditional)),
     )

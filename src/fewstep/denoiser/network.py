@@ -197,17 +197,18 @@ class Counted:
 
     def __call__(self, z: Tensor, t: Time) -> Any:
         """The denoiser's answer, counted."""
-        return self._count(lambda x: self.denoiser(x, t), z)
+        return self.count(lambda x: self.denoiser(x, t), z)
 
     def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
         """The denoiser at one time, counted."""
-        return partial(self._count, bound(self.denoiser, t, output))
+        return partial(self.count, bound(self.denoiser, t, output))
 
     def of(self, denoiser: Callable[[Tensor, Time], Any]) -> Callable[[Tensor, Time], Any]:
         """Another denoiser that counts here: the same one for part of a batch."""
-        return lambda z, t: self._count(bound(denoiser, t), z)
+        return lambda z, t: self.count(bound(denoiser, t), z)
 
-    def _count(self, call: Callable[[Tensor], Any], z: Tensor) -> Any:
+    def count(self, call: Callable[[Tensor], Any], z: Tensor) -> Any:
+        """What a call returns, counted."""
         self.calls += 1
         self.evaluations += len(z)
         out = call(z)

@@ -1,8 +1,9 @@
 """Some samples of a batch: what is bound to each sample (a label, an image) goes along with it.
 
 Executors that call a network on part of a batch, or on many times of a sample at once, take the denoiser through
-`of_samples`. What it follows: wrappers that keep another denoiser or network in a field, `functools.partial`, whose
-tensors of the batch's length are taken to be bound to the samples, and any object with `select(index)`.
+`of_samples`. What it follows: dataclasses that keep denoisers or networks in their fields, `functools.partial`, whose
+tensors of the batch's length are taken to be bound to the samples, and any object with `select(index)`. What a plain
+function has closed over stays hidden.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ def of_samples(denoiser: Any, index: Tensor, batch: int) -> Callable[..., Any]:
         pick = lambda v: v[index.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == batch else v  # noqa: E731
         inner = of_samples(denoiser.func, index, batch)
         return partial(inner, *map(pick, denoiser.args), **{k: pick(v) for k, v in denoiser.keywords.items()})
-    for name in ("denoiser", "net"):
-        if dataclasses.is_dataclass(denoiser) and hasattr(denoiser, name):
-            inner: Any = {name: of_samples(getattr(denoiser, name), index, batch)}
-            return cast(Any, dataclasses.replace(cast(Any, denoiser), **inner))
-    return cast(Any, denoiser)
+    if not dataclasses.is_dataclass(denoiser):
+        return cast(Any, denoiser)
+    parts = {f.name: getattr(denoiser, f.name) for f in dataclasses.fields(denoiser) if f.init}
+    chosen = {name: of_samples(part, index, batch) for name, part in parts.items() if callable(part)}
+    changed: Any = {name: part for name, part in chosen.items() if part is not parts[name]}
+    return cast(Any, dataclasses.replace(cast(Any, denoiser), **changed) if changed else denoiser)

@@ -34,9 +34,9 @@ from fewstep.grid import Grid
 from fewstep.likelihood.closed_form import marginal_log_prob
 from fewstep.likelihood.density import log_prob
 from fewstep.loop import sample, tabulate
-from fewstep.loop.drive import predict
+from fewstep.loop.drive import noises_of, predict
 from fewstep.loop.walk import Denoiser
-from fewstep.noise import Noise
+from fewstep.noise import Noise, PathSource
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse, log_det
 from fewstep.words import whole
@@ -113,6 +113,8 @@ def denoising_mcmc(
     """
     if not 0 < eta <= 2:
         raise ValueError(f"got eta={eta}: give a number in (0, 2]")
+    if burn != 0:
+        burn = whole("burn", burn)
     saved, skip, noise = whole("saved", saved), whole("skip", skip), Noise(seed, first)
     times = _times(process, levels, highest)
     level = level or _closed_form(denoiser, process, times, weights)
@@ -212,13 +214,14 @@ def _times(process: Process, levels: Tensor | int, highest: float | None) -> Ten
 
 
 def _down(denoiser: Denoiser, process: Process, tables: list, z: Tensor, k: Tensor, seed: int, first: int) -> Tensor:
-    """Every chain's run from its level to data; chains at one level run together."""
+    """Every chain's run from its level to data; chains at one level run together, each with its own noise."""
     found: dict[int, Tensor] = {}
     for j in k.unique().tolist():
         which = (k == j).nonzero()[:, 0]
-        end = process.to_data(
-            sample(denoiser, process, solver=tables[j], x=z[which.to(z.device)], seed=seed + j, first=first)
-        )
+        source = PathSource(Noise(seed + j, first))
+        drawn = [xi[which.to(xi.device)] for xi in noises_of(tables[j], source, tuple(z.shape), z.dtype, z.device)]
+        noise = torch.stack(drawn) if drawn else None
+        end = process.to_data(sample(denoiser, process, solver=tables[j], x=z[which.to(z.device)], noise=noise))
         found |= dict(zip(which.tolist(), end, strict=True))
     return torch.stack([found[i] for i in range(len(k))])
 

@@ -73,7 +73,7 @@ def karras(process: Process, steps: int, *, rho: float = 7.0) -> Tensor:
 
 
 def sgm_uniform(process: Process, steps: int) -> Tensor:
-    """Equal steps in time from t_max, "trailing"; `to_zero("sgm-uniform", append=False)` is the published one.
+    """Equal steps in time from t_max, "trailing"; `to_zero(GRIDS["sgm-uniform"], append=False)` is the published one.
 
     The published grid drops the last time of a uniform one and steps to sigma = 0 in its place.
     References: https://github.com/Stability-AI/generative-models; ComfyUI's sgm_uniform; "trailing" in Lin et al. 2023,

@@ -35,6 +35,7 @@ from torch import Tensor
 from fewstep.denoiser.oracle import _matched
 from fewstep.grid import Grid
 from fewstep.likelihood.bits import BIN, bits_per_dim
+from fewstep.likelihood.lift import gaussian_start
 from fewstep.loop.door import same_process, tabulate
 from fewstep.loop.drive import predict
 from fewstep.loop.walk import Denoiser
@@ -129,6 +130,7 @@ def elbo(
     if bin is not None and not bin > 0:
         raise ValueError(f"got bin={bin}: give the distance between two levels in data units, above 0")
     same_process(denoiser, process)
+    gaussian_start(process)
     table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe)
     kernels, times, noise = _kernels(table), [row.t for row in table.rows], Noise(seed, first)
     if float(process.log_snr(times[-1])) == math.inf:

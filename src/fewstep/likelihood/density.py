@@ -124,7 +124,7 @@ def log_prob(
         raise ValueError(f"got tolerance={tolerance}: give a number above 0")
     t, noise = data_time(process, t), Noise(seed, first)
     if prior is None:
-        gaussian_start(process)
+        gaussian_start(process, "raise t_max, or give prior=, the log density there")
     block, dim = process.kind == "block", math.prod(x.shape[1:])
     batch, repeats = len(x), whole("draws", draws) if block else 1
     x = x.detach().to(torch.float64).repeat(repeats, *(1,) * (x.ndim - 1))
@@ -197,7 +197,10 @@ def _prediction_and_trace(
     with torch.inference_mode(False), torch.enable_grad():
         u = z.detach().clone().requires_grad_(True)
         out = denoiser(u, t.clone())
-        d = process.coordinates((out["x0"] if isinstance(out, Mapping) else out).to(u.dtype))
+        out = out["x0"] if isinstance(out, Mapping) else out
+        if tuple(out.shape) != (wanted := (len(z), *process.data_shape(tuple(z.shape[1:])))):
+            raise ValueError(f"the denoiser returned shape {tuple(out.shape)}: it must return {wanted}")
+        d = process.coordinates(out.to(u.dtype))
         if not d.requires_grad:
             raise ValueError(
                 "the denoiser's answer has no derivative in the state, which a likelihood needs: give one that keeps "

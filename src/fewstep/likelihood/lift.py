@@ -53,12 +53,11 @@ def lift(process: Process, x: Tensor, t: float, eps: Tensor | None = None) -> tu
     return torch.stack([x, m_v / m_x * x + std * e], 1), log_q
 
 
-def gaussian_start(process: Process) -> None:
+def gaussian_start(process: Process, way_out: str = "raise t_max") -> None:
     """Refuses a process whose state at t_max still holds data: then no Gaussian is the law that a run starts from."""
     lam = float(process.log_snr(process.t_max))
     if lam > -2:
         raise ValueError(
             f"got {type(process).__name__}, whose state at t_max = {process.t_max:g} still holds the data "
-            f"(log-SNR {lam:.2g}), so that no known law ends its ODE and it has no likelihood: raise t_max, or give "
-            "prior=, the log density there"
+            f"(log-SNR {lam:.2g}), so that no known law starts its runs and it has no likelihood: {way_out}"
         )

@@ -253,12 +253,14 @@ def one_less(final: str, steps: int | None, nfe: int | None) -> dict[str, int | 
     """The calls left for the table when the last one is spent on x0_hat."""
     if final == "state":
         return {"steps": steps, "nfe": nfe}
-    for label, value in (("steps", steps), ("nfe", nfe)):
-        if isinstance(value, int) and value == 1:
+    left = {"steps": steps, "nfe": nfe}
+    for label, value in left.items():
+        if value is not None and whole(label, value) == 1:
             raise ValueError(
                 f"got {label}=1 with final='denoise', which spends one call after the table: give at least 2"
             )
-    return {"steps": steps - 1 if steps else steps, "nfe": nfe - 1 if nfe else nfe}
+        left[label] = None if value is None else value - 1
+    return left
 
 
 def _state_shape(process: Process, shape: tuple[int, ...]) -> tuple[int, ...]:

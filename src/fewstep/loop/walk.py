@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,15 @@ from fewstep.tableau.form import Symbol
 from fewstep.tableau.tableau import ONES
 
 __all__ = ["After", "Callback", "Denoiser", "Plan", "look_at", "walk"]
+
+# Heads that tables of this library read, and what makes a denoiser that has them.
+MAKERS = {
+    "base": "fewstep.guide or fewstep.Guided",
+    "guidance": "fewstep.guide or fewstep.Guided",
+    "derivative": "fewstep.Differentiated",
+    "sn": "fewstep.variance_head",
+    "npr": "fewstep.variance_head",
+}
 
 Denoiser = Callable[[Tensor, Any], Any]
 Callback = Callable[[int, float, Tensor, Tensor], None]
@@ -85,6 +95,9 @@ class Plan:
             dead = tuple(s for s in own if s not in last) if k < len(table.rows) - 1 else ()
             main = heads or ("y", k, table.output) in last or not offered or len(offered) < len(raw)
             call = bound(denoiser, row.at, table.output) if row.at is not None and main else None
+            if call is None and offered and hasattr(denoiser, "count"):  # a row of heads alone is a call too
+                first = next(iter(offered))
+                offered[first] = partial(denoiser.count, offered[first])
             call = _under_autograd(call) if grad and call is not None else call
             terms = tuple((s, ready(c)) for s, c in form.items())
             steps.append(
@@ -193,7 +206,10 @@ def _evaluate(plan: Plan, step: Instruction, z: Tensor, live: dict[Symbol, Tenso
         if head not in outputs and head in step.offered:
             outputs[head] = step.offered[head](z)
         if head not in outputs:
-            raise ValueError(f"row {step.row}: the table reads output {head!r}, which the denoiser does not return")
+            made = f": {MAKERS[head]} makes one that does" if head in MAKERS else ""
+            raise ValueError(
+                f"row {step.row}: the table reads output {head!r}, which the denoiser does not return{made}"
+            )
         live["y", step.row, head] = outputs[head]
 
 

@@ -153,7 +153,7 @@ class ScalarProcess(Process):
     """A process z = alpha x0 + sigma eps. To write one, give alpha, sigma and the inverse of the log-SNR."""
 
     kind = "scalar"
-    default_grid = "log-snr"
+    default_grid = "logistic"
 
     @abstractmethod
     def _alpha(self, t: Tensor) -> Tensor: ...

@@ -42,6 +42,8 @@ class HeatDissipation(DCTProcess):
     t_max: float = 1.0
     t_min: float = 0.0
 
+    default_grid = "log-snr"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if max(self.size) < 2:
@@ -93,6 +95,8 @@ class _Exploding(DiagonalProcess):
     min_scale: float = 1e-3
     t_max: float = 1.0
     t_min: float = 1e-5
+
+    default_grid = "logistic"
 
     def log_snr(self, t: Time) -> Time:
         """-log sigma: the clock of a mode that has not faded; `log_snr_modes` gives all."""

@@ -48,7 +48,7 @@ class CLD(Process):
     t_min: float = 1e-3
 
     kind = "block"
-    default_grid = "power"
+    default_grid = "logistic"
 
     @property
     def mass(self) -> float:

@@ -32,7 +32,7 @@ class VP(ScalarProcess):
     beta_max: float = 20.0
     t_max: float = 1.0
     t_min: float = 1e-3
-    default_grid: ClassVar[str] = "power"
+    default_grid: ClassVar[str] = "logistic"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +91,7 @@ class Cosine(ScalarProcess):
     offset: float = 0.008
     t_max: float = 0.9946
     t_min: float = 1e-3
-    default_grid: ClassVar[str] = "uniform"
+    default_grid: ClassVar[str] = "logistic"
 
     def _angle(self, t: Time) -> Time:
         return math.pi / 2 * (t + self.offset) / (1 + self.offset)
@@ -153,7 +153,7 @@ class EDM(ScalarProcess):
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    default_grid: ClassVar[str] = "karras"
+    default_grid: ClassVar[str] = "logistic"
 
     @property
     def t_max(self) -> float:
@@ -215,7 +215,7 @@ class Discrete(ScalarProcess):
     alphas_cumprod: tuple[float, ...] | None = field(default=None, repr=False)
     t_max: float = 1.0
     t_min: float = math.nan  # stands for 1/N, index 0
-    default_grid: ClassVar[str] = "power"
+    default_grid: ClassVar[str] = "logistic"
 
     def __post_init__(self) -> None:
         table = self.alphas_cumprod

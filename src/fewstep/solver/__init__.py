@@ -88,7 +88,7 @@ __all__ = [
 ]
 
 # By kind of process; chosen by measurement, see docs/choosing.md and benchmarks/default_solver.py.
-DEFAULT_SOLVERS = {"scalar": "unipc-3", "diagonal": "deis-tab-2", "block": "deis-tab-2"}
+DEFAULT_SOLVERS = {"scalar": "gaussian-split", "diagonal": "gaussian-split", "block": "gaussian-split"}
 
 TABLES: dict[str, Callable[..., Solver]] = {
     "ddpm": DDPM,

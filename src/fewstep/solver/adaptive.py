@@ -111,6 +111,11 @@ class Adaptive(Driver):
         """Network calls a tried step takes, besides one at its start where that is not known."""
 
     @property
+    def opening(self) -> int:
+        """Network calls that choosing the first step takes."""
+        return 0
+
+    @property
     def steps_in(self) -> str:
         """The clock in which a step is long or short."""
         return "t"
@@ -181,6 +186,8 @@ class Walk:
         self.status = ["reached the end"] * n
         self.times = [[start] for _ in range(n)]
         self.active = torch.arange(n if near != start else 0)
+        if driver.opening > driver.max_calls:
+            self._stop(self.active, "too many calls")
         self.h, known = driver.first(run, near) if len(self.active) else (torch.zeros(n), None)
         self.d, self.known = known if known is not None else (None, torch.zeros(n, dtype=torch.bool))
 

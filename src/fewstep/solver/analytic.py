@@ -198,7 +198,7 @@ def at_most(covariance: Coefficient, bound: float) -> Coefficient:
 def _last_noisy(w: Writer, count: int) -> set[int]:
     """The last `count` of the steps that add noise: those that do not end at sigma = 0."""
     noisy = [k for k, (_, s) in enumerate(w.steps) if not is_zero(w.process.Sigma(s))]
-    return set(noisy[len(noisy) - count :]) if count else set()
+    return set(noisy[-count:]) if count else set()
 
 
 def _check(eta: float, clip_last: int, clip_pixel: float) -> None:

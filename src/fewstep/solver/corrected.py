@@ -9,8 +9,8 @@ The annealed corrector takes a fixed share of the level instead, r^2 Sigma_t for
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, inverse, is_zero, transpose
 from fewstep.solver.base import Solver
 from fewstep.solver.driver import Driver, Live, Outcome, Run
-from fewstep.solver.reverse_sde import ReverseDiffusion
+from fewstep.solver.reverse_sde import EulerMaruyama
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
@@ -51,7 +51,7 @@ class LangevinCorrected(Driver):
         corrector_steps: Langevin steps after each predictor step.
     """
 
-    predictor: Solver = ReverseDiffusion()
+    predictor: Solver = EulerMaruyama()
     corrector: str = "langevin"
     snr: float = 0.16
     corrector_steps: int = 1
@@ -90,6 +90,11 @@ class LangevinCorrected(Driver):
         if process.kind not in self.predictor.kinds:
             raise ValueError(f"got {type(process).__name__} for the predictor {type(self.predictor).__name__}, which "
                              f"covers {', '.join(self.predictor.kinds)} processes: choose another")  # fmt: skip
+        if self.predictor.heads or not self._steps_alone(process, grid):
+            raise ValueError(
+                f"got the predictor {type(self.predictor).__name__}, which remembers earlier steps or reads more than "
+                "the data prediction: give one that steps from its state alone, as fs.DDPM()"
+            )
 
     def drive(self, run: Run) -> Outcome:
         """Runs the grid; the sizes that the norms gave are kept, one a sample, for the tables."""
@@ -120,15 +125,29 @@ class LangevinCorrected(Driver):
 
     def _write(self, w: Writer, size: Size) -> None:
         z = w.start
-        for t, s in list(w.steps):
-            ahead: Any = One(w, z, t, s)
-            self.predictor.write(ahead)
-            z = ahead.latest
+        for t, s in w.steps:
+            z = self._ahead(w, z, t, s)
             if not is_zero(w.process.Sigma(s)):
                 for _ in range(self.corrector_steps):
                     z = self._langevin(w, z, s, size)
             if isinstance(w, Live):
+                w.latest = z
                 w.forget()
+
+    def _ahead(self, w: Writer, z: Form, t: float, s: float) -> Form:
+        """The predictor's step from t to s."""
+        one = copy(w)
+        one.start, one.steps = z, [(t, s)]
+        self.predictor.write(one)
+        return one.last
+
+    def _steps_alone(self, process: Process, grid: Tensor) -> bool:
+        """Whether the predictor's table is that of its steps, one by one."""
+        w = Writer(process, grid)
+        z = w.start
+        for t, s in w.steps:
+            z = self._ahead(w, z, t, s)
+        return w.table(self.predictor).rows == self.predictor.tabulate(process, grid).rows
 
     def _langevin(self, w: Writer, z: Form, t: float, size: Size) -> Form:
         p, d = w.process, w.call(z, t)
@@ -140,24 +159,6 @@ class LangevinCorrected(Driver):
         xi = w.fresh_noise(t, t, "langevin")
         eta = size(score, xi)
         return w.row(z + eta * score + (2 * eta) ** 0.5 * xi, t)
-
-
-class One:
-    """A writer that shows a solver one step of a grid, from a row that is there already."""
-
-    def __init__(self, w: Writer, z: Form, t: float, s: float) -> None:
-        self.start = self.latest = z
-        self.steps = [(t, s)]
-        self._writer = w
-
-    def __getattr__(self, name: str) -> Any:
-        """All else is the writer's own."""
-        return getattr(self._writer, name)
-
-    def row(self, form: Form, t: float) -> Form:
-        """Makes a row, which is the latest now."""
-        self.latest = self._writer.row(form, t)
-        return self.latest
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -65,6 +65,10 @@ class RK45(Adaptive):
         return 6
 
     @property
+    def opening(self) -> int:
+        return 2
+
+    @property
     def ends(self) -> tuple[str, ...]:
         return tuple({*self.solver.ends, "sigma=0"})
 

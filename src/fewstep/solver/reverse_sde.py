@@ -153,7 +153,7 @@ class PredictorCorrector(ReverseSDE):
         snr: above 0 and below 1.
     """
 
-    predictor: str = "reverse-diffusion"
+    predictor: str = "euler-maruyama"
     inner: int = 1
     snr: float = 0.16
 
