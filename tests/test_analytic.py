@@ -261,6 +261,8 @@ def test_what_does_not_fit_is_refused():
         LearnedVariance(head="x")
     with pytest.raises(ValueError, match="give a number in"):
         Analytic(eta=2.0)
+    with pytest.raises(ValueError, match="got a int as statistics"):
+        Analytic(statistics=5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="without eps2"):
         Analytic(statistics=fs.Statistics(log_snr=torch.arange(3.0)))
     with pytest.raises(ValueError, match="without error2"):

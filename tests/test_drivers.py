@@ -209,6 +209,7 @@ def test_the_door_says_what_a_driver_is_not():
     for sentence, options in refused.items():
         with pytest.raises(ValueError, match=sentence):
             run(solver="rk45", **options)
+    assert torch.equal(run(solver=lambda: RK45(), grid=ends), run(solver="rk45", grid=ends))
     with pytest.raises(ValueError, match="give a seed or a Noise"):
         run(solver="gotta-go-fast", grid=ends, noise=torch.Generator())
     for options in ({"rtol": 0.0, "atol": 0.0}, {"norm": "max"}, {"form": "score"}, {"clock": "u"}, {"last": 2.0}):

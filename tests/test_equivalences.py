@@ -88,7 +88,9 @@ def test_heun_is_edm(process):
     assert_same(EDMHeun().tabulate(p, g), RungeKutta(method="heun").tabulate(p, g))
 
 
-@pytest.mark.parametrize("solver", [n for n, make in TABLES.items() if n not in NOT_INVARIANT and "scalar" in make().kinds])
+@pytest.mark.parametrize(
+    "solver", [n for n, make in TABLES.items() if n not in NOT_INVARIANT and "scalar" in make().kinds]
+)
 @pytest.mark.parametrize("process", [name for name in SCALAR if name != "edm"])
 def test_retiming(solver, process):
     """On equal log-SNRs a scalar process is another one with its states scaled: weights scale with alpha."""

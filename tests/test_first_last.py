@@ -154,5 +154,8 @@ def test_what_makes_no_sense_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             FirstLast(**options)
+    for make in (FirstLast, fs.FinalEuler, lambda solver: fs.UniC(predictor=solver)):
+        with pytest.raises(ValueError, match="got a RK45 as .*: give a solver of tables"):
+            make(solver=fs.RK45())
     with pytest.raises(ValueError, match="adds noise before its first call"):
         FirstLast(solver=EDMHeun(churn=10.0), first="analytic").tabulate(fs.EDM(), grid(fs.EDM(), 4))

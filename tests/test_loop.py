@@ -296,6 +296,15 @@ def test_a_denoiser_may_return_its_input(solver, view):
     assert torch.equal(a, b)
 
 
+def test_what_is_no_process_and_no_state_is_refused(mixture):
+    for process in (fs.VP, "vp", None):
+        for solver in ("ddim", "rk45"):
+            with pytest.raises(ValueError, match="as process: give one"):
+                fs.sample(mixture, process, solver=solver, shape=(4, 2))
+    with pytest.raises(ValueError, match="got a list as x: give a tensor"):
+        fs.sample(mixture, VP, x=[[0.0, 1.0]])
+
+
 def test_what_does_not_fit_together_is_refused(mixture):
     table = fs.tabulate("ddim", VP, steps=3)
     with pytest.raises(ValueError, match="ready table"):

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+import fewstep as fs
+from fewstep.denoiser.predict import conversion
 from fewstep.files import load_tensors
 from fewstep.model import load
-from fewstep.train import Stopped, add_quality, measure, read_images, train
+from fewstep.process.operator import apply, inverse
+from fewstep.train import TRAINABLE, Stopped, add_quality, measure, read_images, train
 from fewstep.train.loop import TrainConfig, Trainer, read_header
 from fewstep.train.progress import duration
 
@@ -311,3 +314,30 @@ def test_plain_lines_where_no_terminal_is(data: Path, tmp_path: Path, capsys: py
 
 def test_durations_are_told_as_a_person_would() -> None:
     assert [duration(s) for s in (4.2, 720, 11_100)] == ["4 s", "12 min", "3 h 05 min"]
+
+
+@pytest.mark.parametrize("process", ["vp", "flow", "blurring", "cld"])
+def test_every_kind_of_process_trains_and_its_model_samples(data: Path, tmp_path: Path, process: str) -> None:
+    """The network sees pixels of one channel whatever the state is, and the folder tells its process."""
+    model = load(train(data, tmp_path / process, process=process, images=16, **TINY))
+    assert model.net.config["in_channels"] == 1
+    z = fs.sample(model.denoiser([0, 1]), model.process, steps=3, shape=(2, *model.shape), seed=0)
+    assert model.process.to_data(z).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("process", ["vp", "flow", "blurring", "cld"])
+def test_the_loss_is_zero_for_the_network_that_knows(data: Path, tmp_path: Path, process: str) -> None:
+    """The target is the F of x0 = p z + q F: a network that returns it has no loss, whatever it is called with."""
+    images = read_images(data)
+    make, predicts = TRAINABLE[process]
+    noising = make((8, 8))
+    config = TrainConfig(images=16, batch=8)
+    trainer = Trainer(torch.nn.Linear(1, 1), noising, images.images, images.labels, config, tmp_path / "none",
+                      lambda x, t, classes: target, predicts=predicts)  # fmt: skip
+    x0, t, _, eps = trainer.batch(0)
+    denoiser = fs.wrap(lambda x, times: target.double(), noising, predicts)
+    p, q = conversion(predicts, noising, t)
+    z = noising.diffuse(x0.double(), t, eps.double())
+    target = apply(inverse(q), noising.coordinates(x0.double()) - apply(p, z)).float()
+    assert (denoiser(z, t) - x0).abs().max() < 1e-4
+    assert float(trainer.loss(0)) < 1e-8

@@ -141,7 +141,7 @@ def test_a_table_per_pixel_is_saved_with_its_numbers(tmp_path):
 
 def test_what_does_not_fit_is_refused(tmp_path):
     lam = torch.linspace(-1, 1, 3)
-    with pytest.raises(ValueError, match="without l, s and b"):
+    with pytest.raises(ValueError, match="without l, s, b"):
         DPMSolverV3(statistics=fs.Statistics(log_snr=lam, eps2=torch.ones(3)))
     with pytest.raises(ValueError, match="got points=0"):
         DPMSolverV3(points=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,9 @@ def run(args: argparse.Namespace) -> None:
     if solver is None:
         solver = build(fs.SOLVERS, fs.DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
     solver = attach(solver, model.path)
+    if getattr(solver, "statistics", "") is None:
+        print(f"no statistics of this model for {type(solver).__name__}, which runs as the method they improve: "
+              "measure them with fewstep stats", file=sys.stderr)  # fmt: skip
     labels = class_labels(args.label, model.labels, args.num)
     count = {} if isinstance(solver, fs.Tableau) else {"grid": args.grid or "default", **budget(args)}
     driven: dict[str, Any] = {}
@@ -71,8 +75,8 @@ def run(args: argparse.Namespace) -> None:
         driven = {"grid": count["grid"], "steps": most, "nfe": args.nfe}
     table = solver if driven else fs.tabulate(solver, model.process, **count)
     file = args.solver if isinstance(solver, fs.Tableau) else None
-    record = describe(model, table, file=file, final=args.final, num=args.num, labels=labels,
-                      seed=args.seed, batch=args.batch, device=args.device, **(driven or {"grid": count.get("grid")}))  # fmt: skip
+    record = describe(model, table, file=file, final=args.final, num=args.num, labels=labels, seed=args.seed,
+                      batch=args.batch, device=args.device, **(driven or {"grid": count.get("grid")}))  # fmt: skip
     if args.dry_run:
         print(json_text(record))
         return
@@ -83,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
     measure = quality_of(model) if args.quality else None
     with Results(args.out) as results:
-        calls = 1 if driven else table.nfe + (args.final == "denoise")
+        calls = 1 if isinstance(table, fs.Driver) else table.nfe + (args.final == "denoise")
         with Bar(-(-args.num // args.batch) * calls, "sampling") as bar:
             drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
                          final=args.final, device=args.device, on_call=None if driven else bar.advance,
@@ -157,8 +161,7 @@ def describe(model: Model, table: Tableau | Driver, *, file: str | None, **more:
     folder = model.path
     solver = table.solver if isinstance(table, fs.Tableau) else table
     return {
-        "solver": ({"file": file, "sha256": sha256(file)} if file else {})
-        | (solver.config() if solver else {}),
+        "solver": ({"file": file, "sha256": sha256(file)} if file else {}) | (solver.config() if solver else {}),
         "process": process_to_json(model.process),
         "times": table.grid.tolist() if isinstance(table, fs.Tableau) else None,
         "model": {

@@ -15,17 +15,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fewstep.solver.embedded import DEFECT
+from fewstep.solver.runge_kutta import METHODS
+
 __all__ = ["integrate"]
 
-_A = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-_E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+_METHOD = METHODS["dormand-prince5"]
+_A, _C = (*_METHOD.a[1:], _METHOD.b), (*_METHOD.c[1:], 1.0)
+_E = tuple(-w for w in DEFECT)
 
 Slope = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -54,9 +51,9 @@ def integrate(
         last = (end - u).abs() <= h.abs() * (1 + 1e-9)
         h = torch.where(last, end - u, h)
         step = h[:, None].to(y.device)
-        for a, c in zip(_A, (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0), strict=True):
+        for a, c in zip(_A, _C, strict=True):
             ahead = y + step * sum(w * slope for w, slope in zip(a, k, strict=True))
-            k.append(f(ahead, torch.where(last, end, u + h) if c == 1.0 else u + c * h, which))
+            k.append(f(ahead, torch.where(last, end, u + h) if c > 1 - 1e-12 else u + c * h, which))
         calls[which] += 6
         spent += 6
         error = step * sum(w * slope for w, slope in zip(_E, k, strict=True))

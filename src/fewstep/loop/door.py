@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +154,9 @@ def sample(
         if not outcome.ok:
             raise ValueError(str(outcome))
         return outcome.state
+    same_process(denoiser, process)
     budget = one_less(final, steps, nfe)
     table = tabulate(solver, process, grid=grid, **budget)
-    same_process(denoiser, process)
     source = noise_source(noise, seed, first)
     start, memory = start_state(process, table.rows[0].t, shape, x, source, dtype, device), source.snapshot()
     grad = getattr(denoiser, "needs_grad", False)
@@ -189,10 +188,9 @@ def sample(
 
 
 def as_driver(solver: Any) -> Driver | None:
-    """The driver that a name, a class or a driver says, or None."""
+    """The driver that a name, a driver or what makes one says, or None."""
     made = DRIVERS.get(solver) if isinstance(solver, str) else solver
-    if isinstance(made, type) and issubclass(made, Driver) or isinstance(made, partial):
-        made = made()
+    made = made() if callable(made) else made
     return made if isinstance(made, Driver) else None
 
 
@@ -211,6 +209,8 @@ def start_state(
             "got both a shape and a start x: give one" if x is not None else "got no shape: give shape or x"
         )
     if x is not None:
+        if not isinstance(x, Tensor):
+            raise ValueError(f"got a {type(x).__name__} as x: give a tensor (batch, *state shape)")
         _check_dtype(x.dtype)
         return x
     state_shape, device = _state_shape(process, shape or ()), torch.device(device or "cpu")
@@ -241,7 +241,9 @@ def intervals(solver: Solver | Driver, process: Process, steps: int | None, nfe:
 
 
 def same_process(denoiser: Any, process: Process) -> None:
-    """Refuses a denoiser that was made for another process."""
+    """Refuses a denoiser that was made for another process, and what is no process."""
+    if not isinstance(process, Process):
+        raise ValueError(f"got {process!r} as process: give one, as fs.VP()")
     while hasattr(denoiser, "denoiser"):  # one that wraps another
         denoiser = denoiser.denoiser
     theirs = getattr(denoiser, "process", process)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from fewstep.process.base import Process
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, is_zero, root, transpose
@@ -51,7 +52,7 @@ class Analytic(Solver):
     """
 
     eta: float = 1.0
-    statistics: Statistics | str | None = None
+    statistics: Statistics | str | Path | None = None
     half_range: float = math.inf
     corrected: bool = False
     clip_last: int = 0
@@ -61,11 +62,8 @@ class Analytic(Solver):
         _check(self.eta, self.clip_last, self.clip_pixel)
         if not self.half_range > 0:
             raise ValueError(f"got half_range={self.half_range}: give a number above 0")
-        if isinstance(self.statistics, str):
-            object.__setattr__(self, "statistics", Statistics.load(self.statistics))
-        needed = "error2" if self.corrected else "eps2"
-        if isinstance(self.statistics, Statistics) and getattr(self.statistics, needed) is None:
-            raise ValueError(f"got statistics without {needed}: measure them with `fewstep stats`")
+        reads = ("error2" if self.corrected else "eps2",)
+        object.__setattr__(self, "statistics", Statistics.given(self.statistics, reads))
 
     @property
     def order(self) -> int:

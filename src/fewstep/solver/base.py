@@ -19,7 +19,7 @@ from fewstep.process.base import Process
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
 
-__all__ = ["ALL_KINDS", "Moments", "Solver"]
+__all__ = ["ALL_KINDS", "Moments", "Solver", "inner_solver"]
 
 ALL_KINDS = ("scalar", "diagonal", "block")
 
@@ -108,6 +108,12 @@ class Solver(ABC):
         """Class and options, as JSON."""
         options = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
         return {"class": type(self).__name__, **{k: _json(v) for k, v in options.items()}}
+
+
+def inner_solver(value: Any, option: str) -> None:
+    """Refuses what is no solver of tables, for solvers around another one."""
+    if not isinstance(value, Solver):
+        raise ValueError(f"got a {type(value).__name__} as {option}: give a solver of tables, as fs.DDIM()")
 
 
 def _json(value: Any) -> Any:

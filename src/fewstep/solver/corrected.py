@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, inverse, is_zero, transpose
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Solver, inner_solver
 from fewstep.solver.driver import Driver, Live, Outcome, Run
 from fewstep.solver.reverse_sde import EulerMaruyama
 from fewstep.tableau.form import Form
@@ -59,8 +59,7 @@ class LangevinCorrected(Driver):
     own_times = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.predictor, Solver):
-            raise ValueError(f"got a {type(self.predictor).__name__} as predictor: give a solver, as fs.DDPM()")
+        inner_solver(self.predictor, "predictor")
         if self.corrector not in ("langevin", "annealed"):
             raise ValueError(f"got corrector={self.corrector!r}: choose langevin or annealed")
         if not 0 < self.snr < 1:

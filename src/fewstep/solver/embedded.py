@@ -20,11 +20,11 @@ from fewstep.solver.singlestep import Singlestep, inside, singlestep
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
-__all__ = ["DPMAdaptive", "GottaGoFast", "RK45", "StochasticHeun"]
+__all__ = ["DEFECT", "DPMAdaptive", "GottaGoFast", "RK45", "StochasticHeun"]
 
 _METHOD = METHODS["dormand-prince5"]
 # b of order 5 minus b of order 4, the last for the slope at the new state
-_DEFECT = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
+DEFECT = (-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class RK45(Adaptive):
         slopes.append(slope(w, self.form, u, high, s))
         step = u.of(w.process, s) - u.of(w.process, t)
         low = high
-        for weight, k in zip(_DEFECT, slopes, strict=True):
+        for weight, k in zip(DEFECT, slopes, strict=True):
             low = low - (self._frame(w, s) * (weight * step)) * k
         return high, low
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fewstep.process.operator import inverse, transpose
-from fewstep.solver.base import Moments, Solver
+from fewstep.solver.base import Moments, Solver, inner_solver
 from fewstep.solver.dpm import DPMMultistep
 from fewstep.solver.exponential import Multistep, first_order
 from fewstep.solver.singlestep import inside, singlestep
@@ -63,11 +63,12 @@ class FirstLast(Solver):
             from fewstep.words import pick
 
             object.__setattr__(self, "solver", pick(TABLES, self.solver, "solver")())
+        inner_solver(self.solver, "solver")
         if self.first not in ("own", "analytic", "order"):
             raise ValueError(f"got first={self.first!r}: choose own, analytic or order")
         if self.last not in ("own", "lower"):
             raise ValueError(f"got last={self.last!r}: choose own or lower")
-        if self.std < 0:
+        if not 0 <= self.std < math.inf:
             raise ValueError(f"got std={self.std}: give a number of at least 0")
         if self.first == "order" and not isinstance(self._inner, Multistep | DPMMultistep | UniPC):
             raise ValueError(

@@ -39,7 +39,7 @@ __all__ = ["GaussianSplit", "Widened", "logistic"]
 _X, _W = np.polynomial.legendre.leggauss(16)
 _PANEL = 1.5  # log-SNR units a Gauss panel spans
 _FAR = 40.0  # beyond this many log-SNR units before the end the integrand is below rounding
-_CLEAN = 20.0  # and beyond this many after the level of std, where it falls like e^(-2 lambda)
+_CLEAN = 14.0  # and beyond this many after the level of std, where it falls like e^(-2 lambda)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,10 @@ class GaussianSplit(Solver):
     @property
     def point_mass(self) -> tuple[str, ...]:
         return () if self.std else self.kinds
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return ("alpha=0", "sigma=0") if self.std else ("alpha=0",)
 
     def write(self, w: Writer) -> None:
         wide, u = Widened(w.process, self.std), logistic(self.width)

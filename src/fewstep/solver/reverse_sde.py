@@ -148,7 +148,7 @@ class PredictorCorrector(ReverseSDE):
     References: Song et al. 2021, section 4.2, Algorithms 2 and 3 and appendix G, https://arxiv.org/abs/2011.13456.
 
     Args:
-        predictor: "reverse-diffusion", "euler-maruyama" or "ddpm".
+        predictor: "euler-maruyama", "reverse-diffusion" or "ddpm".
         inner: Langevin steps after each predictor step.
         snr: above 0 and below 1.
     """

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class DPMSolverV3(Solver):
     """
 
     points: int = 3
-    statistics: Statistics | str | None = None
+    statistics: Statistics | str | Path | None = None
     corrector: bool = True
     predictor_pseudo: bool = False
     corrector_pseudo: bool = False
@@ -78,10 +79,7 @@ class DPMSolverV3(Solver):
             raise ValueError(f"got points={self.points}: give at least 1")
         if self.rule not in _RULES:
             raise ValueError(f"got rule={self.rule!r}: choose one of {', '.join(_RULES)}")
-        if isinstance(self.statistics, str):
-            object.__setattr__(self, "statistics", Statistics.load(self.statistics))
-        if isinstance(self.statistics, Statistics) and self.statistics.l is None:
-            raise ValueError("got statistics without l, s and b: measure them with `fewstep stats`")
+        object.__setattr__(self, "statistics", Statistics.given(self.statistics, ("l", "s", "b")))
 
     @property
     def order(self) -> int:

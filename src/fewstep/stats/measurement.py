@@ -83,6 +83,7 @@ def measure(
         raise ValueError("got both a denoiser and conditioned, or none of them: give one")
     if whole("nodes", nodes) < 3 or len(data) < 2:
         raise ValueError(f"got {nodes} nodes and {len(data)} data points: give at least 3, and 2")
+    batch = whole("batch", batch)
     ends = [min(max(float(process.log_snr(t)), -10.0), 10.0) for t in (process.t_max, process.t_min)]
     lam = torch.linspace(ends[0], ends[1], nodes, dtype=torch.float64)
     said = {"process": repr(process), "v3": v3, "seed": seed, "weights": weights, "batch": batch, "data": _hash(data)}

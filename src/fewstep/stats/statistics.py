@@ -156,6 +156,16 @@ class Statistics:
         return {"file": str(self.path.resolve()) if self.path else None, "sha256": self.digest}
 
     @staticmethod
+    def given(value: Statistics | str | Path | None, reads: tuple[str, ...]) -> Statistics | None:
+        """What a solver was given, a file's name read; refused where it lacks what the solver reads."""
+        found = Statistics.load(value) if isinstance(value, str | Path) else value
+        if found is not None and not isinstance(found, Statistics):
+            raise ValueError(f"got a {type(found).__name__} as statistics: give Statistics, or the name of their file")
+        if found is not None and any(getattr(found, name) is None for name in reads):
+            raise ValueError(f"got statistics without {', '.join(reads)}: measure them with `fewstep stats`")
+        return found
+
+    @staticmethod
     def from_config(config: dict[str, Any]) -> Statistics:
         """The statistics that `config` named, from their file; a ValueError where they are no longer there."""
         path = config.get("file")
