@@ -12,18 +12,17 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from golden_case import Case, FittedVP, LinearTable, NotYet, RootVE, Unknown
+from golden_case import Case, FittedVP, LinearTable, RootVE, Unknown
+from golden_diffusers import diffusers
 from golden_drivers import ReverseMean, RoundedDPM
-from golden_pndm import FloorTable, Overlapping, StepwisePNDM
+from golden_pndm import FloorTable, StepwisePNDM
 from golden_quadrature import Sums
-from golden_sde import FlippedBend
 from golden_store import Entry, Store
-from torch import Tensor
+from golden_times import ddpm_table, known, times, vp_time
 
-from fewstep.process import CLD, EDM, VP, Discrete, Flow, Process
+from fewstep.process import CLD, EDM, VP, Discrete, Process
 from fewstep.solver import (
     DDIM,
-    DDPM,
     PNDM,
     RK45,
     SEEDS,
@@ -71,35 +70,15 @@ def place(e: Entry) -> Case:
         "thu-ml/DPM-Solver-v3": _v3,
     }
     if e.impl.startswith("diffusers/"):
-        return _diffusers(e, e.impl.removeprefix("diffusers/"))
+        return diffusers(e, e.impl.removeprefix("diffusers/"))
     if e.impl not in places:
         raise Unknown(f"implementation {e.raw['impl']!r}")
     return places[e.impl](e)
 
 
-def times(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _known(value: Any, known: dict[Any, Any], what: str) -> Any:
-    if value not in known:
-        raise Unknown(f"{what} {value!r}")
-    return known[value]
-
-
 def _scheduled(e: Entry) -> Process:
     """The process of the entries whose grid is in t."""
-    return _known(e.config["schedule"], {"vp_linear": VP(), "vp_discrete": Discrete()}, "schedule")
-
-
-def _from_alphas(p: VP, squares: list[float]) -> Tensor:
-    """Times of alpha^2, through the log of what is lost: sigma^2 = 1 - alpha^2 loses no more than the entry has."""
-    return torch.tensor([_vp_time(p, math.sqrt((1 - a) / a)) for a in squares], dtype=torch.float64)
-
-
-def _vp_time(p: Process, sigma: float) -> float:
-    """The time of sigma/alpha."""
-    return 0.0 if sigma == 0 else float(p.inverse_log_snr(-math.log(sigma)))
+    return known(e.config["schedule"], {"vp_linear": VP(), "vp_discrete": Discrete()}, "schedule")
 
 
 # --- dpm-solver and UniPC: everything in t, from 1 to t_end --------------------------------------------------------
@@ -107,9 +86,9 @@ def _vp_time(p: Process, sigma: float) -> float:
 
 def _dpm_solver(e: Entry) -> Case:
     c, p = e.config, _scheduled(e)
-    form = _known(c["algorithm_type"], {"dpmsolver": "noise", "dpmsolver++": "data"}, "algorithm_type")
+    form = known(c["algorithm_type"], {"dpmsolver": "noise", "dpmsolver++": "data"}, "algorithm_type")
     if c["method"] == "adaptive":
-        _known((c["solver_type"], c["denoise_to_zero"]), {("dpmsolver", False): True}, "adaptive options")
+        known((c["solver_type"], c["denoise_to_zero"]), {("dpmsolver", False): True}, "adaptive options")
         driver = RoundedDPM(points=c["order"], form=form, rtol=c["rtol"], atol=c["atol"], norm="largest")
         return Case(f"dpm-solver adaptive {form}", p, driver, times([c["t_start"], c["t_end"]]), e.x_T)
     grid = times(e.grid("t"))
@@ -117,12 +96,12 @@ def _dpm_solver(e: Entry) -> Case:
         solver: Solver = DDIM()
         if c["order"] != 1:  # the stages lie on the inner points of the same skip_type
             grid = times([*e.grid("t_eval")[: e.raw["nfe"] - c["denoise_to_zero"]], e.grid("t")[-1]])
-            kind = _known(c["solver_type"], {"dpmsolver": "midpoint", "taylor": "heun"}, "solver_type")
+            kind = known(c["solver_type"], {"dpmsolver": "midpoint", "taylor": "heun"}, "solver_type")
             n, fixed = c["order"], c["method"] == "singlestep_fixed"
             orders = (n,) * ((len(grid) - 1) // n) if fixed else None
             solver = Singlestep(points=n, form=form, type=kind, stages="grid", orders=orders)
     elif c["method"] == "multistep":
-        kind = _known(c["solver_type"], {"dpmsolver": "midpoint", "taylor": "heun"}, "solver_type")
+        kind = known(c["solver_type"], {"dpmsolver": "midpoint", "taylor": "heun"}, "solver_type")
         ramp = c["lower_order_final"] and len(grid) - 1 < 10
         solver = DPMMultistep(points=c["order"], form=form, type=kind, final_ramp=ramp)
     else:
@@ -133,7 +112,7 @@ def _dpm_solver(e: Entry) -> Case:
 
 def _unipc(e: Entry) -> Case:
     c, p, grid = e.config, _scheduled(e), times(e.grid("t"))
-    form = _known(c["algorithm_type"], {"noise_prediction": "noise", "data_prediction": "data"}, "algorithm_type")
+    form = known(c["algorithm_type"], {"noise_prediction": "noise", "data_prediction": "data"}, "algorithm_type")
     final = "denoise" if c.get("denoise_to_zero") else "state"
     if c["method"] != "multistep":
         raise Unknown(f"method {c['method']!r}")
@@ -170,7 +149,7 @@ def _v3_statistics(store: Store, d: int, *, trivial: bool) -> Statistics:
 
 def _score_sde(e: Entry) -> Case:
     c = e.config
-    _known((c["fn"], c["method"]), {("get_ode_sampler", "RK45"): True}, "sampler")
+    known((c["fn"], c["method"]), {("get_ode_sampler", "RK45"): True}, "sampler")
     driver = RK45(rtol=c["rtol"], atol=c["atol"], norm="batch")
     denoised = ((times([c["eps"], c["eps"] / 2]), ReverseMean()),) if c["denoise"] else ()
     case = Case("score_sde RK45", _scheduled(e), driver, times([1.0, c["eps"]]), e.x_T, more=denoised)
@@ -183,19 +162,19 @@ def _score_sde(e: Entry) -> Case:
 def _deis(e: Entry) -> Case:
     c = e.config
     if c["schedule"] == "vp_discrete_deis":
-        p: Process = LinearTable(alphas_cumprod=tuple(_ddpm_table().tolist()))
+        p: Process = LinearTable(alphas_cumprod=tuple(ddpm_table().tolist()))
     else:
         p = _scheduled(e)
     grid, method = times(e.grid("t")), c["method"]
     if method == "ipndm":
         return Case("DEIS ipndm", p, PNDM(start="ramp"), grid, e.x_T)
     if method == "rho_rk":
-        solver: Solver = RungeKutta(method=_known(c["rk_method"], RK, "rk_method"), form="noise", clock="rho")
+        solver: Solver = RungeKutta(method=known(c["rk_method"], RK, "rk_method"), form="noise", clock="rho")
         return Case("DEIS rhoRK", p, solver, grid, e.x_T)
-    u = _known(method, {"t_ab": "t", "rho_ab": "rho"}, "method")
+    u = known(method, {"t_ab": "t", "rho_ab": "rho"}, "method")
     solver = Multistep(points=c["ab_order"] + 1, form="noise", clock=u)
     case = Case(f"DEIS {method}", p, solver, grid, e.x_T)
-    crude = Sums(points=solver.points, clock=u, rule=_known(c["quad"], QUADRATURE, "quad"))
+    crude = Sums(points=solver.points, clock=u, rule=known(c["quad"], QUADRATURE, "quad"))
     bends = " through a table" * (c["schedule"] == "vp_discrete_deis")
     return case.faulty(f"quadrature {c['quad']}{bends}", crude)
 
@@ -216,24 +195,19 @@ def _cld(e: Entry) -> Case:
     grid = times([*e.grid("t"), *[0.0] * c.get("denoising", False)])
     if c.get("is_em"):
         return Case("gDDIM CLD Euler", p, RungeKutta(method="euler", form="state", clock="t"), grid, start)
-    points = _known(
+    points = known(
         c["sampler"], {"order0": 1, **dict.fromkeys(("deis", "ldeis"), c.get("deis_order", 0) + 1)}, "sampler"
     )
     root = "L" if c["sampler"] == "ldeis" else "R"
     solver: Solver = Multistep(points=points, form="noise", clock="t", root=root)
     count = 1000 if c["sampler"] == "order0" else 10000
-    rule = _known(c["quad"], QUADRATURE, "quad")
+    rule = known(c["quad"], QUADRATURE, "quad")
     ended = bool(c.get("denoising"))
     crude = Sums(points=points, clock="t", rule=rule, count=count, root=root, ended=ended)
     solver = FinalEuler(solver=solver) if ended else solver
     label = " with the Cholesky root" * (root == "L") + " and an Euler step at the end" * ended
     case = Case(f"gDDIM CLD{label}", p, solver, grid, start)
     return case.faulty(f"quadrature {c['quad']} of 2x2 matrices", crude)
-
-
-def _ddpm_table() -> Tensor:
-    """alphas_cumprod of beta from 1e-4 to 0.02 in 1000 steps."""
-    return (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
 
 
 # --- EDM and k-diffusion: time is sigma ----------------------------------------------------------------------------
@@ -259,9 +233,9 @@ def _edm(e: Entry) -> Case:
         return Case("EDM sampler" + " with churn" * bool(c["S_churn"]), EDM(), solver, grid, start, noise)
     if c["fn"] != "ablation_sampler" or c.get("S_churn"):
         raise Unknown(f"fn {c['fn']!r}")
-    euler = _known(c["solver"], {"euler": True, "heun": False}, "solver")
+    euler = known(c["solver"], {"euler": True, "heun": False}, "solver")
     sigmas = [*(evaluated if euler else evaluated[::2]), 0.0]
-    method = "euler" if euler else _known(c.get("alpha", 1), {1: "heun", 0.5: "midpoint", 2 / 3: "ralston"}, "alpha")
+    method = "euler" if euler else known(c.get("alpha", 1), {1: "heun", 0.5: "midpoint", 2 / 3: "ralston"}, "alpha")
     kind = (c["schedule"], c["scaling"])
     if kind == ("linear", "none"):
         process: Process = EDM()
@@ -270,7 +244,7 @@ def _edm(e: Entry) -> Case:
         process, grid, start = RootVE(), times(sigmas) ** 2, sigmas[0] * e.x_T
     elif kind == ("vp", "vp"):
         process = _ablation_vp(c)
-        grid = times([_vp_time(process, s) for s in sigmas])
+        grid = times([vp_time(process, s) for s in sigmas])
         start = math.sqrt(sigmas[0] ** 2 / (1 + sigmas[0] ** 2)) * e.x_T
     else:
         raise Unknown(f"schedule and scaling {kind}")
@@ -324,22 +298,22 @@ def _k_diffusion(e: Entry) -> Case:
         sigmas = [*e.grid("sigma_eval"), sigmas[-1]]
     start = math.sqrt(_common(e) + c["sigma_max"] ** 2) * e.x_T
     noise = e.noise if e.raw.get("stochastic") else None
-    return Case(f"k-diffusion {name}", EDM(), _known(name, solvers, "sampler"), times(sigmas), start, noise)
+    return Case(f"k-diffusion {name}", EDM(), known(name, solvers, "sampler"), times(sigmas), start, noise)
 
 
 def _common(e: Entry) -> int:
     """1 where the start is that of a VP problem in its VE form."""
-    return _known(e.raw["family"], {"edm": 0, "edm_to0": 0, "vp_common": 1, "vp_common_to0": 1}, "family")
+    return known(e.raw["family"], {"edm": 0, "edm_to0": 0, "vp_common": 1, "vp_common_to0": 1}, "family")
 
 
 def _pndm(e: Entry) -> Case:
-    known = {
+    methods = {
         "DDIM": DDIM(),
         "S-PNDM": PNDM(points=2, start="heun"),
         "F-PNDM": PNDM(),
         "FON": StepwisePNDM(),
     }
-    solver, table = _known(e.config["method"], known, "method"), tuple(_ddpm_table().tolist())
+    solver, table = known(e.config["method"], methods, "method"), tuple(ddpm_table().tolist())
     return Case(
         f"PNDM's {e.config['method']}",
         FloorTable(alphas_cumprod=table, ahead=1),
@@ -347,120 +321,3 @@ def _pndm(e: Entry) -> Case:
         times(e.grid("t_index")),
         e.x_T,
     )
-
-
-def _diffusers_pndm(e: Entry) -> Case:
-    """Between indices, index -1 being the first; a last step from index 0 does nothing and is left out."""
-    c, calls = e.config, e.grid("timesteps")
-    p, step = FloorTable(alphas_cumprod=tuple(_ddpm_table().tolist())), 1000 // c["n_steps"]
-    prk = not c["skip_prk_steps"]
-    indices = calls[0:12:4] + calls[12:] if prk else calls[:1] + calls[2:]
-    indices = [*indices, -1.0] if indices[-1] > 0 else indices
-    uneven = any(t - s != step for t, s in zip(indices[:-2], indices[1:-1], strict=True))
-    if uneven or (prk and step % 2):
-        solver: Solver = Overlapping(times=tuple(calls), step=step, runge_kutta=prk)
-        return Case("PNDMScheduler", p, solver, times(calls[:1] + calls[-1:]), e.x_T).faulty(
-            "a step lands beside the next time"
-        )
-    solver = PNDM(start="runge-kutta" if prk else "heun")
-    return Case("PNDMScheduler", p, solver, times(indices), e.x_T)
-
-
-# --- diffusers -----------------------------------------------------------------------------------------------------
-
-
-def _diffusers(e: Entry, name: str) -> Case:
-    if name == "DDIMScheduler":
-        return _diffusers_ddim(e)
-    if name == "PNDMScheduler":
-        return _diffusers_pndm(e)
-    p, sigmas, start = _diffusers_grid(e)
-    c, n = e.config, len(sigmas) - 1
-    repeated = n > 1 and math.isclose(sigmas[-1], sigmas[-2], rel_tol=1e-10)
-    if name == "HeunDiscreteScheduler":
-        sigmas, repeated = [s for i, s in enumerate(sigmas) if i == 0 or s != sigmas[i - 1]], False
-    noise = e.noise if e.raw.get("stochastic") else None
-    ramp = c.get("lower_order_final", True) and n < 15
-    if name in ("EulerDiscreteScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"):
-        solver: Solver = DDIM()
-    elif name == "HeunDiscreteScheduler":
-        solver = EDMHeun()
-    elif name == "LMSDiscreteScheduler":
-        solver = Multistep(points=4, form="noise", clock="rho")
-    elif name == "DEISMultistepScheduler":
-        solver = Multistep(points=c["solver_order"], form="noise", clock="log-snr", final_ramp=ramp)
-    elif name == "UniPCMultistepScheduler":
-        solver = UniPC(
-            points=c.get("solver_order", 2),
-            form="data" if c.get("predict_x0", True) else "noise",
-            b=c.get("solver_type", "bh2"),
-            corrector=_known(c.get("disable_corrector", ""), {"": True, "all": False}, "disable_corrector"),
-            final_ramp=c.get("lower_order_final", True),
-        )
-    elif name in ("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"):
-        solver = _diffusers_dpm(c, ramp=ramp)
-    elif name == "DPMSolverSinglestepScheduler":
-        form = _known(c["algorithm_type"], {"dpmsolver++": "data", "dpmsolver": "noise"}, "algorithm_type")
-        kind, order = c["solver_type"], c["solver_order"]
-        orders = (2,) * (n // 2 - 1) + (1, 1) if order == 2 and n % 2 == 0 else None  # lower_order_final
-        inner = "midpoint" if kind == "midpoint" else "linear"
-        solver = Singlestep(points=order, form=form, type=kind, stages="grid", orders=orders, inner=inner)
-        repeated = False  # the last interval is part of a step of order 2, or does nothing
-    else:
-        raise Unknown(f"implementation {e.raw['impl']!r}")
-    if repeated:  # the step in between has no length: the end only tells the solver that a step follows
-        sigmas = [*sigmas[:-1], sigmas[-1] / 2]
-    grid = times(sigmas) if isinstance(p, EDM | Flow) else times([_vp_time(p, s) for s in sigmas])
-    case = Case(name, p, solver, grid, start, noise, cut=repeated)
-    if not e.finite:
-        return case.faulty("not finite")
-    if isinstance(solver, FlippedBend):
-        return case.faulty("sign in sde-dpmsolver++ of order 3")
-    return case.faulty("repeated last sigma") if repeated else case
-
-
-def _diffusers_dpm(c: dict[str, Any], *, ramp: bool) -> Solver:
-    form = {"dpmsolver++": "data", "dpmsolver": "noise"}
-    kind, order = c["algorithm_type"], c.get("solver_order", 2)
-    if kind == "sde-dpmsolver++" and order == 1:
-        return DDPM()
-    if kind in ("sde-dpmsolver++", "sde-dpmsolver"):
-        form, make = "data" if kind == "sde-dpmsolver++" else "noise", FlippedBend if order == 3 else SDEMultistep
-        return make(points=order, form=form, type=c.get("solver_type", "midpoint"), final_ramp=ramp)
-    return DPMMultistep(
-        points=order, form=_known(kind, form, "algorithm_type"), type=c.get("solver_type", "midpoint"), final_ramp=ramp
-    )
-
-
-def _diffusers_grid(e: Entry) -> tuple[Process, list[float], Tensor]:
-    """Process, sigmas as they are stored, and the start state."""
-    sigmas, family = e.grid("sigmas"), e.raw["family"]
-    if family == "flow":
-        return Flow(), sigmas, e.x_T
-    if family == "diffusers_sigma":
-        return VP(), sigmas, e.x_T
-    if family == "edm_diffusers":
-        return EDM(), sigmas, math.sqrt(1 + sigmas[0] ** 2) * e.x_T  # init_noise_sigma of these schedulers
-    if family == "diffusers_ve":
-        leading = e.config.get("timestep_spacing") == "leading"
-        return EDM(), sigmas, math.sqrt(leading + sigmas[0] ** 2) * e.x_T
-    raise Unknown(f"family {family!r}")
-
-
-def _diffusers_ddim(e: Entry) -> Case:
-    c, steps = e.config, e.grid("timesteps")
-    table, p = _ddpm_table().tolist(), VP()
-    last = 1.0 if c["set_alpha_to_one"] else table[0]
-    if c["clip_sample"]:
-        raise NotYet("clipped predictions")
-    eta = float(c["eta"])
-    pairs = [(int(t), int(t) - len(table) // c["n_steps"]) for t in steps]
-    squares = [(table[t], table[s] if s >= 0 else last) for t, s in pairs]
-    runs = [(_from_alphas(p, list(pair)), DDIM(eta=eta)) for pair in squares if pair[0] < pair[1]]
-    chained = any(s != t for (_, s), (t, _) in zip(pairs[:-1], pairs[1:], strict=True))
-    noise = e.noise if eta else None
-    if chained:
-        case = Case("DDIMScheduler", p, DDIM(eta=eta), runs[0][0], e.x_T, noise, more=tuple(runs[1:]))
-        return case.faulty("a step lands beside the next time")
-    grid = torch.cat([runs[0][0][:1], *(g[1:] for g, _ in runs)])
-    return Case("DDIMScheduler", p, DDIM(eta=eta), grid, e.x_T, noise)
