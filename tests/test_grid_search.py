@@ -40,7 +40,7 @@ def test_costs_are_the_misses_of_one_step():
     assert float(costs[0, -1]) == pytest.approx(float(miss), rel=1e-10)
 
 
-@pytest.mark.parametrize(("name", "gain"), [("edm", 0.8), ("vp", 0.98), ("flow", 1.0), ("blurring", 0.9)])
+@pytest.mark.parametrize(("name", "gain"), [("edm", 0.95), ("vp", 0.98), ("flow", 1.0), ("blurring", 0.9)])
 def test_a_found_grid_beats_the_default_one(name, gain):
     p = oracle.process(name)
     model = oracle.denoiser(p)

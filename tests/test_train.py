@@ -170,7 +170,7 @@ def test_a_broken_checkpoint_is_refused(data: Path, tmp_path: Path, content: byt
         ({"batch": 41}, "1 to 40"),
         ({"lr": float("nan")}, "lr came as"),
         ({"drop_label": 2.0}, "drop_label"),
-        ({"process": "cld"}, "training takes vp"),
+        ({"process": "heat"}, "training takes vp"),
         ({"channels": ()}, "positive whole"),
         ({"patch": 3}, "divisible by 6"),
         ({"channels": (4, 4, 4, 4, 4)}, "divisible by 16"),

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad as forward
 
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
@@ -122,7 +123,9 @@ def rate(denoiser: Denoiser, process: Process, t: Time) -> Callable[[Tensor], Te
             z = z.clone()  # of a run in inference mode, which forward differentiation does not take
             times = torch.as_tensor(t, dtype=torch.float64).expand(len(z)).clone()
             velocity = apply(spread, z) + apply(pull, predict(z, times))
-            _, found, *_ = torch.func.jvp(predict, (z, times), (velocity, torch.ones_like(times)))
-            return found
+            with forward.dual_level():
+                moving = forward.make_dual(z, velocity), forward.make_dual(times, torch.ones_like(times))
+                found = forward.unpack_dual(predict(*moving)).tangent
+            return torch.zeros_like(velocity) if found is None else found
 
     return along

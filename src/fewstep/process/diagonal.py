@@ -59,12 +59,14 @@ class DiagonalProcess(Process):
         return Diagonal(self._sigma(t)[..., None, None].expand(*t.shape, *self.size), 2)
 
     def F(self, t: Time) -> Coefficient:
-        """The rate d log m / dt of every mode, exact to rounding (forward mode in float64)."""
-        u = to_tensor(t)
-        with torch.inference_mode(False):
-            u = u.clone()
-            mean, rate, *_ = torch.func.jvp(self._mean, (u,), (torch.ones_like(u),))
-        return Diagonal(rate / mean, 2)
+        """The rate d log m / dt of every mode, exact to rounding: reverse mode in float64, turned round by another."""
+        with torch.inference_mode(False), torch.enable_grad():
+            u = to_tensor(t).clone().detach().requires_grad_(True)
+            mean = self._mean(u)
+            weight = torch.ones_like(mean, requires_grad=True)
+            (pulled,) = torch.autograd.grad(mean, u, weight, create_graph=True)
+            (rate,) = torch.autograd.grad(pulled.sum(), weight)
+            return Diagonal(rate / mean.detach(), 2)
 
     def GG(self, t: Time) -> Coefficient:
         """g^2 = 2 sigma (sigma' - F sigma) of every mode."""

@@ -236,7 +236,9 @@ def _density(
         edges = torch.linspace(*span, panels + 1, dtype=torch.float64)
         width = edges.diff()[:, None]
         tau = process.inverse_log_snr((edges[:-1, None] + width * (_X + 1) / 2).flatten())
-        share = (width * _W / 2).flatten() / derivative(process.log_snr, tau)
+        speed = derivative(process.log_snr, tau)
+        seen = speed.isfinite()  # times beside a singular end round to the end itself, where nothing is left to weigh
+        tau, share = tau[seen], ((width * _W / 2).flatten() / speed)[seen]
         return tau, share * (p(s) * inverse(p(tau)) * rate(tau))
 
 

@@ -30,7 +30,7 @@ from fewstep.tableau.writer import Writer
 
 __all__ = ["QuasiTaylor", "StochasticQuasiTaylor"]
 
-_NODES = 10  # Chebyshev points behind t of which the derivatives are made
+_NODES = 9  # Chebyshev points behind t of which the derivatives are made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def taylor(
     The derivatives are those of the polynomial through Chebyshev points on a stretch below t, short against the
     distance to the ends of the process's domain, in which the coefficients are analytic.
     """
-    reach = 0.1 * min(t - process.domain[0], 1.0)
+    reach = 0.2 * min(t - process.domain[0], 1.0)
     x = 0.5 * (np.cos(math.pi * (np.arange(_NODES) + 0.5) / _NODES) - 1)  # in (-1, 0), in units of reach
     values = [f(t + reach * float(node)) for node in x]
     to_monomials = np.linalg.inv(np.vander(x, increasing=True))

@@ -106,7 +106,7 @@ class RungeKutta(Solver):
     @property
     def ends(self) -> tuple[str, ...]:
         infinite_start = self.form == "noise" or self.clock != "t"
-        infinite_end = self.clock == "log-snr" or self.form == "data"
+        infinite_end = self.clock == "log-snr" or self.form == "data" or (self.form, self.clock) == ("noise", "t")
         return ("alpha=0",) * (not infinite_start) + ("sigma=0",) * (not infinite_end)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
