@@ -218,7 +218,7 @@ def tolerance(cell: DriverCell) -> Verdict:
     if finer is None:
         return cell.skip("tolerance", "it has no tolerance")
     if isinstance(cell.process, Discrete) and getattr(cell.solver, "clock", "") == "t":
-        return cell.skip("tolerance", "its rate in t jumps at each step of the table, between which no estimate sees it")
+        return cell.skip("tolerance", "its rate in t jumps at every step of the table, which no estimate between them sees")
     few, many = _error(cell, cell.outcome), _error(cell, cell.solve(finer, x=cell.start))
     sentence = f"errors {few:.1e}, and {many:.1e} with a hundredth of the tolerance"
     return cell.judge("tolerance", many < few / 5 or many < 1e-9, sentence, many, few / 5)
@@ -227,8 +227,8 @@ def tolerance(cell: DriverCell) -> Verdict:
 def marginals(cell: DriverCell) -> Verdict:
     """The law of Gaussian data at the end, coordinate by coordinate, within the error of sampling and of the tolerance.
 
-    Two samples of many coordinates, which share their steps, stand for many samples. A driver without noise is judged at
-    a hundredth of its tolerance, so that the law and not the default is judged.
+    Two samples of many coordinates, which share their steps, stand for many samples. A driver without noise is judged
+    at a hundredth of its tolerance, so that the law and not the default is judged.
     """
     p, count, shape = cell.process, 1024, (512, *cell.shape)
     start, end = float(cell.times[0]), float(cell.times[-1])
