@@ -218,7 +218,9 @@ def tolerance(cell: DriverCell) -> Verdict:
     if finer is None:
         return cell.skip("tolerance", "it has no tolerance")
     if isinstance(cell.process, Discrete) and getattr(cell.solver, "clock", "") == "t":
-        return cell.skip("tolerance", "its rate in t jumps at every step of the table, which no estimate between them sees")
+        return cell.skip(
+            "tolerance", "its rate in t jumps at every step of the table, which no estimate between them sees"
+        )
     few, many = _error(cell, cell.outcome), _error(cell, cell.solve(finer, x=cell.start))
     sentence = f"errors {few:.1e}, and {many:.1e} with a hundredth of the tolerance"
     return cell.judge("tolerance", many < few / 5 or many < 1e-9, sentence, many, few / 5)
