@@ -3,7 +3,7 @@
     python benchmarks/published_table.py --out benchmarks/results/published_table_HARDWARE_DATE.json
     python benchmarks/published_table.py --out ... --page docs/published_table.md     # from the record, runs nothing
 
-Per process one row a sampler (ancestral or Euler-Maruyama, probability-flow RK45 and Heun, gDDIM of order 2, our default)
+Per process one row a sampler (ancestral or Euler-Maruyama, probability-flow RK45 and Heun, gDDIM-2, our default)
 and one column a number of calls; all cells start from the same noises and labels. A cell holds the Frechet distance in
 the shipped classifier's features against the 10,000 test images, its ratio to the converged run's with a 95 % interval
 (basic bootstrap over samples, the same resamples in both), and the root mean square distance to the converged run's
