@@ -42,14 +42,13 @@ from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.process.operator import (
-    Block,
     Coefficient,
-    Diagonal,
     apply,
     cholesky,
     inverse,
     is_zero,
     log_det,
+    trace,
     transpose,
 )
 from fewstep.solver import Solver
@@ -208,7 +207,7 @@ def _step(process: Process, kernel: Kernel, t: float, s: float, data_shape: tupl
     gain, wanted = posterior(process, t, s)
     keep, jump, whiten = gain - a, process.M(s) - gain * process.M(t), inverse(cholesky(covariance))
     spread = float(log_det(covariance, data_shape)) - float(log_det(wanted, data_shape))
-    ratio = _trace(inverse(covariance) * wanted, data_shape) + spread
+    ratio = float(trace(inverse(covariance) * wanted, data_shape)) + spread
 
     def term(z: Tensor, c: Tensor, d: Tensor) -> Tensor:
         miss = apply(whiten, apply(keep, z) + apply(jump, c) - apply(b, d)).flatten(1)
@@ -238,13 +237,3 @@ def _decoder(process: Process, t: float, x: Tensor, bin: float | None, ends: tup
         return -(above + torch.log(-torch.expm1(below - above))).flatten(1).sum(1)
 
     return levels
-
-
-def _trace(c: Coefficient, data_shape: tuple[int, ...]) -> float:
-    """The trace of a coefficient over a whole state."""
-    count = math.prod(data_shape)
-    if isinstance(c, Block):
-        return float(c.values.trace()) * count
-    if isinstance(c, Diagonal):
-        return float(c.values.sum()) * (count // c.values.numel())
-    return c * count

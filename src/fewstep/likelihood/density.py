@@ -34,7 +34,7 @@ from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.process.base import derivative
 from fewstep.process.clock import clock as clock_of
-from fewstep.process.operator import Block, Coefficient, Diagonal, apply, inverse
+from fewstep.process.operator import Coefficient, apply, inverse, trace
 from fewstep.words import whole
 
 __all__ = ["Likelihood", "log_prob"]
@@ -173,9 +173,11 @@ def _carry(
         state = y[:, :n].reshape(-1, *shape)
         k = _growth(process, time)
         b = process.M_rate(time) - k * process.M(time)
-        d, trace = _prediction_and_trace(denoiser, process, state, time, b, None if signs is None else signs[:, which])
+        d, divergence = _prediction_and_trace(
+            denoiser, process, state, time, b, None if signs is None else signs[:, which]
+        )
         grow = apply(k, state) + apply(b, d)
-        spread = trace + _trace(k, process.data_shape(tuple(shape))).to(trace)[:, None]
+        spread = divergence + torch.as_tensor(trace(k, process.data_shape(tuple(shape)))).to(divergence)[:, None]
         return rate.to(y)[:, None] * torch.cat([grow.flatten(1), spread], 1)
 
     y = torch.cat([z.flatten(1), z.new_zeros(len(z), width)], 1)
@@ -218,17 +220,6 @@ def _basis(d: Tensor) -> Iterator[Tensor]:
     """The unit vectors of data space, each for the whole batch."""
     eye = torch.eye(d[0].numel(), dtype=d.dtype, device=d.device)
     return (row.reshape(1, *d.shape[1:]).expand_as(d) for row in eye)
-
-
-def _trace(c: Coefficient, data_shape: tuple[int, ...]) -> Tensor:
-    """The trace of a coefficient with a time for every sample over a whole state, (batch,)."""
-    count = math.prod(data_shape)
-    if isinstance(c, Block):
-        return c.values.diagonal(dim1=-2, dim2=-1).sum(-1) * count
-    if isinstance(c, Diagonal):
-        repeat = count // math.prod(c.values.shape[c.values.ndim - c.rank :])
-        return c.values.flatten(c.values.ndim - c.rank).sum(-1) * repeat
-    return c * count
 
 
 def _signs(probes: int | Tensor, noise: Noise, shape: tuple[int, ...], batch: int) -> Tensor:

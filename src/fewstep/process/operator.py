@@ -31,6 +31,7 @@ __all__ = [
     "magnitude",
     "root",
     "stacked",
+    "trace",
     "transpose",
     "weighted_sum",
 ]
@@ -211,6 +212,17 @@ def log_det(c: Coefficient, data_shape: tuple[int, ...]) -> Tensor | float:
         repeat = count // math.prod(c.values.shape[c.values.ndim - c.rank :])
         return c.values.abs().log().flatten(c.values.ndim - c.rank).sum(-1) * repeat
     return count * (c.abs().log() if isinstance(c, Tensor) else math.log(abs(c)))
+
+
+def trace(c: Coefficient, data_shape: tuple[int, ...]) -> Tensor | float:
+    """The trace of c over a whole state whose data part has `data_shape`; a number, or (batch,)."""
+    count = math.prod(data_shape)
+    if isinstance(c, Block):
+        return c.values.diagonal(dim1=-2, dim2=-1).sum(-1) * count
+    if isinstance(c, Diagonal):
+        repeat = count // math.prod(c.values.shape[c.values.ndim - c.rank :])
+        return c.values.flatten(c.values.ndim - c.rank).sum(-1) * repeat
+    return c * count
 
 
 def magnitude(c: Coefficient) -> float:
