@@ -106,7 +106,7 @@ def table(solver: str | fs.Solver, process: fs.Process, grid: str, calls: int) -
 def exact(problem: Problem, steps: int = 240) -> Tensor:
     """The end states of a run of order 3 with many steps."""
     denoiser, process, x = problem
-    teacher = table(fs.GaussianSplit(points=3, corrector=1.0, width=math.inf), process, "logistic", steps)
+    teacher = table(fs.GaussianSplit(points=3, relax=0.0, ending=0, width=math.inf), process, "logistic", steps)
     return fs.sample(denoiser, process, solver=teacher, x=x, progress=False)
 
 

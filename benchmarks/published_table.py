@@ -2,6 +2,7 @@
 
     python benchmarks/published_table.py --out benchmarks/results/published_table_HARDWARE_DATE.json
     python benchmarks/published_table.py --out ... --page docs/published_table.md     # from the record, runs nothing
+    python benchmarks/published_table.py --out ... --cards                            # into the models' cards, likewise
 
 Per process one row a sampler (ancestral or Euler-Maruyama, probability-flow RK45 and Heun, gDDIM-2, our default)
 and one column a number of calls; all cells start from the same noises and labels. A cell holds the Frechet distance in
@@ -27,7 +28,7 @@ import fewstep as fs
 from fewstep.files import json_text, load_tensors, read_json, save_tensors, write_text
 from fewstep.model import Model
 from fewstep.quality import frechet_distance, load_classifier, load_reference
-from fewstep.train.card import hardware
+from fewstep.train.card import add_quality, hardware
 
 MODELS = Path(__file__).parent.parent / "models"
 COLUMNS = (10, 20, 50, 100)
@@ -200,8 +201,22 @@ def text(cell: dict[str, Any] | None, column: int) -> str:
     return f"{cell['frechet']:.2f} / {cell['ratio']:.2f} [{low:.2f}, {high:.2f}] / {cell['rmse']:.3f}{calls}"
 
 
+def write_cards(record: dict[str, Any]) -> None:
+    """The Frechet distances of the record into the cards of the models they were measured on."""
+    same = {"samples": record["samples"], "date": record["date"]}
+    for process in dict.fromkeys(cell["process"] for cell in record["cells"]):
+        grids = {row.solver: row.grid for row in rows(process)} | {"rk45": "its own steps"}
+        lines = [
+            {"solver": cell["solver"], "grid": grids[cell["solver"]], "calls": round(cell["calls"]), **same,
+             "Frechet": cell["frechet"]}
+            for cell in record["cells"] if cell["process"] == process
+        ]  # fmt: skip
+        floor = {"solver": "real images (floor)", "grid": "", "calls": "", **same, "Frechet": record["floor"]}
+        add_quality(MODELS / f"fashion-{process}", [*lines, floor])
+
+
 def main() -> None:
-    """Makes what is missing, prints each cell, writes the record; or writes the page from the record."""
+    """Makes what is missing, prints each cell, writes the record; or writes the page or the cards from the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=2000, help="a cell (default: 2000)")
     parser.add_argument("--converged", type=int, default=200, help="calls of the converged runs (default: 200)")
@@ -211,9 +226,14 @@ def main() -> None:
     parser.add_argument("--kept", action="store_true", help="make no cell, report those in --work")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--page", type=Path, help="write the page from --out and run nothing")
+    parser.add_argument("--cards", action="store_true", help="write the models' cards from --out and run nothing")
     args = parser.parse_args()
-    if args.page:
-        write_text(args.page, page(read_json(args.out, "a record of this script")))
+    if args.page or args.cards:
+        record = read_json(args.out, "a record of this script")
+        if args.page:
+            write_text(args.page, page(record))
+        if args.cards:
+            write_cards(record)
         return
     study = Study(args.work, args.samples, args.converged, args.seed, args.kept)
     cells: list[dict[str, Any]] = []

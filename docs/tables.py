@@ -32,7 +32,7 @@ WHEN = {
     "npr-ddpm": "the same with the squared error of its noise instead: right for an imperfect mean",
     "dpm-solver-v3": "few calls, tuned to a network by `fewstep stats`",
     "gaussian-split": "few calls on any process, guided or not; with the grid `logistic`",
-    "gaussian-split-pc": "the same with a full corrector: more accurate without guidance, unstable with it",
+    "gaussian-split-pc": "the same, fully corrected to the end: nearest to the ODE; fails at few guided calls",
     "euler": "Euler on dz/dt; the common sampler of flow models",
     "heun": "two calls a step, no history: steps can be taken alone",
     "midpoint": "as heun",

@@ -31,6 +31,7 @@ from fewstep.process.base import Process, derivative
 from fewstep.process.clock import Clock
 from fewstep.process.operator import Block, Coefficient, cholesky, inverse, transpose, weighted_sum
 from fewstep.solver.base import Solver
+from fewstep.solver.exponential import weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
@@ -40,6 +41,9 @@ _X, _W = np.polynomial.legendre.leggauss(16)
 _PANEL = 1.5  # log-SNR units a Gauss panel spans
 _FAR = 40.0  # beyond this many log-SNR units before the end the integrand is below rounding
 _CLEAN = 14.0  # and beyond this many after the level of std, where it falls like e^(-2 lambda)
+
+
+Seen = tuple[float, Form, Form]  # where a call was made, its prediction and its state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,33 +56,42 @@ class GaussianSplit(Solver):
 
     l_j are the Lagrange polynomials of the last `points` means in a logistic clock u = 1/(1 + e^(-lambda/width)), which
     is finite at both singular ends. z^c is the same step with the mean found at the predicted state as one more node;
-    theta = `corrector`, and the last row stays as predicted. One call a step; state kept: the last `points` predictions
-    and the states they were made at.
+    the last row stays as predicted. One call a step; state kept: the last `points` predictions and the states they were
+    made at.
 
-    Order: `points`, one more with corrector = 1; with its own start (fewer points in the first steps) at most 2, or 3
-    with corrector = 1. A point mass leaves a residual of that order unless std = 0; data N(mu, std^2 I) is carried
-    exactly, by steps of any size. std = 0 and width = inf is `Multistep` in data form, with its corrector when
-    corrector = 1.
+    Two things yield where steps are long. The corrector's weight is theta = 1/(1 + (relax/n)^3) with n steps: at few
+    calls a full one is unstable under guidance. The last `ending` steps take std = 0, the data form, and fewer points:
+    one in the last step, two in the one before. Images lie near surfaces; a Gaussian of finite width keeps the noise
+    across them that the data form removes, and a last prediction is better than an extrapolation
+    (`benchmarks/default_solver.py`).
 
-    The defaults were chosen with the grid `logistic` on random mixtures in 2 to 16 dimensions, guided ones (w = 7)
-    among them (`benchmarks/closed_forms.py`). corrector = 1 is better without guidance and worse with it at few calls.
+    Order: `points`, one more with the corrector, and with its own start (fewer points in the first steps) at most 2, or
+    3 with the corrector; at most 2 with an ending, whose last step has to shrink with the others (that of `karras` into
+    sigma = 0 does not). A point mass leaves a residual of that order unless std = 0; without
+    an ending data N(mu, std^2 I) is carried exactly, by steps of any size. std = 0, width = inf and no ending is
+    `Multistep` in data form: with its corrector for relax = 0, without for relax = inf.
+
+    The defaults were chosen with the grid `logistic` on random mixtures in 2 to 8 dimensions, guided ones (w = 7)
+    among them (`benchmarks/closed_forms.py`), and on the shipped model.
 
     References: the wider process is the EDM preconditioning (Karras et al. 2022, https://arxiv.org/abs/2206.00364) seen
     as an ODE; a linear part chosen for the data is DPM-Solver-v3 (Zheng et al. 2023, https://arxiv.org/abs/2310.13268);
-    a corrector that costs no call is UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867). The combination is
-    ours.
+    a corrector that costs no call, and a falling order at the end, are UniPC (Zhao et al. 2023,
+    https://arxiv.org/abs/2302.04867). The combination is ours.
 
     Args:
         points: how many means the interpolant passes through (at least 1).
         std: width of the Gaussian, in data units (0 or more).
         width: of the logistic clock, in units of log-SNR; inf is log-SNR itself.
-        corrector: theta, from 0 (none) to 1.
+        relax: the number of steps at which the corrector has half its weight; 0 is the full one, inf none.
+        ending: how many of the last steps are taken in the data form with falling order (0 or more).
     """
 
     points: int = 3
     std: float = 0.5
     width: float = 1.75
-    corrector: float = 0.35
+    relax: float = 5.0
+    ending: int = 2
 
     def __post_init__(self) -> None:
         if self.points < 1:
@@ -87,12 +100,15 @@ class GaussianSplit(Solver):
             raise ValueError(f"got std={self.std}: give a finite number of at least 0")
         if not self.width > 0:
             raise ValueError(f"got width={self.width}: give a number above 0, or inf for log-SNR")
-        if not 0 <= self.corrector <= 1:
-            raise ValueError(f"got corrector={self.corrector}: give a weight from 0 to 1")
+        if not self.relax >= 0:
+            raise ValueError(f"got relax={self.relax}: give a number of steps, 0 or more")
+        if self.ending < 0:
+            raise ValueError(f"got ending={self.ending}: give a number of steps, 0 or more")
 
     @property
     def order(self) -> int:
-        return min(self.points + (self.corrector == 1), 3 if self.corrector == 1 else 2)
+        corrected = self.relax < math.inf
+        return min(self.points + corrected, 3 if corrected and not self.ending else 2)
 
     @property
     def point_mass(self) -> tuple[str, ...]:
@@ -100,22 +116,36 @@ class GaussianSplit(Solver):
 
     @property
     def ends(self) -> tuple[str, ...]:
-        return ("alpha=0", "sigma=0") if self.std else ("alpha=0",)
+        return ("alpha=0", "sigma=0") if self.std or self.ending else ("alpha=0",)
 
     def write(self, w: Writer) -> None:
-        wide, u = Widened(w.process, self.std), logistic(self.width)
+        n, u = len(w.steps), logistic(self.width)
+        theta = 0.0 if self.relax == math.inf else 1 / (1 + (self.relax / n) ** 3)
         z = ahead = w.start
-        nodes: list[tuple[float, Form]] = []
+        seen: list[Seen] = []
         for k, (t, s) in enumerate(w.steps):
-            a, b = wide.mean(t)
-            nodes = [(t, a * w.call(ahead, t) - b * ahead), *nodes]
-            if self.corrector and k:
-                again = _step(wide, u, w.times[k - 1], t, z, nodes)
-                z = w.row((1 - self.corrector) * ahead + self.corrector * again, t)
+            seen = [(t, w.call(ahead, t), ahead), *seen[: self.points]]
+            if theta and k:
+                again = self._step(w.process, u, w.times[k - 1], t, z, seen, n - k + 1)
+                z = w.row((1 - theta) * ahead + theta * again, t)
             else:
                 z = ahead
-            nodes = nodes[: self.points]
-            ahead = w.row(_step(wide, u, t, s, z, nodes), s)
+            ahead = w.row(self._step(w.process, u, t, s, z, seen[: self._points(n - k)], n - k), s)
+
+    def _points(self, left: int) -> int:
+        """How many means the step has that is the `left`-th from the end."""
+        return min(self.points, left) if left <= self.ending else self.points
+
+    def _step(self, p: Process, u: Clock, t: float, s: float, z: Form, seen: list[Seen], left: int) -> Form:
+        """From t to s with the means behind the predictions, or near the end with the predictions themselves."""
+        if left <= self.ending or not self.std:
+            carry, found = weights(p, "data", u, t, s, [at for at, _, _ in seen])
+            means = [y for _, y, _ in seen]
+        else:
+            wide = Widened(p, self.std)
+            carry, found = _weights(wide, u, t, s, [at for at, _, _ in seen])
+            means = [a * y - b * x for at, y, x in seen for a, b in [wide.mean(at)]]
+        return functools.reduce(operator.add, (b * mean for b, mean in zip(found, means, strict=True)), carry * z)
 
 
 def logistic(width: float) -> Clock:
@@ -163,12 +193,11 @@ class Widened:
         return (inverse(lower) * pull * lower).values[..., 0, 1]
 
 
-def _step(wide: Widened, u: Clock, t: float, s: float, z: Form, nodes: list[tuple[float, Form]]) -> Form:
-    """From t to s with the means of the nodes; the latest node takes what rounding leaves of the weights' sum."""
+def _weights(wide: Widened, u: Clock, t: float, s: float, nodes: list[float]) -> tuple[Coefficient, list[Coefficient]]:
+    """R~_s R~_t^-1 and the B_j of a step from t to s; the latest node takes what rounding leaves of their sum."""
     p = wide.process
     low, high = float(p.log_snr(t)), float(p.log_snr(s))
-    level = -math.log(wide.std) if wide.std else math.inf
-    high = min(high, max(low, level) + _CLEAN)
+    high = min(high, max(low, -math.log(wide.std)) + _CLEAN)
     low = max(low, high - _FAR)
     panels = max(1, math.ceil(abs(high - low) / _PANEL))
     edges = torch.linspace(low, high, panels + 1, dtype=torch.float64)
@@ -180,13 +209,10 @@ def _step(wide: Widened, u: Clock, t: float, s: float, z: Form, nodes: list[tupl
     carries, carry = _carries(wide, t, s, tau, edges, speed)
     whole = p.M(s) - carry * p.M(t)
     density = carries * wide.rate(tau)
-    basis = _lagrange([float(u.of(p, torch.tensor(v, dtype=torch.float64))) for v, _ in nodes], u.of_log_snr(p, lam))
+    basis = _lagrange([float(u.of(p, torch.tensor(v, dtype=torch.float64))) for v in nodes], u.of_log_snr(p, lam))
     found = [weighted_sum(v * weight / speed, density) for v in basis]
     found[0] = found[0] + functools.reduce(operator.sub, found, whole)
-    form = carry * z
-    for b, (_, mean) in zip(found, nodes, strict=True):
-        form = form + b * mean
-    return form
+    return carry, found
 
 
 def _carries(
