@@ -11,7 +11,7 @@ import torch
 import fewstep as fs
 from fewstep.check import Report, Verdict, matrix
 from fewstep.cli import main
-from fewstep.solver import DDIM, DRIVERS, RK45
+from fewstep.solver import DDIM, DRIVERS, RK45, LangevinCorrected
 from fewstep.solver.driver import Driver
 
 USER = '''
@@ -261,3 +261,37 @@ class Undecided(RK45):
 def test_a_broken_driver_is_rejected_by_name(driver, red):
     report = fs.check.solver(driver, "vp", only=["calls", "outcome", "repeat", "batch", "replay"])
     assert [v.name for v in report.failures] == [red], f"\n{report}"
+
+
+class Rounds(RK45):
+    """Loses digits of float32 states."""
+
+    def drive(self, run):
+        found = super().drive(run)
+        single = run.start.dtype == torch.float32
+        return replace(found, state=found.state.bfloat16().float()) if single else found
+
+
+class Deaf(RK45):
+    """Follows no tolerance."""
+
+    def drive(self, run):
+        return RK45(rtol=1e-3, atol=1e-3).drive(run)
+
+
+class Loud(LangevinCorrected):
+    """Ends in a law that is too wide."""
+
+    def drive(self, run):
+        found = super().drive(run)
+        return replace(found, state=1.2 * found.state)
+
+
+@pytest.mark.parametrize(
+    ("driver", "red"),
+    [(Rounds(), "dtype"), (Deaf(), "tolerance"), (Loud(), "marginals")],
+    ids=lambda x: type(x).__name__ if isinstance(x, Driver) else x,
+)
+def test_a_driver_that_misses_its_answer_is_rejected_by_name(driver, red):
+    report = fs.check.solver(driver, "vp", only=["dtype", "tolerance", "marginals"])
+    assert red in [v.name for v in report.failures], f"\n{report}"

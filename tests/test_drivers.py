@@ -220,6 +220,10 @@ def test_the_door_says_what_a_driver_is_not():
             DPMAdaptive(**options)
     with pytest.raises(ValueError, match="below 3"):
         solve("rk45").table(3)
+    with pytest.raises(ValueError, match="got 5 steps for RK45, which chooses its own"):
+        RK45().calls(5, to_zero=False)
+    with pytest.raises(ValueError, match="got a limit of 5 calls for LangevinCorrected, whose grid says its calls"):
+        LangevinCorrected().limited(5)
 
 
 def test_one_more_call_denoises():
@@ -227,6 +231,22 @@ def test_one_more_call_denoises():
     plain, clean = (fs.solve(d, d.process, solver="rk45", grid=ends, x=x, final=f) for f in ("state", "denoise"))
     assert torch.equal(clean.state, d(plain.state, float(ends[1])))
     assert (clean.calls - plain.calls).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("process", ["vp", "cld"])
+def test_a_sample_that_did_not_reach_the_end_keeps_none_from_being_denoised(process):
+    d, x, ends = problem(process)
+    needed = fs.solve(d, d.process, solver="rk45", grid=ends, x=x).calls
+    limit = int(needed.min())
+    plain, clean = (fs.solve(d, d.process, solver=RK45(max_calls=limit), grid=ends, x=x, final=f)
+                    for f in ("state", "denoise"))  # fmt: skip
+    good = [status == "reached the end" for status in plain.status]
+    assert 0 < sum(good) < len(good)
+    expected = torch.stack([d(z[None], float(ends[1]))[0] if ok else d.process.to_data(z[None])[0]
+                            for z, ok in zip(plain.state, good, strict=True)])  # fmt: skip
+    assert torch.allclose(clean.state, expected, rtol=1e-12)
+    assert (clean.calls - plain.calls).tolist() == [int(ok) for ok in good]
+    assert (clean.status, clean.rounds) == (plain.status, plain.rounds + 1)
 
 
 def test_solve_runs_a_table_too():

@@ -9,7 +9,7 @@ import torch
 
 import fewstep as fs
 import oracle
-from fewstep.grid_search import _cheapest, gits, step_costs
+from fewstep.grid_search import _cheapest, gits, klub, path_costs, step_costs
 
 torch.set_num_threads(1)
 
@@ -66,3 +66,40 @@ def test_what_cannot_be_cut_is_refused():
         gits(oracle.denoiser(p), p, shape=(2, 1), points=4, teacher=fs.EDMHeun())
     with pytest.raises(ValueError, match="gamma=0"):
         gits(oracle.denoiser(p), p, shape=(2, 1), points=4, gamma=0)
+
+
+@pytest.mark.parametrize("name", ["vp", "cld", "blurring"])
+def test_path_costs_are_the_integral_of_what_the_prediction_moves(name):
+    p = oracle.process(name)
+    model, times = oracle.denoiser(p), oracle.grid(p, 200)
+    shape = (4, *model.means.shape[1:])
+    costs = path_costs(model, p, times, shape=shape, teacher=fs.DDIM(), dtype=torch.float64)
+    assert bool((costs.triu(1)[costs.isfinite()] >= 0).all())
+    assert float(costs[0, -1]) > float(costs[0, 100] + costs[100, -1])  # more steps lose less
+    seen = []
+    fs.sample(model, p, solver="ddim", grid=times, shape=shape, dtype=torch.float64,
+              callback=lambda row, t, z, d: seen.append(p.coordinates(d)))  # fmt: skip
+    n = torch.exp(2 * p.log_snr(times)) if name != "blurring" else None
+    if n is not None:
+        off = torch.stack([(d - seen[20]).square().flatten(1).sum(1).mean() for d in seen[20:91]])
+        wanted = 0.5 * torch.trapezoid(off, n[20:91])
+        assert float(costs[20, 90]) == pytest.approx(float(wanted), rel=1e-9)
+
+
+def test_the_grid_of_least_divergence_is_where_its_costs_are_least():
+    p = oracle.process("vp")
+    model = oracle.denoiser(p)
+    options = {"shape": (8, 1), "seed": 2, "dtype": torch.float64}
+    times = fs.GRIDS["log-snr"](p, 12)
+    costs = path_costs(model, p, times, teacher=fs.Multistep(points=2), **options)
+    found = klub(model, p, grid=times, points=12, **options)(p, 4)
+    ways = [(0, *inner, 12) for inner in itertools.combinations(range(1, 12), 3)]
+    best = min(ways, key=lambda way: sum(float(costs[i, j]) for i, j in itertools.pairwise(way)))
+    assert found.tolist() == times[list(best)].tolist()
+    with pytest.raises(ValueError, match="ends without noise"):
+        klub(
+            oracle.denoiser(oracle.process("flow")),
+            oracle.process("flow"),
+            grid=torch.tensor([1.0, 0.5, 0.0]),
+            **options,
+        )

@@ -144,7 +144,7 @@ def test_marginal_is_normal(name):
 
 def test_refusals_of_log_prob():
     mixture, x, _ = problem(VP())
-    with pytest.raises(ValueError, match="has no likelihood"):
+    with pytest.raises(ValueError, match="got process='a bridge': give a process"):
         fs.log_prob(mixture, "a bridge", x)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="still holds the data .*it has no likelihood: raise t_max"):
         fs.log_prob(lambda z, t: mixture(z, t), VP(t_max=0.3), x)

@@ -296,10 +296,32 @@ def test_a_denoiser_may_return_its_input(solver, view):
     assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"solver": "ddim"}, {"solver": "ddim", "parallel": 2}, {"solver": "rk45"}, {"solver": "predictor-corrector"}],
+    ids=["table", "parallel", "adaptive", "driver"],
+)
+def test_a_run_tells_how_far_it_is(mixture, monkeypatch, options):
+    told, shown = [], []
+    run = partial(fs.sample, mixture, mixture.process, shape=(2, *mixture.means.shape[1:]), **options)
+    one = run(progress=told.append)
+    assert len(told) > 5
+    assert all(0 <= share <= 1 for share in told)
+    assert told[-1] == 1
+    assert len({round(share, 6) for share in told}) > 5
+    assert sum(b < a for a, b in zip(told, told[1:])) <= len(told) / 10  # noqa: B905 - a rejected step goes back
+    monkeypatch.setattr("fewstep.ui.Bar.to", lambda bar, done: shown.append(done / bar.total))
+    assert torch.equal(run(), one)
+    assert shown == pytest.approx(told)
+    shown.clear()
+    run(progress=False)
+    assert shown == []
+
+
 def test_what_is_no_process_and_no_state_is_refused(mixture):
     for process in (fs.VP, "vp", None):
         for solver in ("ddim", "rk45"):
-            with pytest.raises(ValueError, match="as process: give one"):
+            with pytest.raises(ValueError, match="process.*: give a process"):
                 fs.sample(mixture, process, solver=solver, shape=(4, 2))
     with pytest.raises(ValueError, match="got a list as x: give a tensor"):
         fs.sample(mixture, VP, x=[[0.0, 1.0]])
@@ -318,6 +340,16 @@ def test_what_does_not_fit_together_is_refused(mixture):
         fs.tabulate("ddim", VP, grid=twice, nfe=5)
     with pytest.raises(ValueError, match="returned a NoneType"):
         fs.sample(lambda z, t: None, VP, shape=(1, 2))
+    with pytest.raises(ValueError, match=r"row 0 \(t = 1\): the denoiser returned eps: it must return x0"):
+        fs.sample(lambda z, t: {"eps": z}, VP, shape=(1, 2))
+
+
+def test_the_name_of_a_file_is_no_solver(mixture, tmp_path):
+    path = tmp_path / "ddim.table"
+    fs.tabulate("ddim", VP, steps=3).save(path)
+    with pytest.raises(ValueError, match="no name but a file: give Path"):
+        fs.sample(mixture, VP, solver=str(path), shape=(1, 2))
+    assert fs.sample(mixture, VP, solver=path, shape=(1, 2)).shape == (1, 2)
 
 
 def test_solver_classes_and_factories_are_solvers(mixture):
@@ -347,6 +379,17 @@ def test_no_graph_leaves_a_denoiser_that_differentiates():
 
     guided.needs_grad = True
     assert not fs.sample(guided, VP, steps=3, shape=(1, 1, 8, 8)).requires_grad
+
+
+@pytest.mark.parametrize("run", [fs.sample, fs.solve])
+def test_the_last_call_may_differentiate_inside_too(run):
+    def slope(x, t):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(x.square().sum(), x)[0]
+
+    denoiser = fs.wrap(slope, VP, needs_grad=True)
+    found = run(denoiser, VP, steps=3, shape=(2, 3), final="denoise")
+    assert not getattr(found, "state", found).requires_grad
 
 
 def test_differentiable_after_an_ordinary_run_on_blurring():

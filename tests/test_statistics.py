@@ -176,12 +176,36 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert measure(counted, p, data, out=out, **settings) == whole
     assert counted.calls == 4
     assert [f.name for f in tmp_path.iterdir()] == [out.name]
-    calls.clear()
-    with pytest.raises(Stopped):
-        measure(failing, p, data, out=out, **settings)
-    counted = fs.Counted(mixture)
-    measure(counted, p, data, out=out, seed=1, **settings)
-    assert counted.calls == 10
+    for other in ({"seed": 1}, {"labels": [0, 1, 2, 0, 1, 2]}):
+        calls.clear()
+        with pytest.raises(Stopped):
+            measure(failing, p, data, out=out, **settings)
+        counted = fs.Counted(mixture)
+        measure(counted, p, data, out=out, **other, **settings)
+        assert counted.calls == 10, other
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tiny, tmp_path, monkeypatch, capsys):  # noqa: F811
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "statistics.safetensors"
+    monkeypatch.setattr("fewstep.cli.stats._drawn", lambda *_: pytest.fail("it drew samples first"))
+    assert main(["stats", str(tiny), "--out", str(out)]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    with pytest.raises(OSError, match="cannot write"):
+        measure(lambda *_: pytest.fail("it called the network first"), fs.VP(), torch.zeros(2, 1), v3=False, out=out)
+
+
+@pytest.mark.parametrize(
+    ("solver", "values", "sentence"),
+    [
+        (fs.DPMSolverV3, dict.fromkeys("lsb", torch.zeros(3, 1, 5, 5)), "process, or statistics, .* measure the stat"),
+        (fs.Analytic, {"eps2": torch.full((3, 2, 2), 0.9)}, "one variance a frequency, for VP, which has one a node"),
+    ],
+)
+def test_statistics_of_another_shape_than_the_state_are_refused(solver, values, sentence):
+    statistics = fs.Statistics(log_snr=torch.tensor([-9.0, 0.0, 3.0]), **values)
+    with pytest.raises(ValueError, match=sentence):
+        fs.sample(fs.Gaussian(fs.VP(), 0.0, 1.0), fs.VP(), solver=solver(statistics=statistics), shape=(2, 1, 2, 2))
 
 
 def test_what_cannot_be_measured_is_refused():

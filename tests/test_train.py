@@ -303,6 +303,23 @@ def test_measured_quality_goes_into_the_card(tmp_path: Path) -> None:
     assert load(folder).facts["quality"] == rows
 
 
+@pytest.mark.parametrize("process", ["vp", "blurring", "cld"])
+def test_the_models_cards_say_what_the_published_table_measured(process: str) -> None:
+    from fewstep.train.card import card
+
+    root = Path(__file__).parent.parent
+    record = json.loads((root / "benchmarks" / "results" / "published_table_xeon_2026-11-21.json").read_text())
+    folder = root / "models" / f"fashion-{process}"
+    about = json.loads((folder / "fewstep.json").read_text())
+    measured = [(cell["solver"], round(cell["calls"]), cell["frechet"], record["samples"], record["date"])
+                for cell in record["cells"] if cell["process"] == process]  # fmt: skip
+    columns = ("solver", "calls", "Frechet", "samples", "date")
+    *said, floor = [tuple(row[column] for column in columns) for row in about["quality"]]
+    assert said == measured
+    assert floor[2] == record["floor"]
+    assert (folder / "README.md").read_text() == card(json.loads((folder / "config.json").read_text()), about)
+
+
 def test_plain_lines_where_no_terminal_is(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(data, tmp_path / "run", images=80, **(TINY | {"quiet": False}))
     lines = capsys.readouterr().err.splitlines()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Bar", "png", "sheet", "table"]
+__all__ = ["Bar", "png", "sheet", "table", "telling"]
 
 
 class Bar:
@@ -28,7 +28,7 @@ class Bar:
 
     def __init__(self, total: int, what: str, *, after: float = 2.0) -> None:
         self.total, self.what, self.after = total, what, after
-        self.done = 0
+        self.done = 0.0
         self._began = time.monotonic()
         self._terminal = sys.stderr.isatty()
         self._rich: Any = None
@@ -37,10 +37,14 @@ class Bar:
     def __enter__(self) -> Bar:
         return self
 
-    def advance(self, n: int = 1) -> None:
+    def advance(self, n: float = 1) -> None:
         """Says that `n` more of `total` are done."""
-        self.done += n
-        if not self._terminal or time.monotonic() - self._began < self.after:
+        self.to(self.done + n)
+
+    def to(self, done: float) -> None:
+        """Says that `done` of `total` are done; what was done stays done."""
+        self.done = max(self.done, done)
+        if not self._terminal or not self.done or time.monotonic() - self._began < self.after:
             return
         if not self._shown:
             self._shown = True
@@ -49,7 +53,8 @@ class Bar:
             self._rich.update(self._rich.task_ids[0], completed=self.done)
         else:
             left = (time.monotonic() - self._began) * (self.total / self.done - 1)
-            print(f"\r{self.what} {self.done}/{self.total}, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
+            line = f"\r{self.what} {self.done:.0f}/{self.total}, {left:.0f} s left "
+            print(line, end="", file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -65,10 +70,21 @@ class Bar:
             from rich.progress import Progress
 
             progress = Progress(console=Console(stderr=True), transient=True)
-            progress.add_task(self.what, total=self.total, completed=self.done)
+            progress.add_task(self.what, total=self.total, completed=int(self.done))
             progress.start()
             return progress
         return None
+
+
+@contextmanager
+def telling(
+    progress: bool | Callable[[float], object], what: str, *, total: int = 100
+) -> Iterator[Callable[[float], object]]:
+    """Where to tell which share of the work is done: a given function, a bar for True, nowhere for False; 1 at last."""
+    with Bar(total, what) as bar:
+        tell = progress if callable(progress) else lambda share: bar.to(share * total) if progress else None
+        yield tell
+        tell(1.0)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

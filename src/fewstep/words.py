@@ -1,15 +1,60 @@
-"""Sentences for the door: look a name up, and say the nearest ones when it is not there."""
+"""Sentences for the door: a name that is not known, a value of another type than its annotation, a device.
+
+A value is held against the annotation of its option where that names the types below; any other is left to the code
+behind it.
+"""
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-__all__ = ["pick", "whole"]
+if TYPE_CHECKING:
+    import torch
 
+__all__ = ["Typed", "as_bytes", "pick", "typed", "usable_device", "whole"]
+
+P = ParamSpec("P")
 T = TypeVar("T")
+
+FUNCTIONS = {
+    "Denoiser": "a function (z, t) -> x0_hat, as fs.wrap makes",
+    "Levels": "a function y -> log p(t | y)",
+    "LogProb": "a function (z, t) -> log probabilities (batch,)",
+    "Callback": "a function (row, t, state, x0_hat)",
+    "After": "a function (row, t, z) -> z",
+    "Callable": "a function",
+}
+
+# What an annotation may say for its values to be checked, and what to give then.
+KINDS = FUNCTIONS | {
+    "bool": "True or False",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a word",
+    "None": "None",
+    "tuple": "a tuple of numbers",
+    "Time": "a number or a tensor",
+    "Tensor": "a tensor",
+    "Path": "a path",
+    "torch.dtype": "a torch.dtype",
+    "torch.device": "a torch.device",
+    "Process": "a process, as fs.VP()",
+    "ScalarProcess": "a scalar process, as fs.VP()",
+    "Solver": "a solver of tables, as fs.DDIM()",
+    "Parallel": "a Parallel",
+    "Mixture": "a Mixture",
+    "Descent": "a Descent, as fs.Descent(iterations=100)",
+    "Dataset": "a Dataset",
+}
+
+
+SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def pick(registry: Mapping[str, T], name: str, what: str) -> T:
@@ -23,10 +68,107 @@ def pick(registry: Mapping[str, T], name: str, what: str) -> T:
 
 def whole(label: str, value: Any) -> int:
     """The value as an int of at least 1, or a ValueError."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1 or isinstance(value, bool):
+    number = _index(value)
+    if number is None or number < 1:
         raise ValueError(f"got {label}={value!r}: give a whole number of at least 1")
     return number
+
+
+def as_bytes(size: str | int) -> int:
+    """Bytes of a number, or of a text as 4GiB, 500 MB, 2g; a ValueError for anything else."""
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*)\s*([kmgt]?i?)b?", str(size).strip().lower())
+    count = int(float(found[1]) * SIZES[found[2]]) if found and found[2] in SIZES else 0
+    if count < 1:
+        raise ValueError(f"got memory={size!r}: give a size as 4GiB or 500MB")
+    return count
+
+
+def typed(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, with a ValueError for an argument that is not of its annotation."""
+    parameters = inspect.signature(function).parameters
+    kinds = _kinds({name: parameter.annotation for name, parameter in parameters.items()})
+
+    @wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> T:
+        _check(kinds, {**dict(zip(parameters, args, strict=False)), **options})
+        return function(*args, **options)
+
+    return checked
+
+
+class Typed:
+    """A dataclass whose options are held against the annotations of its fields before it looks at them."""
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        order = getattr(cls, "__dataclass_fields__", {})
+        _check(_kinds_of(cls), {**dict(zip(order, args, strict=False)), **options})
+        return super().__new__(cls)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device, or a ValueError where it cannot hold a tensor here."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each back end has its own way to say no
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"got the device {str(device)!r}, which does not work here ({reason}): choose another, such as cpu"
+        ) from None
+    return torch.device(device)
+
+
+def _kinds(annotations: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The kinds of value that each name may have, where all of them are known."""
+    texts = {k: v if isinstance(v, str) else inspect.formatannotation(v) for k, v in annotations.items()}
+    split = {name: text.split(" | ") for name, text in texts.items()}
+    return {name: kinds for name, kinds in split.items() if all(kind.partition("[")[0] in KINDS for kind in kinds)}
+
+
+@cache
+def _kinds_of(cls: type) -> dict[str, list[str]]:
+    return _kinds({name: field.type for name, field in getattr(cls, "__dataclass_fields__", {}).items()})
+
+
+def _check(kinds: Mapping[str, Iterable[str]], values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if name in kinds and not any(_is(value, kind) for kind in kinds[name]):
+            plain = value is None or isinstance(value, bool | int | float | str)
+            label = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            got = f"{name}={value!r}" if plain else f"{label} as {name}"
+            raise ValueError(f"got {got}: give {' or '.join(map(_wanted, kinds[name]))}")
+
+
+def _wanted(kind: str) -> str:
+    name, _, entry = kind.partition("[")
+    if name == "tuple" and entry.partition(",")[0] in FUNCTIONS:
+        return "a tuple of functions"
+    return "a tuple of whole numbers" if kind.startswith("tuple[int") else KINDS[name]
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether a value is of a kind; numbers of numpy and torch are numbers, True and False are not."""
+    name, _, entry = kind.partition("[")
+    if value is None or isinstance(value, bool | str):
+        return name == ("None" if value is None else type(value).__name__)
+    if name == "int":
+        return _index(value) is not None
+    if name == "float":
+        return hasattr(value, "__float__") and not getattr(value, "ndim", 0)
+    if name == "Time":
+        return _is(value, "float") or _is(value, "Tensor")
+    if name == "tuple":  # or another sequence, all its entries as the first
+        sized = hasattr(value, "__len__") and not isinstance(value, Mapping)
+        return sized and getattr(value, "ndim", 1) > 0 and all(_is(v, entry.split(",")[0].rstrip("]")) for v in value)
+    if name in FUNCTIONS:
+        return callable(value) and not isinstance(value, type)
+    return any(name in (c.__name__, f"{c.__module__}.{c.__qualname__}") for c in type(value).__mro__)
+
+
+def _index(value: Any) -> int | None:
+    """The value as an int, where it is one."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,12 +20,60 @@ from fewstep.process import Process
 from fewstep.solver.base import Solver
 from fewstep.tableau import Tableau
 
-__all__ = ["Cell", "Rounded", "slope"]
+__all__ = ["Cell", "Judge", "Rounded", "slope"]
+
+
+class Judge:
+    """A solver or driver on a process, by name, and how verdicts on it are made."""
+
+    solver: Any
+    process: Process
+    name: str
+
+    def judge(
+        self, name: str, good: bool, sentence: str, measured: float | None = None, claimed: float | None = None
+    ) -> Verdict:
+        """A verdict that passes or fails."""
+        status = "pass" if good else "fail"
+        return Verdict(
+            name=name, process=self.name, status=status, measured=measured, claimed=claimed, sentence=sentence
+        )
+
+    def skip(self, name: str, reason: str, measured: float | None = None) -> Verdict:
+        """A verdict that does not apply, and why."""
+        return Verdict(name=name, process=self.name, status="skip", measured=measured, sentence=reason)
+
+    def verdicts(
+        self, findings: Mapping[str, Callable[[Any], Verdict]], attempt: Callable[[], object]
+    ) -> Iterator[Verdict]:
+        """One verdict a finding; where the process's kind is not declared one alone, that `attempt` is refused."""
+        if self.process.kind not in self.solver.kinds:
+            yield self._refusal(attempt)
+            return
+        for name, find in findings.items():
+            try:
+                yield find(self)
+            except Exception as error:  # whatever a solver raises is a finding about it
+                words = " ".join(str(error).split())
+                yield self.judge(name, False, f"it raised {type(error).__name__}: {words}")
+
+    def _refusal(self, attempt: Callable[[], object]) -> Verdict:
+        """A process outside the declared kinds must be refused, with the solver's reason."""
+        reason, kind = self.solver.reason, self.process.kind
+        if not reason:
+            return self.judge("kinds", False, f"it does not cover {kind} processes and gives no reason: write `reason`")
+        try:
+            attempt()
+        except ValueError as error:
+            if reason in str(error):
+                return self.skip("kinds", reason)
+            return self.judge("kinds", False, f"it refuses {kind} processes without its reason: {error}")
+        return self.judge("kinds", False, f"it does not declare {kind} processes, and takes one")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A solver on a process, by name; `fail`, `skip` and `judge` make its verdicts."""
+class Cell(Judge):
+    """A solver on a process: the tables it writes and the runs they make."""
 
     solver: Solver
     process: Process
@@ -87,19 +136,6 @@ class Cell:
     def within(self, calls: int) -> int:
         """The most steps that take at most so many network calls; 0 where even one takes more."""
         return max((n for n in range(1, calls + 1) if self.solver.calls(n, to_zero=False) <= calls), default=0)
-
-    def judge(
-        self, name: str, good: bool, sentence: str, measured: float | None = None, claimed: float | None = None
-    ) -> Verdict:
-        """A verdict that passes or fails."""
-        status = "pass" if good else "fail"
-        return Verdict(
-            name=name, process=self.name, status=status, measured=measured, claimed=claimed, sentence=sentence
-        )
-
-    def skip(self, name: str, reason: str, measured: float | None = None) -> Verdict:
-        """A verdict that does not apply, and why."""
-        return Verdict(name=name, process=self.name, status="skip", measured=measured, sentence=reason)
 
 
 class Rounded:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.check.cell import Rounded
+from fewstep.check.cell import Judge, Rounded
 from fewstep.check.exact import STD, Problem, grid, problem, span, starts
 from fewstep.check.report import Verdict
 from fewstep.denoiser import Counted, Gaussian
@@ -22,12 +22,13 @@ from fewstep.solver.driver import ENDS, Driver, Outcome
 
 __all__ = ["DRIVER_VERDICTS", "DriverCell", "driver_verdicts"]
 
-STEPS = 16  # of the grid of a driver that is given its times
+STEPS, FINE = 16, 256  # of the grid of a driver that is given its times, and where its law is judged
+SAMPLES = (0, 3)  # whose realised tables are run again
 SIGMAS = 5.0  # standard errors a sampled moment may be off
 
 
 @dataclass(frozen=True)
-class DriverCell:
+class DriverCell(Judge):
     """A driver on a process, by name."""
 
     solver: Driver
@@ -85,45 +86,11 @@ class DriverCell:
         tight: dict[str, Any] = {n: getattr(self.solver, n) * factor for n in names}
         return replace(self.solver, **tight) if names else None  # type: ignore[type-var]
 
-    def judge(
-        self, name: str, good: bool, sentence: str, measured: float | None = None, claimed: float | None = None
-    ) -> Verdict:
-        status = "pass" if good else "fail"
-        return Verdict(
-            name=name, process=self.name, status=status, measured=measured, claimed=claimed, sentence=sentence
-        )
-
-    def skip(self, name: str, reason: str) -> Verdict:
-        return Verdict(name=name, process=self.name, status="skip", sentence=reason)
-
 
 def driver_verdicts(cell: DriverCell) -> Iterator[Verdict]:
     """All verdicts of a cell; one whose process the driver does not cover has a single one, its reason."""
-    s = cell.solver
-    if cell.process.kind not in s.kinds:
-        yield _refusal(cell)
-        return
-    for name, find in DRIVER_VERDICTS.items():
-        if cell.only and name not in cell.only:
-            continue
-        try:
-            yield find(cell)
-        except Exception as error:  # whatever a driver raises is a finding about it
-            words = " ".join(str(error).split())
-            yield cell.judge(name, False, f"it raised {type(error).__name__}: {words}")
-
-
-def _refusal(cell: DriverCell) -> Verdict:
-    reason, kind = cell.solver.reason, cell.process.kind
-    if not reason:
-        return cell.judge("kinds", False, f"it does not cover {kind} processes and gives no reason: write `reason`")
-    try:
-        cell.solver.check(cell.process, cell.times)
-    except ValueError as error:
-        if reason in str(error):
-            return cell.skip("kinds", reason)
-        return cell.judge("kinds", False, f"it refuses {kind} processes without its reason: {error}")
-    return cell.judge("kinds", False, f"it does not declare {kind} processes, and takes one")
+    asked = {name: find for name, find in DRIVER_VERDICTS.items() if not cell.only or name in cell.only}
+    return cell.verdicts(asked, lambda: cell.solver.check(cell.process, cell.times))
 
 
 def finite(cell: DriverCell) -> Verdict:
@@ -184,7 +151,10 @@ def batch(cell: DriverCell) -> Verdict:
 
 
 def dtype(cell: DriverCell) -> Verdict:
-    """float32 states and a bfloat16 network reach the end too, in float32."""
+    """float32 states come where the same steps take float64 ones; a bfloat16 network ends in float32 states too.
+
+    What rounding does is at most 1e-4, or a tenth of the error that the tolerance leaves where the steps are that long.
+    """
     x = cell.start.float()
     single = cell.solve(cell.quick, x=x)
     # a tolerance below bfloat16's rounding cannot be met
@@ -192,53 +162,55 @@ def dtype(cell: DriverCell) -> Verdict:
     loose = loose.limited(200) if loose.own_times else loose
     half = cell.solve(loose, Rounded(cell.problem.denoiser), x=x)
     good = single.ok and single.state.dtype == half.state.dtype == torch.float32
-    off = float((single.state.double() - cell.rough.state).norm() / cell.rough.state.norm())
-    bound = 10 * _error(cell, cell.outcome) + 1e-4 if not cell.solver.stochastic else math.inf
-    sentence = f"float32 states: {single}; a bfloat16 network: {half.status[0]}"
-    return cell.judge("dtype", good and off < bound, sentence, off)
+    bound = 1e-4 if cell.solver.stochastic else max(1e-4, _error(cell, single) / 10)
+    exact = torch.cat([_again(cell, single, x.double(), i) for i in SAMPLES])
+    off = float((single.state[list(SAMPLES)].double() - exact).norm() / exact.norm())
+    sentence = f"rounding moves float32 states by {off:.0e} (at most {bound:.0e}), {single}; bfloat16: {half.status[0]}"
+    return cell.judge("dtype", good and off < bound, sentence, off, bound)
 
 
 def replay(cell: DriverCell) -> Verdict:
     """The table that a sample realised gives its state again."""
-    off = 0.0
-    for i in (0, 3):
-        table = cell.rough.table(i)
-        x, own = cell.start[i : i + 1], cell.rough.noises
-        same: Any = {"noise": own(i)} if own is not None else {"seed": 5, "first": i}
-        again = sample(cell.problem.denoiser, cell.process, solver=table, x=x, **same)
-        off = max(off, float((again - cell.rough.state[i : i + 1]).abs().max()))
+    found = cell.rough
+    off = max(float((_again(cell, found, cell.start, i) - found.state[i]).abs().max()) for i in SAMPLES)
     return cell.judge("replay", off < 1e-9, "the realised table of a sample gives its state again", off, 0)
 
 
 def tolerance(cell: DriverCell) -> Verdict:
-    """A tolerance a hundred times tighter brings the samples nearer to the exact answer."""
+    """A tolerance a hundred times tighter brings the samples nearer to the exact answer.
+
+    Tighter than the default, or than a hundredth of it where the first step is all that decides at the default.
+    """
     if cell.solver.stochastic:
         return cell.skip("tolerance", "it adds noise: its law is judged, not its states")
-    finer = cell.finer(1e-2)
-    if finer is None:
+    if cell.finer(1.0) is None:
         return cell.skip("tolerance", "it has no tolerance")
     if isinstance(cell.process, Discrete) and getattr(cell.solver, "clock", "") == "t":
         return cell.skip(
             "tolerance", "its rate in t jumps at every step of the table, which no estimate between them sees"
         )
-    few, many = _error(cell, cell.outcome), _error(cell, cell.solve(finer, x=cell.start))
-    sentence = f"errors {few:.1e}, and {many:.1e} with a hundredth of the tolerance"
-    return cell.judge("tolerance", many < few / 5 or many < 1e-9, sentence, many, few / 5)
+    at = lambda share: _error(cell, cell.solve(cell.finer(share), x=cell.start))  # noqa: E731
+    few, many, said = _error(cell, cell.outcome), at(1e-2), "the default"
+    if many > max(few / 5, 1e-9):
+        few, many, said = many, at(1e-4), "a hundredth of it"
+    sentence = f"error {few:.1e} at {said}, and {many:.1e} at a tolerance a hundred times tighter"
+    return cell.judge("tolerance", many < max(few / 5, 1e-9), sentence, many, few / 5)
 
 
 def marginals(cell: DriverCell) -> Verdict:
     """The law of Gaussian data at the end, coordinate by coordinate, within the error of sampling and of the tolerance.
 
-    Two samples of many coordinates, which share their steps, stand for many samples. A driver without noise is judged
-    at a hundredth of its tolerance, so that the law and not the default is judged.
+    Two samples of many coordinates, which share their steps, stand for many samples. So that the law and not the
+    default is judged, the tolerance is a hundredth (a tenth with noise, whose steps are short), or the grid is fine.
     """
     p, count, shape = cell.process, 1024, (512, *cell.shape)
-    start, end = float(cell.times[0]), float(cell.times[-1])
+    times = cell.times if cell.solver.own_times else grid(p, FINE)
+    start, end = float(times[0]), float(times[-1])
     g = torch.Generator().manual_seed(2)
     denoiser = Gaussian(p, torch.zeros(shape, dtype=torch.float64), STD)
     noise = lambda: torch.randn((2, *p.state_shape(shape)), dtype=torch.float64, generator=g)  # noqa: E731
-    driver = None if cell.solver.stochastic else cell.finer(1e-2)
-    found = cell.solve(driver, denoiser=denoiser, x=p.diffuse(denoiser.sample(2, g), start, noise()))
+    driver = cell.finer(0.1 if cell.solver.stochastic else 1e-2)
+    found = cell.solve(driver, denoiser, x=p.diffuse(denoiser.sample(2, g), start, noise()), grid=times)
     law = cholesky(p.Sigma(end) + STD**2 * (p.M(end) * transpose(p.M(end))))
     white = apply(inverse(law), found.state)
     white = white.movedim(1, 0).flatten(1) if p.kind == "block" else white.flatten(0, 1).flatten(1).mT
@@ -307,6 +279,12 @@ DRIVER_VERDICTS: dict[str, Callable[[DriverCell], Verdict]] = {
     "ends": ends,
     "error-10": error,
 }
+
+
+def _again(cell: DriverCell, found: Outcome, x: Tensor, i: int) -> Tensor:
+    """Where the table that sample i of a run realised takes its start state, on the same noise."""
+    same: Any = {"noise": found.noise(i)} if found.noises is not None else {"seed": 5, "first": i}
+    return sample(cell.problem.denoiser, cell.process, solver=found.table(i), x=x[i : i + 1], **same)
 
 
 def _error(cell: DriverCell, found: Outcome) -> float:

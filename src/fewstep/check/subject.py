@@ -19,7 +19,7 @@ from fewstep.solver import SOLVERS, Solver
 from fewstep.solver.driver import Driver
 from fewstep.words import pick
 
-__all__ = ["load", "solver"]
+__all__ = ["load", "named_object", "solver"]
 
 
 def solver(
@@ -61,7 +61,7 @@ def solver(
 def load(subject: Any) -> Any:
     """The solver that a name, `file.py:object`, `module:object`, a factory or a solver stands for."""
     if isinstance(subject, str):
-        subject = _object(subject) if ":" in subject else pick(SOLVERS, subject, "solver")
+        subject = named_object(subject) if ":" in subject else pick(SOLVERS, subject, "solver")
     made = subject() if callable(subject) and not isinstance(subject, Solver | Driver) else subject
     if not isinstance(made, Solver | Driver):
         raise ValueError(
@@ -71,7 +71,7 @@ def load(subject: Any) -> Any:
     return made
 
 
-def _object(text: str) -> Any:
+def named_object(text: str) -> Any:
     """`path/to/file.py:object` or `module:object`."""
     where, _, name = text.rpartition(":")
     if not where or not name:

@@ -33,30 +33,8 @@ FEW = (1, 2, 3, 5, 10)
 
 def verdicts(cell: Cell) -> Iterator[Verdict]:
     """All verdicts of a cell; one whose process the solver does not cover has a single one, its reason."""
-    if cell.process.kind not in cell.solver.kinds:
-        yield _refusal(cell)
-        return
     asked = {name: find for name, find in VERDICTS.items() if not cell.only or name in cell.only}
-    for name, find in (asked | ({"compile": compiled} if cell.compile else {})).items():
-        try:
-            yield find(cell)
-        except Exception as error:  # whatever a solver raises is a finding about it
-            words = " ".join(str(error).split())
-            yield cell.judge(name, False, f"it raised {type(error).__name__}: {words}")
-
-
-def _refusal(cell: Cell) -> Verdict:
-    """A process outside the declared kinds must be refused, with the solver's reason."""
-    reason, kind = cell.solver.reason, cell.process.kind
-    if not reason:
-        return cell.judge("kinds", False, f"it does not cover {kind} processes and gives no reason: write `reason`")
-    try:
-        cell.table(3)
-    except ValueError as error:
-        if reason in str(error):
-            return cell.skip("kinds", reason)
-        return cell.judge("kinds", False, f"it refuses {kind} processes without its reason: {error}")
-    return cell.judge("kinds", False, f"it does not declare {kind} processes, and writes a table for one")
+    return cell.verdicts(asked | ({"compile": compiled} if cell.compile else {}), lambda: cell.table(3))
 
 
 def calls(cell: Cell) -> Verdict:

@@ -39,7 +39,7 @@ from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise, PathSource
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse, log_det
-from fewstep.words import whole
+from fewstep.words import typed, whole
 
 __all__ = ["Chain", "denoising_mcmc", "likelihood_levels"]
 
@@ -70,6 +70,7 @@ class Chain:
         return sum(self.calls) / len(self.samples)
 
 
+@typed
 def denoising_mcmc(
     denoiser: Denoiser,
     process: Process,
@@ -151,6 +152,7 @@ def denoising_mcmc(
     )
 
 
+@typed
 def likelihood_levels(denoiser: Denoiser, process: Process, times: Tensor, *, tolerance: float = 1e-3) -> Levels:
     """p(t | y) by the model's own `log_prob` at every level: exact, needs no classifier, and takes an ODE a level."""
     if process.kind == "block":

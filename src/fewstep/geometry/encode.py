@@ -32,12 +32,14 @@ from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.solver import Solver
 from fewstep.tableau import Tableau
+from fewstep.words import typed
 
 __all__ = ["decode", "encode", "slerp"]
 
 AnySolver = str | Solver | Callable[[], Solver] | Tableau | Path | None
 
 
+@typed
 def encode(
     denoiser: Denoiser,
     process: Process,
@@ -83,6 +85,7 @@ def encode(
     return sample(denoiser, process, solver=up, x=z)
 
 
+@typed
 def decode(
     denoiser: Denoiser,
     process: Process,
@@ -115,6 +118,7 @@ def _table(
     return table
 
 
+@typed
 def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     """Spherical interpolation of two batches of encodings, sample by sample: a at 0, b at 1.
 

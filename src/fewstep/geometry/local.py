@@ -24,10 +24,12 @@ from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.tableau import Tableau
+from fewstep.words import typed
 
 __all__ = ["boomerang", "jump"]
 
 
+@typed
 def boomerang(
     denoiser: Denoiser,
     process: Process,
@@ -65,6 +67,7 @@ def boomerang(
     return process.to_data(sample(denoiser, process, solver=table, x=z, seed=seed, first=first))
 
 
+@typed
 def jump(
     denoiser: Denoiser,
     process: Process,

@@ -26,6 +26,7 @@ from fewstep.loop.drive import predict
 from fewstep.loop.walk import Denoiser
 from fewstep.process import Process
 from fewstep.process.operator import apply
+from fewstep.words import typed
 
 __all__ = ["Trajectory", "trajectory"]
 
@@ -90,6 +91,7 @@ class Trajectory:
         return getattr(self, of).flatten(2).to(torch.float64)
 
 
+@typed
 def trajectory(
     denoiser: Denoiser,
     process: Process,

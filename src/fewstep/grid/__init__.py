@@ -89,7 +89,10 @@ def as_grid(grid: str | Tensor | Grid, process: Process, steps: int | None) -> T
         if steps is None:
             raise ValueError("got a grid by name without a number of steps: give steps= or nfe=")
         grid = grid(process, whole("steps", steps))
-    given = grid if isinstance(grid, Tensor) else torch.from_numpy(np.array(grid, dtype=np.float64))
+    try:
+        given = grid if isinstance(grid, Tensor) else torch.from_numpy(np.array(grid, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise ValueError(f"got a {type(grid).__name__} as grid: give a name, a function or a tensor of times") from None
     times = given.detach().cpu()
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"got a grid of shape {tuple(times.shape)}: give a 1-D tensor of at least two times")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process
 from fewstep.process.clock import clock as clock_of
+from fewstep.words import typed
 
 __all__ = [
     "Grid",
@@ -140,6 +141,7 @@ def linear_quadratic(process: Process, steps: int, *, threshold: float = 0.025, 
     return _curve(process, 1 - way, clock)
 
 
+@typed
 def flow_shift(
     shift: float | None = None, *, mu: float | None = None, grid: Grid = uniform, tokens: int | None = None
 ) -> Grid:
@@ -177,6 +179,7 @@ def dynamic_mu(tokens: int, *, low: tuple[int, float] = (256, 0.5), high: tuple[
     return start + (end - start) * (tokens - first) / (last - first)
 
 
+@typed
 def to_zero(grid: Grid, *, append: bool = True) -> Grid:
     """A grid whose last step goes to sigma = 0 instead of t_min.
 

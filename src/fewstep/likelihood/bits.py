@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from fewstep.noise import Noise
+from fewstep.words import typed
 
 __all__ = ["BIN", "bits_per_dim", "dequantise"]
 
 BIN = 2 / 255  # levels 0..255 stretched over [-1, 1]
 
 
+@typed
 def bits_per_dim(nats: Tensor, dim: int, *, bin: float = BIN) -> Tensor:
     """Bits per dimension of the levels, from the log density in nats of data with one bin of uniform noise."""
     if not bin > 0:
@@ -33,6 +35,7 @@ def bits_per_dim(nats: Tensor, dim: int, *, bin: float = BIN) -> Tensor:
     return -nats / (dim * math.log(2)) - math.log2(bin)
 
 
+@typed
 def dequantise(x: Tensor, *, bin: float = BIN, seed: int = 0, first: int = 0) -> Tensor:
     """Levels x (batch, *shape) in data units plus uniform noise in (-bin/2, bin/2); sample i is number first + i."""
     if not bin > 0:

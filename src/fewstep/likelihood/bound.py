@@ -54,7 +54,7 @@ from fewstep.process.operator import (
 from fewstep.solver import Solver
 from fewstep.solver.ancestral import posterior
 from fewstep.tableau import Tableau
-from fewstep.words import whole
+from fewstep.words import typed, whole
 
 __all__ = ["Bound", "elbo"]
 
@@ -95,6 +95,7 @@ class Bound:
         return -self.nats / (self.dim * math.log(2))
 
 
+@typed
 def elbo(
     denoiser: Denoiser,
     process: Process,

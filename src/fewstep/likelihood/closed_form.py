@@ -19,10 +19,12 @@ from torch import Tensor
 from fewstep.denoiser.oracle import Dataset, Mixture, _matched
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse, log_det
+from fewstep.words import typed
 
 __all__ = ["gaussian_log_prob", "marginal_log_prob"]
 
 
+@typed
 def marginal_log_prob(oracle: Mixture | Dataset, z: Tensor, t: Time) -> Tensor:
     """The log density p_t(z) in nats of states z (batch, *state) at a time or (batch,) times, (batch,) in float64.
 

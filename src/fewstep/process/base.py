@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 
 from fewstep.process.operator import Coefficient, apply, inverse, transpose
+from fewstep.words import Typed
 
 __all__ = ["Process", "ScalarProcess", "Time", "derivative", "like", "to_tensor"]
 
 Time = Any  # float | (batch,) float64 Tensor; a function of a Time returns the same of the two
 
 
-class Process(ABC):
+class Process(Typed, ABC):
     """A linear Gaussian process. To write one, give the abstract methods; everything else follows from them.
 
     `kind` is "scalar", "diagonal" or "block": what its coefficients are, which solvers declare.
@@ -78,6 +79,10 @@ class Process(ABC):
     @abstractmethod
     def inverse_log_snr(self, lam: Time) -> Time:
         """The time at which `log_snr` is `lam`."""
+
+    def path_clock(self, t: Time) -> Time:
+        """Where a time lies on the noise's Brownian path, which has room for [-8, 8]: the log-SNR."""
+        return self.log_snr(t)
 
     @abstractmethod
     def data_from_noise(self, t: Time) -> tuple[Coefficient, Coefficient]:

@@ -70,6 +70,11 @@ class HeatDissipation(DCTProcess):
         blur2 = -2 * ((scale - self.min_scale) / (1 - self.min_scale)).log() / self._slowest
         return like((blur2.log() / 2 - math.log(self.blur_min)) / math.log(self.blur_max / self.blur_min), lam)
 
+    def path_clock(self, t: Time) -> Time:
+        """The log-SNR, stretched to [-8, 8]: its few e-folds would crowd the path."""
+        high, low = (self.log_snr(end) for end in self.domain)
+        return 16 * (self.log_snr(t) - low) / (high - low) - 8
+
     @property
     def _slowest(self) -> Tensor:
         return torch.tensor(math.pi**2, dtype=torch.float64)  # times the longer side to the power -2

@@ -8,6 +8,7 @@ m_t holds the signal of every mode of the basis V over the last two axes; the st
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import cos, pi, sqrt
@@ -17,22 +18,26 @@ from torch import Tensor
 
 from fewstep.process.base import Process, Time, derivative, like, to_tensor
 from fewstep.process.operator import Coefficient, Diagonal
+from fewstep.words import whole
 
 __all__ = ["DCTProcess", "DiagonalProcess", "dct_matrix", "frequencies"]
+
+Size = tuple[int, int]  # or one number for both when it is given
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiagonalProcess(Process):
     """A diagonal process on images of `size` (height, width). To write one, give `_mean`, `_sigma` and the log-SNR."""
 
-    size: tuple[int, int] = (32, 32)
+    size: Size = (32, 32)
 
     kind = "diagonal"
     default_grid = "power"
 
     def __post_init__(self) -> None:
-        size = (self.size, self.size) if isinstance(self.size, int) else tuple(int(n) for n in self.size)
-        if len(size) != 2 or min(size) < 1:
+        size = self.size if isinstance(self.size, Iterable) else (self.size, self.size)
+        size = tuple(whole("size", n) for n in size)
+        if len(size) != 2:
             raise ValueError(f"got size={self.size}: give (height, width)")
         object.__setattr__(self, "size", size)
         super().__post_init__()

@@ -87,8 +87,8 @@ class Diagonal:
         if x.shape[x.ndim - self.rank :] != v.shape[v.ndim - self.rank :]:
             shape, size = tuple(x.shape), tuple(v.shape[v.ndim - self.rank :])
             raise ValueError(
-                f"got a state of shape {shape} for a process whose last axes are {size}: "
-                f"build the process with size={shape[x.ndim - self.rank :]}"
+                f"got a state of shape {shape} for a process, or statistics, whose last axes are {size}: build the "
+                f"process with size={shape[x.ndim - self.rank :]}, or measure the statistics on data of this shape"
             )
         return v * x
 
@@ -228,7 +228,7 @@ def trace(c: Coefficient, data_shape: tuple[int, ...]) -> Tensor | float:
 def magnitude(c: Coefficient) -> float:
     """The largest absolute entry."""
     values = c.values if isinstance(c, Diagonal | Block) else c
-    return float(values.abs().max()) if isinstance(values, Tensor) else abs(values)
+    return float(values.detach().abs().max()) if isinstance(values, Tensor) else abs(values)
 
 
 def weighted_sum(weights: Tensor, c: Coefficient) -> Coefficient:
@@ -252,7 +252,7 @@ def stacked(each: list[Coefficient]) -> Coefficient:
 
 def is_zero(c: Coefficient) -> bool:
     """Whether the coefficient is exactly zero, so that its term can be left out."""
-    return magnitude(c) == 0.0
+    return c == 0.0 if isinstance(c, float) else magnitude(c) == 0.0
 
 
 def _cholesky2(v: Tensor) -> Tensor:

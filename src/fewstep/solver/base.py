@@ -18,8 +18,9 @@ from torch import Tensor
 from fewstep.process.base import Process
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
+from fewstep.words import Typed
 
-__all__ = ["ALL_KINDS", "Moments", "Solver", "inner_solver"]
+__all__ = ["ALL_KINDS", "Moments", "Solver"]
 
 ALL_KINDS = ("scalar", "diagonal", "block")
 
@@ -33,7 +34,7 @@ class Moments:
     degrees: tuple[int, ...]
 
 
-class Solver(ABC):
+class Solver(Typed, ABC):
     """Writes the table of one method.
 
     - `kinds`: the kinds of process its mathematics covers; `reason` says why not the others.
@@ -108,12 +109,6 @@ class Solver(ABC):
         """Class and options, as JSON."""
         options = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
         return {"class": type(self).__name__, **{k: _json(v) for k, v in options.items()}}
-
-
-def inner_solver(value: Any, option: str) -> None:
-    """Refuses what is no solver of tables, for solvers around another one."""
-    if not isinstance(value, Solver):
-        raise ValueError(f"got a {type(value).__name__} as {option}: give a solver of tables, as fs.DDIM()")
 
 
 def _json(value: Any) -> Any:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, inverse, is_zero, transpose
-from fewstep.solver.base import Solver, inner_solver
+from fewstep.solver.base import Solver
 from fewstep.solver.driver import Driver, Live, Outcome, Run
-from fewstep.solver.reverse_sde import EulerMaruyama
+from fewstep.solver.reverse_sde import EulerMaruyama, langevin
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
@@ -59,7 +59,6 @@ class LangevinCorrected(Driver):
     own_times = False
 
     def __post_init__(self) -> None:
-        inner_solver(self.predictor, "predictor")
         if self.corrector not in ("langevin", "annealed"):
             raise ValueError(f"got corrector={self.corrector!r}: choose langevin or annealed")
         if not 0 < self.snr < 1:
@@ -80,9 +79,6 @@ class LangevinCorrected(Driver):
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return self.predictor.calls(steps, to_zero=to_zero) + self.corrector_steps * (steps - to_zero)
-
-    def limited(self, calls: int) -> Driver:
-        raise NotImplementedError("its grid says its calls")
 
     def check(self, process: Process, grid: Tensor) -> None:
         super().check(process, grid)
@@ -149,10 +145,9 @@ class LangevinCorrected(Driver):
         return w.table(self.predictor).rows == self.predictor.tabulate(process, grid).rows
 
     def _langevin(self, w: Writer, z: Form, t: float, size: Size) -> Form:
-        p, d = w.process, w.call(z, t)
         if self.corrector == "annealed":
-            push = z - p.M(t) * d
-            return w.row(z - 2 * self.snr**2 * push + 2 * self.snr * p.R(t) * w.fresh_noise(t, t, "langevin"), t)
+            return w.row(langevin(w, z, t, 4 * self.snr**2, noisy=True), t)
+        p, d = w.process, w.call(z, t)
         r = inverse(p.R(t))
         score = (-1.0 * transpose(r) * r) * (z - p.M(t) * d)
         xi = w.fresh_noise(t, t, "langevin")

@@ -25,6 +25,7 @@ from fewstep.solver.base import ALL_KINDS, Solver
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
+from fewstep.words import Typed
 
 __all__ = ["ENDS", "Driver", "Live", "Outcome", "Run"]
 
@@ -151,7 +152,7 @@ class Run(Protocol):
         ...
 
 
-class Driver(ABC):
+class Driver(Typed, ABC):
     """Runs one method whose coefficients depend on the run.
 
     - `kinds`: the kinds of process its mathematics covers; `reason` says why not the others.
@@ -181,13 +182,15 @@ class Driver(ABC):
     def drive(self, run: Run) -> Outcome:
         """Takes the start down to the end of the grid."""
 
-    @abstractmethod
     def limited(self, calls: int) -> Driver:
-        """The same driver that stops after so many network calls."""
+        """The same driver that stops after so many network calls, where it chooses its times."""
+        label = type(self).__name__
+        raise ValueError(f"got a limit of {calls} calls for {label}, whose grid says its calls: give steps")
 
-    def calls(self, steps: int, *, to_zero: bool) -> int:
-        """Network calls of `steps` grid intervals, for a driver that is given its grid."""
-        raise NotImplementedError
+    def calls(self, steps: int, *, to_zero: bool) -> int:  # noqa: ARG002
+        """Network calls of `steps` grid intervals, where it is given its times."""
+        label = type(self).__name__
+        raise ValueError(f"got {steps} steps for {label}, which chooses its own: its outcome has the calls")
 
     def check(self, process: Process, grid: Tensor) -> None:
         """Refuses processes and ends it has no formula for."""

@@ -15,7 +15,7 @@ from copy import copy
 from dataclasses import dataclass
 
 from fewstep.process.operator import inverse, transpose
-from fewstep.solver.base import Solver, inner_solver
+from fewstep.solver.base import Solver
 from fewstep.solver.exponential import Multistep
 from fewstep.tableau.writer import Writer
 
@@ -38,7 +38,6 @@ class FinalEuler(Solver):
     solver: Solver = Multistep(points=3, form="noise", clock="t")
 
     def __post_init__(self) -> None:
-        inner_solver(self.solver, "solver")
         object.__setattr__(self, "kinds", self.solver.kinds)
         object.__setattr__(self, "reason", self.solver.reason)
 

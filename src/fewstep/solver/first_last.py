@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fewstep.process.operator import inverse, transpose
-from fewstep.solver.base import Moments, Solver, inner_solver
+from fewstep.solver.base import Moments, Solver
 from fewstep.solver.dpm import DPMMultistep
 from fewstep.solver.exponential import Multistep, first_order
 from fewstep.solver.singlestep import inside, singlestep
@@ -63,7 +63,6 @@ class FirstLast(Solver):
             from fewstep.words import pick
 
             object.__setattr__(self, "solver", pick(TABLES, self.solver, "solver")())
-        inner_solver(self.solver, "solver")
         if self.first not in ("own", "analytic", "order"):
             raise ValueError(f"got first={self.first!r}: choose own, analytic or order")
         if self.last not in ("own", "lower"):

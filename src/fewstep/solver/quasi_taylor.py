@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 
 from fewstep.process.base import Process
-from fewstep.process.operator import Coefficient, cholesky, is_zero
+from fewstep.process.operator import Coefficient, cholesky, is_zero, magnitude
 from fewstep.solver.ancestral import posterior
 from fewstep.solver.base import Solver
 from fewstep.tableau.writer import Writer
@@ -107,9 +107,12 @@ def taylor(
     """The Taylor polynomials at t, of a degree, of coefficients that are functions of time, at s.
 
     The derivatives are those of the polynomial through Chebyshev points on a stretch below t, short against the
-    distance to the ends of the process's domain, in which the coefficients are analytic.
+    distance to the ends of the process's domain, in which the coefficients are analytic, and so short that no signal
+    changes by more than a factor of two on it: frequencies may fade far faster than the domain is long.
     """
     reach = 0.2 * min(t - process.domain[0], 1.0)
+    while magnitude(process.transition(t - reach, t)) > 2:
+        reach /= 2
     x = 0.5 * (np.cos(math.pi * (np.arange(_NODES) + 0.5) / _NODES) - 1)  # in (-1, 0), in units of reach
     values = [f(t + reach * float(node)) for node in x]
     to_monomials = np.linalg.inv(np.vander(x, increasing=True))

@@ -28,7 +28,15 @@ from fewstep.solver.base import Solver
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
-__all__ = ["PREDICTORS", "SSCS", "AnnealedLangevin", "EulerMaruyama", "PredictorCorrector", "ReverseDiffusion"]
+__all__ = [
+    "PREDICTORS",
+    "SSCS",
+    "AnnealedLangevin",
+    "EulerMaruyama",
+    "PredictorCorrector",
+    "ReverseDiffusion",
+    "langevin",
+]
 
 
 class ReverseSDE(Solver):
@@ -131,7 +139,7 @@ class AnnealedLangevin(ReverseSDE):
         for k, (t, s) in enumerate(w.steps):
             for i in range(self.inner):
                 last = k == len(w.steps) - 1 and i == self.inner - 1
-                form = _langevin(w, z, t, self.step, noisy=not (last and self.denoise))
+                form = langevin(w, z, t, self.step, noisy=not (last and self.denoise))
                 z = w.row(w.process.transition(s, t) * form, s) if i == self.inner - 1 else w.row(form, t)
 
 
@@ -176,7 +184,7 @@ class PredictorCorrector(ReverseSDE):
             mean, covariance = PREDICTORS[self.predictor](w.process, t, s)
             z = w.row(_moved(w, z, mean, covariance, t, s), s)
             for _ in range(self.inner * (not is_zero(w.process.Sigma(s)))):
-                z = w.row(_langevin(w, z, s, 4 * self.snr**2, noisy=True), s)
+                z = w.row(langevin(w, z, s, 4 * self.snr**2, noisy=True), s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +232,7 @@ def _moved(
     return form if s == w.times[-1] or is_zero(covariance) else form + cholesky(covariance) * w.noise(t, s)
 
 
-def _langevin(w: Writer, z: Form, t: float, a: float, *, noisy: bool) -> Form:
+def langevin(w: Writer, z: Form, t: float, a: float, *, noisy: bool) -> Form:
     """A Langevin step of size a at time t, preconditioned by Sigma_t."""
     w.call(z, t)
     r = w.process.R(t)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fewstep.solver.ancestral import DDIM
-from fewstep.solver.base import Solver, inner_solver
+from fewstep.solver.base import Solver
 from fewstep.solver.exponential import Multistep
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
@@ -51,7 +51,6 @@ class UniC(Solver):
     clock: str = "log-snr"
 
     def __post_init__(self) -> None:
-        inner_solver(self.predictor, "predictor")
         label = type(self.predictor).__name__
         if self.predictor.stochastic:
             raise ValueError(f"got the predictor {label}, which adds noise: UniC corrects steps of the ODE, give one")

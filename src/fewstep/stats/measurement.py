@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.files import load_tensors, save_tensors
+from fewstep.files import Results, load_tensors, save_tensors
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
 from fewstep.stats.statistics import Statistics
 from fewstep.ui import Bar
-from fewstep.words import whole
+from fewstep.words import typed, whole
 
 __all__ = ["measure"]
 
@@ -44,6 +44,7 @@ _STEEPEST = 4.0  # f grows like e^2lambda in pure noise and falls like it near d
 _EVERY = 30.0  # seconds between saves
 
 
+@typed
 def measure(
     denoiser: Denoiser | None,
     process: Process,
@@ -56,6 +57,7 @@ def measure(
     out: str | Path | None = None,
     weights: str | None = None,
     conditioned: Callable[[slice], Denoiser] | None = None,
+    labels: Sequence[int] | None = None,
     progress: bool = True,
 ) -> Statistics:
     """Measures statistics; with `out` it saves them there, and takes up where a stopped run of the same call was.
@@ -71,6 +73,7 @@ def measure(
         out: the file to write, `statistics.safetensors` by custom; while it works, `<out>.part`.
         weights: SHA-256 of the network's weights, recorded.
         conditioned: the denoiser of a slice of the data, where conditions differ between data points.
+        labels: what these conditions are, a number a data point; a stopped run of others is not taken up.
         progress: show a bar with the time left on a terminal.
 
     Returns:
@@ -86,7 +89,8 @@ def measure(
     batch = whole("batch", batch)
     ends = [min(max(float(process.log_snr(t)), -10.0), 10.0) for t in (process.t_max, process.t_min)]
     lam = torch.linspace(ends[0], ends[1], nodes, dtype=torch.float64)
-    said = {"process": repr(process), "v3": v3, "seed": seed, "weights": weights, "batch": batch, "data": _hash(data)}
+    said = {"process": repr(process), "v3": v3, "seed": seed, "weights": weights, "batch": batch, "data": _hash(data),
+            "labels": None if labels is None else list(labels)}  # fmt: skip
     said = {k: str(v) for k, v in said.items()} | {"nodes": json.dumps(lam.tolist())}
     part = _Part(None if out is None else Path(f"{out}.part"), said)
     starts = range(0, len(data), batch)
@@ -227,8 +231,9 @@ class _Part:
     def __init__(self, path: Path | None, said: dict[str, str]) -> None:
         self.path, self.said, self.rows = path, said, []
         self._saved = time.monotonic()
-        if path is not None and path.is_file():
-            self.rows = self._read(path)
+        if path is not None:
+            with Results(path.parent):  # one that cannot be written is refused before the work
+                self.rows = self._read(path) if path.is_file() else []
 
     def _read(self, path: Path) -> list[dict[str, Tensor]]:
         try:

@@ -25,6 +25,7 @@ from torch import Tensor
 from fewstep.files import extra, load_tensors, save_tensors, sha256
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, Diagonal
+from fewstep.words import Typed
 
 __all__ = ["FILE", "Statistics", "attach"]
 
@@ -35,7 +36,7 @@ _LEAST = 1e-30  # stands for a variance of zero where its logarithm is interpola
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Statistics:
+class Statistics(Typed):
     """Statistics at the nodes `log_snr`, increasing; equal when their numbers are.
 
     Attributes:
@@ -119,6 +120,11 @@ class Statistics:
                 )
             gamma = rest * (r.values / m.values) ** 2
         else:
+            if rest.ndim > 1:
+                raise ValueError(
+                    f"got eps2 of shape {tuple(rest.shape)}, one variance a frequency, for {type(process).__name__}, "
+                    "which has one a node: measure the statistics on this process"
+                )
             gamma = rest * (-2 * self.log_snr).exp()
         falling = gamma.clamp(min=_LEAST).flip(0).cummax(0).values.flip(0)
         found = _interpolate(self.log_snr, falling.log(), lam).exp().clamp(max=half_range**2)

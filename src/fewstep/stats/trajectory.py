@@ -16,10 +16,12 @@ from torch import Tensor
 
 from fewstep.process.base import Process
 from fewstep.stats.statistics import Statistics
+from fewstep.words import typed
 
 __all__ = ["analytic_grid", "losses"]
 
 
+@typed
 def analytic_grid(
     statistics: Statistics,
     process: Process,
