@@ -3,21 +3,34 @@
     python benchmarks/row_cost.py --out benchmarks/results/row_cost_HARDWARE_DATE.json
 
 A row is z_k = a z_{k-1} + b y_0 + c y_1 with both outputs already in the history, float32, batch 1, one thread. Its
-cost is the slope of `fewstep.loop.walk` over a table with many such rows, so the loop's own Python is in it. Beside it,
-alternately in the same run: the bare chain `mul(out=)`, `add_(alpha=)`, `add_(alpha=)`; `blocks`, the same chain over
-one block of the state after the other; the compiled expression; `mv` over a history whose tensors lie side by side (a
-lower bound: nothing lays them there); and `mv+copy`, which also copies one network output into that history, as a
-sampler built on it would have to. The fused one is the best of chain, compiled and mv.
+cost is the slope of `fewstep.loop.walk` over a table with many such rows, so the loop's own Python is in it. Beside it
+in the same run, alternately, each case once to warm its memory and once timed: the bare chain `mul(out=)`,
+`add_(alpha=)`, `add_(alpha=)`; the compiled expression; `blocks`, the chain over one block of the state after the
+other; `mv` over a history whose tensors lie side by side; and two that write over the state, `addmv` and the compiled
+one. The fused combination is the best of compiled and mv, which make a new tensor; the best of all is printed too.
 
-Prediction, written down before the first run. Small state, (4, 64, 64): three kernels take 8 us, the bookkeeping of a
+The loops are run with a denoiser that returns a ready tensor, so that a step is the solver's own work: a noise
+prediction for diffusers' `step` and for a table in terms of noise, and for a table in terms of x0 a data prediction,
+which no side converts. Printed are medians, and the least in brackets, of this thread's processor time: on a shared
+machine the wall clock counts the others too.
+
+Prediction before the first run (2026-11-20). Small state, (4, 64, 64): three kernels take 8 us, the bookkeeping of a
 row 3 to 5 us more, `mv` 6 us: ratio about 2. Large state, (3, 1024, 1024): 12 MB a tensor, bound by memory; the chain
 moves 8 tensors and a fused row 4, but the written one stays partly in the cache: ratio about 1.5. Loop with a ready
 denoiser: under 20 us a row on the small state; diffusers 100 to 300 us a step, since it computes its coefficients
-between the calls.
+between the calls. Seen: small 10 us, 2.2 of `mv`, 1.6 of `mv` with a copy of the output, 1.4 of the chain; large 1.5
+of the compiled one; the walk 12 to 36 us a row, diffusers 66 to 830.
 
-Seen on 2026-11-20 (results/row_cost_xeon_2026-11-20.json, two shared cores): small 10 us, 2.2 of `mv`, 1.6 of
-`mv+copy`, 1.4 of the chain; large 1.5 of the compiled one (1.8 to 2.2 in runs beside another job, when memory is
-slower). The walk takes 12 to 36 us a row, diffusers 66 to 830. Writing the table takes 0.2 to 1.5 ms a step, once.
+Prediction before rows were written over the state they are the last to read (2026-11-21): small, with the outputs side
+by side, 3.3 us of `addmv_` and 1.5 us of Python, ratio 1.2 of `mv`; large, in place and block by block, three tensors
+are read and one written where the compiled expression also fetches what it overwrites: ratio 0.9. A step of the walk
+8 us for DDIM and 11 us for 2M, a sixth of diffusers'.
+
+Seen on 2026-11-21 (results/row_cost_xeon_2026-11-21.json, two shared cores with seven other jobs on them): small 5.5
+us, 1.23 of `mv`, 1.6 of `addmv_`. Large 1.17 of the compiled one by medians and 1.40 by the least, on a machine whose
+memory the others were using (on it empty, block by block in place took 1.62 ms where the compiled one took 1.91). The
+walk takes 9 us a step for DDIM, 13 to 16 for 2M, 17 to 22 for 3M and 25 to 44 for UniPC-3, a seventh to a nineteenth of
+diffusers'. Writing the table takes 0.3 to 1.2 ms a step, once.
 """
 
 from __future__ import annotations
@@ -58,12 +71,12 @@ def row_cases(shape: tuple[int, ...], rows: int) -> dict[str, Callable[[], objec
     z, y0, y1 = torch.randn(3, *shape).unbind()
     outputs = {PROCESS.t_max: y0}
     denoiser = lambda x, t: outputs.get(t, y1)  # noqa: ARG005, E731
-    long, short = (Plan.of(table(n), denoiser) for n in (rows + 2, 2))
+    long, short = (Plan.of(table(n), denoiser, like=z) for n in (rows + 2, 2))
     buffers = [torch.empty_like(z), torch.empty_like(z)]
     history = torch.stack([z, y0, y1, torch.empty_like(z)]).flatten(1)  # states take turns in slots 0 and 3
     turns = ((history[:3].T, torch.tensor([A, B, C]), history[3]), (history[1:].T, torch.tensor([B, C, A]), history[0]))
+    pair, weights, state = history[1:3].T, torch.tensor([B, C]), history[0]
     parts = [x.view(-1).split(BLOCK) for x in (z, y0, y1, *buffers)]
-    slot, output = history[2], y1.flatten()
 
     def chain() -> None:
         x = z
@@ -79,22 +92,25 @@ def row_cases(shape: tuple[int, ...], rows: int) -> dict[str, Callable[[], objec
             x = outs[k % 2]
 
     fused = torch.compile(lambda x, p, q, out: out.copy_(A * x + B * p + C * q), fullgraph=True, dynamic=False)
+    over = torch.compile(lambda x, p, q: x.copy_(A * x + B * p + C * q), fullgraph=True, dynamic=False)
 
     def compiled() -> None:
         x = z
         for k in range(rows):
             x = fused(x, y0, y1, buffers[k % 2])
 
+    def compiled_over() -> None:
+        for _ in range(rows):
+            over(buffers[0], y0, y1)
+
     def mv() -> None:
         for k in range(rows):
-            read, weights, out = turns[k % 2]
-            torch.mv(read, weights, out=out)
+            read, vector, out = turns[k % 2]
+            torch.mv(read, vector, out=out)
 
-    def mv_copy() -> None:
-        for k in range(rows):
-            read, weights, out = turns[k % 2]
-            slot.copy_(output)
-            torch.mv(read, weights, out=out)
+    def addmv() -> None:
+        for _ in range(rows):
+            state.addmv_(pair, weights, beta=A)
 
     return {
         "loop": lambda: walk(long, z),
@@ -103,33 +119,48 @@ def row_cases(shape: tuple[int, ...], rows: int) -> dict[str, Callable[[], objec
         "blocks": blocks,
         "compiled": compiled,
         "mv": mv,
-        "mv+copy": mv_copy,
+        "compiled, over": compiled_over,
+        "addmv, over": addmv,
     }
 
 
-def schedulers() -> dict[str, tuple[str, Callable[[], object]]]:
-    """Our name -> (diffusers' name, its scheduler), on the same 1000 alphas and predicting x0."""
+def schedulers(kind: str) -> dict[str, tuple[str, Callable[[], object]]]:
+    """Our name -> (diffusers' name, its scheduler), on the same 1000 alphas and predicting noise or x0."""
     try:
         import diffusers
     except ModuleNotFoundError:
         return {}
-    kind = {"prediction_type": "sample"}
+    predicts = {"prediction_type": {"noise": "epsilon", "x0": "sample"}[kind]}
+    multistep = lambda order: lambda: diffusers.DPMSolverMultistepScheduler(**predicts, solver_order=order)  # noqa: E731
     return {
-        "ddim": ("DDIMScheduler", lambda: diffusers.DDIMScheduler(**kind, clip_sample=False)),
-        "dpmpp-2m": ("DPMSolverMultistepScheduler", lambda: diffusers.DPMSolverMultistepScheduler(**kind)),
-        "unipc-3": ("UniPCMultistepScheduler", lambda: diffusers.UniPCMultistepScheduler(**kind, solver_order=3)),
+        "ddim": ("DDIMScheduler", lambda: diffusers.DDIMScheduler(**predicts, clip_sample=False)),
+        "dpmpp-2m": ("DPMSolverMultistepScheduler, order 2", multistep(2)),
+        "dpmpp-3m": ("DPMSolverMultistepScheduler, order 3", multistep(3)),
+        "unipc-3": ("UniPCMultistepScheduler", lambda: diffusers.UniPCMultistepScheduler(**predicts, solver_order=3)),
     }
 
 
-def loop_cases(solver: str, make: Callable[[], object] | None, shape: tuple[int, ...], steps: int) -> dict:
+class Ready:
+    """A denoiser that returns one tensor, in terms of whatever the table reads."""
+
+    def __init__(self, output: torch.Tensor) -> None:
+        self.output = output
+
+    def at(self, t: float, output: str) -> Callable[[torch.Tensor], torch.Tensor]:  # noqa: ARG002
+        """The tensor, at any time."""
+        return lambda z: self.output  # noqa: ARG005
+
+
+def loop_cases(solver: str, kind: str, make: Callable[[], object] | None, steps: int) -> dict:
     """The whole loop with a denoiser that returns a ready tensor: ours, and a scheduler's `step`."""
-    process, (z, d) = fs.Discrete(), torch.randn(2, *shape).unbind()
-    denoiser = lambda x, t: d  # noqa: ARG005, E731
-    plan = Plan.of(fs.tabulate(solver, process, steps=steps), denoiser)
-    cases = {
-        "tabulate": lambda: Plan.of(fs.tabulate(solver, process, steps=steps), denoiser),
-        "walk": lambda: walk(plan, z),
-    }
+    process, (z, d) = fs.Discrete(), torch.randn(2, *SHAPES[0]).unbind()
+
+    def ready() -> Plan:
+        made = fs.tabulate(solver, process, steps=steps)
+        return Plan.of(made if kind == "x0" else made.in_terms_of(kind), Ready(d), like=z)
+
+    plan = ready()
+    cases = {"tabulate": ready, "walk": lambda: walk(plan, z)}
     if make is not None:
         scheduler = make()
 
@@ -143,24 +174,30 @@ def loop_cases(solver: str, make: Callable[[], object] | None, shape: tuple[int,
     return cases
 
 
-def medians(cases: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Median seconds of each, run alternately."""
+def measure(cases: dict[str, Callable[[], object]], repeat: int) -> dict[str, tuple[float, float]]:
+    """Median and least seconds of each, run alternately: once to warm its memory, once timed."""
     taken: dict[str, list[float]] = {case: [] for case in cases}
     with torch.inference_mode():
-        for case in cases.values():  # warm up, compile
+        for case in cases.values():  # compile
             case()
         for _ in range(repeat):
             for case, run in cases.items():
-                began = time.perf_counter()
                 run()
-                taken[case].append(time.perf_counter() - began)
-    return {case: statistics.median(values) for case, values in taken.items()}
+                began = time.thread_time()
+                run()
+                taken[case].append(time.thread_time() - began)
+    return {case: (statistics.median(values), min(values)) for case, values in taken.items()}
+
+
+def less(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    """The difference of two measurements."""
+    return one[0] - other[0], one[1] - other[1]
 
 
 def main() -> None:
     """Measures, prints ratios, writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=25, help="runs of each case (default: 25)")
+    parser.add_argument("--repeat", type=int, default=41, help="timed runs of each case (default: 41)")
     parser.add_argument("--steps", type=int, default=20, help="steps of the whole loop (default: 20)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
@@ -168,29 +205,34 @@ def main() -> None:
     record: dict = {"date": str(date.today()), "machine": hardware(), "torch": torch.__version__,
                     "threads": torch.get_num_threads(), "repeat": args.repeat, "rows": {}, "loops": {}}  # fmt: skip
     for shape in SHAPES:
-        rows = 100 if shape[-1] < 100 else 10
-        found = medians(row_cases(shape, rows), args.repeat)
-        found["loop"] -= found.pop("base")
-        micro = {case: seconds / rows * 1e6 for case, seconds in found.items()}
-        best = min(("chain", "compiled", "mv"), key=micro.__getitem__)
-        ratio = {f"loop / {case}": micro["loop"] / micro[case] for case in micro if case != "loop"}
-        record["rows"]["x".join(map(str, shape))] = {"us": micro, "best": best, "ratios": ratio}
-        print(f"row on {shape}: " + ", ".join(f"{case} {us:.1f} us" for case, us in micro.items()))
-        print(
-            f"  loop / best fused ({best}): {ratio[f'loop / {best}']:.2f}", *(f"{k} {v:.2f}" for k, v in ratio.items())
-        )
-    peers = schedulers()
-    for solver in ("ddim", "dpmpp-2m", "unipc-3"):
-        label, make = peers.get(solver, ("", None))
-        found = medians(loop_cases(solver, make, SHAPES[0], args.steps), args.repeat)
-        if make is not None:
-            found["theirs"] -= found["set_timesteps"]
-        per_step = {case: seconds / args.steps * 1e6 for case, seconds in found.items()}
-        record["loops"][solver] = {"peer": label, "us_per_step": per_step}
-        print(f"{solver} of {args.steps} steps on {SHAPES[0]}, us a step: walk {per_step['walk']:.1f}, before the run "
-              f"{per_step['tabulate']:.1f}" + (f"; {label}.step {per_step['theirs']:.1f}, set_timesteps "
-              f"{per_step['set_timesteps']:.1f}: walk / step {per_step['walk'] / per_step['theirs']:.2f}"
-              if make is not None else ""))  # fmt: skip
+        rows = 100 if shape[-1] < 100 else 20
+        found = measure(row_cases(shape, rows), args.repeat)
+        found["loop"] = less(found["loop"], found.pop("base"))
+        us = {case: tuple(seconds / rows * 1e6 for seconds in both) for case, both in found.items()}
+        ours = us["loop"]
+        ratio = {case: (ours[0] / both[0], ours[1] / both[1]) for case, both in us.items() if case != "loop"}
+        record["rows"]["x".join(map(str, shape))] = {"us, median and least": us, "loop / case": ratio}
+        print(f"a row on {shape}, us:", *(f"{case} {both[0]:.1f} ({both[1]:.1f});" for case, both in us.items()))
+        for label, among in (("fused", ("compiled", "mv")), ("any", tuple(ratio))):
+            most = [max(ratio[case][i] for case in among) for i in (0, 1)]
+            print(f"  loop / best of {label}: {most[0]:.2f} ({most[1]:.2f})")
+    for kind in ("noise", "x0"):
+        peers = schedulers(kind)
+        for solver in ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc-3"):
+            label, make = peers.get(solver, ("", None))
+            found = measure(loop_cases(solver, kind, make, args.steps), args.repeat)
+            if make is not None:
+                found["step"] = less(found.pop("theirs"), found["set_timesteps"])
+            us = {case: tuple(seconds / args.steps * 1e6 for seconds in both) for case, both in found.items()}
+            record["loops"][f"{solver}, {kind}"] = {"peer": label, "us a step, median and least": us}
+            print(
+                f"{solver}, {kind}, us a step:",
+                *(f"{case} {both[0]:.1f} ({both[1]:.1f});" for case, both in us.items()),
+            )
+            if make is not None:
+                print(
+                    f"  {label}: step / walk {us['step'][0] / us['walk'][0]:.1f} ({us['step'][1] / us['walk'][1]:.1f})"
+                )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")

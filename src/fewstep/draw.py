@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser import Counted
+from fewstep.denoiser.compiled import compiled
 from fewstep.loop import sample
+from fewstep.loop.memory import InPieces, Room
 from fewstep.model import Model
 from fewstep.solver import Driver
 from fewstep.tableau import Tableau
+from fewstep.ui import telling
 
 __all__ = ["Drawn", "draw"]
 
@@ -49,7 +52,9 @@ def draw(
     batch: int = 64,
     final: str = "state",
     device: str | torch.device = "cpu",
-    on_call: Callable[[], object] | None = None,
+    memory: int | str | None = None,
+    compile: bool = False,
+    progress: bool | Callable[[float], object] = False,
     **options: Any,
 ) -> Drawn:
     """Samples `num` images, `batch` at a time; sample k has the noise and the label of its number, whatever the batch.
@@ -61,19 +66,25 @@ def draw(
         labels: class numbers, (num,), or None for none.
         seed, final, device: as in `fewstep.sample`.
         batch: samples a network call.
-        on_call: called after every network call.
+        memory: as in `fewstep.sample`: the most that the process may hold; a call takes fewer samples where it must.
+        compile: as in `fewstep.sample`.
+        progress: a function that is told the share of the work that is done, 0 to 1; or True for a bar.
         options: `grid`, `steps` and `nfe` of a driver, as in `fewstep.sample`.
     """
     parts, calls, evaluations, began = [], set(), 0, time.perf_counter()
-    for first in range(0, num, batch):
-        size = min(batch, num - first)
-        denoiser = Counted(model.denoiser(labels and labels[first : first + size]), on_call=on_call)
-        shape = (size, *model.shape)
-        z = sample(denoiser, model.process, solver=solver, shape=shape, seed=seed, first=first, final=final,
-                   device=device, progress=False, **options)  # fmt: skip
-        parts.append((model.process.to_data(z) if final == "state" else z).float().cpu())
-        calls.add(denoiser.calls)
-        evaluations += denoiser.evaluations
+    room = None if memory is None else Room(memory, device)
+    with telling(progress, "sampling") as tell:
+        for first in range(0, num, batch):
+            size = min(batch, num - first)
+            plain = model.denoiser(labels and labels[first : first + size])
+            plain = compiled(plain) if compile else plain
+            denoiser = Counted(plain if room is None else InPieces(plain, room))
+            z = sample(denoiser, model.process, solver=solver, shape=(size, *model.shape), seed=seed, first=first,
+                       final=final, device=device, **options,
+                       progress=lambda share, k=first, n=size: tell((k + share * n) / num))  # fmt: skip
+            parts.append((model.process.to_data(z) if final == "state" else z).float().cpu())
+            calls.add(denoiser.calls)
+            evaluations += denoiser.evaluations
     if len(calls) > 1 and isinstance(solver, Tableau):
         raise AssertionError(f"batches of one run took {sorted(calls)} network calls")
     return Drawn(samples=torch.cat(parts), calls=round(evaluations / num), seconds=time.perf_counter() - began)

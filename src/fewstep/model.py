@@ -19,7 +19,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from fewstep.denoiser import PREDICTIONS, TIMES, wrap
 from fewstep.files import extra, load_tensors, read_json, save_tensors, sha256, write_json, write_text
 from fewstep.process import Process
 from fewstep.process.config import process_from_json, process_to_json
+from fewstep.words import typed, usable_device
 
 __all__ = [
     "NETWORKS",
@@ -66,6 +67,7 @@ class Model:
         labels: the names of the classes; label i is `labels[i]`, which the network knows as class i + 1 (0: no label).
         dtype: the network's; states stay float32.
         path: the folder, or None for a model in memory.
+        weights: SHA-256 of the file of its weights, by which statistics and fitted tables know their model.
         facts: the rest of fewstep.json: "training" and "quality", as the card tells them.
     """
 
@@ -78,6 +80,7 @@ class Model:
     labels: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32
     path: Path | None = None
+    weights: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def denoiser(self, label: int | str | Tensor | Sequence[int] | None = None) -> Callable[[Tensor, Any], Tensor]:
@@ -90,17 +93,18 @@ class Model:
         if classes is not None:
             classes = classes.to(next(self.net.parameters()).device)
 
-        def network(x: Tensor, t: Tensor, *, classes: Tensor | None) -> Tensor:
-            y = classes.expand(len(x)) if classes is not None and classes.ndim == 0 else classes
-            if y is not None and len(y) != len(x):
-                raise ValueError(
-                    f"a batch of {len(x)} samples came for {len(y)} labels; one label for all or one per sample is "
-                    "allowed; make the denoiser with as many labels as the batch has samples."
-                )
-            return call_network(self.net, x, t, y, self.patch, self.process)
+        labelled = partial(self._call, classes=classes)  # tensors of a partial go along with their samples
+        made = wrap(labelled, self.process, predicts=self.predicts, time=self.time, dtype=torch.float32)
+        return replace(made, weights=self.weights)
 
-        labelled = partial(network, classes=classes)  # tensors of a partial go along with their samples
-        return wrap(labelled, self.process, predicts=self.predicts, time=self.time, dtype=torch.float32)
+    def _call(self, x: Tensor, t: Tensor, *, classes: Tensor | None) -> Tensor:
+        y = classes.expand(len(x)) if classes is not None and classes.ndim == 0 else classes
+        if y is not None and len(y) != len(x):
+            raise ValueError(
+                f"a batch of {len(x)} samples came for {len(y)} labels; one label for all or one per sample is "
+                "allowed; make the denoiser with as many labels as the batch has samples."
+            )
+        return call_network(self.net, x, t, y, self.patch, self.process)
 
     def _classes(self, label: int | str | Tensor | Sequence[int] | None) -> Tensor | None:
         """The network's class numbers: a scalar, a (B,) tensor, or None for a network without classes."""
@@ -136,7 +140,7 @@ def call_network(net: nn.Module, x: Tensor, t: Tensor, classes: Tensor | None, p
         patch: p, the side of the squares folded into channels.
         process: the process whose coordinates x has.
     """
-    t = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(len(x))
+    t = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
     x = process.from_coordinates(x).to(next(net.parameters()).dtype)
     x = nn.functional.pixel_unshuffle(x, patch) if patch > 1 else x
     out = net(x, t, class_labels=classes).sample
@@ -144,13 +148,14 @@ def call_network(net: nn.Module, x: Tensor, t: Tensor, classes: Tensor | None, p
     return process.coordinates(out.float())
 
 
+@typed
 def load(
     path: str | Path | None = None, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> Model:
     """Reads a model folder; None: the shipped class-conditional Fashion-MNIST model.
 
     Args:
-        path: the folder.
+        path: the folder; one that a diffusers pipeline was saved in is read by `fewstep.interop.diffusers`.
         dtype: the network's; None: bfloat16 where the machine has bfloat16 matrix units (2.8 times as fast there,
             UNet of 2.5 M parameters, batch 128, one core), else float32.
         device: where the network lives.
@@ -158,7 +163,7 @@ def load(
     Raises:
         ValueError: one sentence, for a folder that is not whole, not safe or not of this format.
     """
-    folder = SHIPPED if path is None else Path(path)
+    folder, device = SHIPPED if path is None else Path(path), usable_device(device)
     if not folder.is_dir():
         raise ValueError(
             f"there is no model folder {folder}; a model is a folder with config.json, {WEIGHTS} and fewstep.json; "
@@ -166,6 +171,11 @@ def load(
         )
     if not (folder / "fewstep.json").exists() and (folder / "model" / "fewstep.json").exists():
         raise ValueError(f"{folder} is a training run, not a model folder; its model is {folder / 'model'}; name that.")
+    theirs = any((at / "model_index.json").exists() for at in (folder, folder.parent))
+    if theirs and not (folder / "fewstep.json").exists():
+        from fewstep.interop.diffusers.folder import load_folder
+
+        return load_folder(folder, dtype=dtype, device=device)
     config, about = (
         read_json(folder / "config.json", "a model folder"),
         read_json(folder / "fewstep.json", "a model folder"),
@@ -186,7 +196,7 @@ def load(
     nn.Module.to(net, device=device, dtype=dtype)  # not diffusers' own, which warns of nothing
     net.eval().requires_grad_(False)
     facts = {name: about[name] for name in ("training", "quality", "data") if name in about}
-    return Model(net=net, dtype=dtype, path=folder, facts=facts, **known)
+    return Model(net=net, dtype=dtype, path=folder, weights=sha256(folder / WEIGHTS), facts=facts, **known)
 
 
 def save_model(

@@ -25,6 +25,7 @@ from fewstep.denoiser.oracle import VARIANCES
 from fewstep.denoiser.predict import conversion
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
+from fewstep.words import typed
 
 __all__ = ["VarianceHead", "variance_head"]
 
@@ -72,6 +73,7 @@ class VarianceHead:
         return call
 
 
+@typed
 def variance_head(
     net: Callable[..., Any], process: Process, head: str = "npr", *, dtype: torch.dtype | None = None, **options: Any
 ) -> VarianceHead:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from fewstep.denoiser.predict import PREDICTIONS, conversion, view
 from fewstep.process.base import Process, ScalarProcess, Time
 from fewstep.process.operator import Coefficient, apply
-from fewstep.words import pick
+from fewstep.words import pick, typed
 
-__all__ = ["TIMES", "Counted", "NetworkError", "Wrapped", "wrap"]
+__all__ = ["TIMES", "Counted", "NetworkError", "Wrapped", "bound", "fingerprint", "wrap"]
 
 
 class NetworkError(ValueError):
@@ -53,6 +53,7 @@ class Wrapped:
     dtype: torch.dtype | None
     sigma_data: float
     needs_grad: bool = False
+    weights: str | None = None  # SHA-256 of the network's weights, where they come from a file
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """x0_hat in data space for states z (batch, *state) at a time or (batch,) times."""
@@ -63,6 +64,11 @@ class Wrapped:
 
         `output` is "x0", or the network's own prediction for its raw output (tables rewritten `in_terms_of` it).
         """
+        ready = self.ready(t, output)
+        return ready if output == "x0" else ready.raw
+
+    def ready(self, t: Time, output: str = "x0") -> AtTime:
+        """What `at` returns, or has as its `raw`."""
         t = float(t) if isinstance(t, Tensor) and t.ndim == 0 else t
         if output not in ("x0", self.predicts):
             raise ValueError(f"got a table in terms of {output!r} for a network that predicts {self.predicts!r}")
@@ -72,12 +78,12 @@ class Wrapped:
             total = sigma**2 + (alpha * data) ** 2  # alpha^2 (sigma_edm^2 + sigma_data^2)
             c_in, p, q = total**-0.5, alpha * data**2 / total, sigma * data * total**-0.5
         else:
-            c_in, (p, q) = view(self.predicts, self.process, t), conversion(self.predicts, self.process, t)
+            c_in = view(self.predicts, self.process, t)
+            p, q = conversion(self.predicts, self.process, t) if output == "x0" else (0.0, 1.0)
         times = t if isinstance(t, Tensor) else torch.tensor([t], dtype=torch.float64)
         named = partial(TIMES[self.time], self.process) if isinstance(self.time, str) else self.time
         label = torch.as_tensor(named(times))
-        ready = AtTime(self, c_in, p, q, label if isinstance(t, Tensor) else float(label))
-        return ready if output == "x0" else ready.raw
+        return AtTime(self, c_in, p, q, label if isinstance(t, Tensor) else float(label))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +97,15 @@ class AtTime:
     label: float | Tensor
 
     def __call__(self, z: Tensor) -> Tensor:
-        x0 = apply(self.q, self.raw(z))
-        x0 = x0 if isinstance(self.p, float) and self.p == 0.0 else apply(self.p, z) + x0
+        return self.convert(z, self.raw(z))
+
+    def convert(self, z: Tensor, output: Tensor) -> Tensor:
+        """x0_hat in data space of the network's output at z."""
+        x0 = apply(self.q, output)
+        if not isinstance(self.p, float):
+            x0 = apply(self.p, z) + x0
+        elif self.p != 0.0:
+            x0 = x0.add(z, alpha=self.p)
         return self.denoiser.process.from_coordinates(x0)
 
     def raw(self, z: Tensor) -> Tensor:
@@ -128,6 +141,7 @@ class AtTime:
         return torch.full((z.shape[0],), self.label, dtype=dtype, device=z.device)
 
 
+@typed
 def wrap(
     net: Callable[..., Any],
     process: Process,
@@ -205,7 +219,7 @@ class Counted:
 
     def of(self, denoiser: Callable[[Tensor, Time], Any]) -> Callable[[Tensor, Time], Any]:
         """Another denoiser that counts here: the same one for part of a batch."""
-        return lambda z, t: self.count(bound(denoiser, t), z)
+        return _Part(self.count, denoiser)
 
     def count(self, call: Callable[[Tensor], Any], z: Tensor) -> Any:
         """What a call returns, counted."""
@@ -215,6 +229,34 @@ class Counted:
         if self.on_call is not None:
             self.on_call()
         return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A denoiser whose calls are counted elsewhere."""
+
+    count: Callable[[Callable[[Tensor], Any], Tensor], Any]
+    denoiser: Callable[[Tensor, Time], Any]
+
+    @property
+    def needs_grad(self) -> bool:
+        return getattr(self.denoiser, "needs_grad", False)
+
+    def __call__(self, z: Tensor, t: Time) -> Any:
+        return self.at(t)(z)
+
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+        return partial(self.count, bound(self.denoiser, t, output))
+
+
+def fingerprint(denoiser: Any) -> str | None:
+    """The SHA-256 of the weights behind a denoiser, where it or what it wraps tells."""
+    while denoiser is not None:
+        if isinstance(found := getattr(denoiser, "weights", None), str):
+            return found
+        within = ("denoiser", "base", "conditional")
+        denoiser = next((getattr(denoiser, name) for name in within if hasattr(denoiser, name)), None)
+    return None
 
 
 def bound(denoiser: Callable[[Tensor, Time], Any], t: Time, output: str = "x0") -> Callable[[Tensor], Any]:

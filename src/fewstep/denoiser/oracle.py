@@ -23,6 +23,7 @@ from torch import Tensor
 from fewstep.denoiser.guided import Guided, rate
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import Block, Coefficient, Diagonal, apply, inverse, transpose
+from fewstep.words import Typed, typed
 
 __all__ = ["VARIANCES", "Dataset", "Gaussian", "Mixture"]
 
@@ -41,6 +42,7 @@ class Mixture:
 
     needs_grad = False
 
+    @typed
     def __init__(self, process: Process, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
         means = torch.as_tensor(means, dtype=torch.float64)
         if means.ndim == 0:
@@ -129,12 +131,13 @@ class Gaussian(Mixture):
     `mean` is (*shape) or one number for every coordinate; `std` a number or (*shape) in the process's coordinates.
     """
 
+    @typed
     def __init__(self, process: Process, mean: Tensor | float, std: Tensor | float) -> None:
         super().__init__(process, *(torch.as_tensor(v, dtype=torch.float64)[None] for v in (mean, std)))
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(Typed):
     """The exact denoiser of a finite data set: the softmax-weighted mean of its items.
 
     Items (N, *shape) may be stored in any dtype; they are read `chunk` at a time in float64, so memory stays at

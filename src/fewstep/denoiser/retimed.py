@@ -24,6 +24,7 @@ from fewstep.denoiser.network import bound
 from fewstep.denoiser.predict import statistic
 from fewstep.process.base import Process, ScalarProcess, Time, like, to_tensor
 from fewstep.process.operator import Coefficient, apply
+from fewstep.words import typed
 
 __all__ = ["Retimed", "retime"]
 
@@ -57,6 +58,7 @@ class Retimed:
         return lambda z: call(apply(scale, z))
 
 
+@typed
 def retime(
     denoiser: Callable[[Tensor, Time], Any], process: Process, *, source: ScalarProcess | None = None
 ) -> Retimed:

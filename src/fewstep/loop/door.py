@@ -9,28 +9,37 @@ the row and its time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.compiled import compiled
+from fewstep.denoiser.network import bound, fingerprint
+from fewstep.denoiser.predict import PREDICTIONS
 from fewstep.grid import Grid, as_grid
 from fewstep.loop.drive import noises_of
-from fewstep.loop.walk import After, Callback, Denoiser, Plan, look_at, walk
+from fewstep.loop.memory import Room, in_pieces
+from fewstep.loop.parallel import Parallel
+from fewstep.loop.rows import SMALL
+from fewstep.loop.walk import After, Callback, Denoiser, Plan, _under_autograd, look_at, walk
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
 from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, SOLVERS, Solver
 from fewstep.solver.driver import Driver
 from fewstep.tableau import Tableau
-from fewstep.ui import Bar
-from fewstep.words import pick, whole
+from fewstep.ui import telling
+from fewstep.words import pick, typed, usable_device, whole
 
 __all__ = ["sample", "tabulate"]
 
 
+@typed
 def tabulate(
     solver: str | Solver | Driver | Callable[[], Any] | Tableau | Path | None,
     process: Process,
@@ -61,6 +70,8 @@ def tabulate(
     if solver is None:
         solver = DEFAULT_SOLVERS[process.kind]
     if isinstance(solver, str):
+        if solver not in SOLVERS and Path(solver).is_file():
+            raise ValueError(f"got solver {solver!r}, which is no name but a file: give Path({solver!r})")
         solver = pick(SOLVERS, solver, "solver")
     solver = solver() if callable(solver) else solver
     if isinstance(solver, Driver):
@@ -86,6 +97,7 @@ def tabulate(
     return table
 
 
+@typed
 def sample(
     denoiser: Denoiser,
     process: Process,
@@ -106,8 +118,10 @@ def sample(
     callback: Callback | None = None,
     after: After | None = None,
     differentiable: bool = False,
-    parallel: Any = None,
-    progress: bool = True,
+    parallel: Parallel | bool | int | None = None,
+    memory: int | str | Room | None = None,
+    compile: bool = False,
+    progress: bool | Callable[[float], object] = True,
 ) -> Tensor:
     """Samples: from noise, or from a given state, down the grid.
 
@@ -129,7 +143,11 @@ def sample(
         after: the hook (row, t, z) -> z on every made row.
         differentiable: keeps autograd through the run (and the history out of place).
         parallel: True, a window or a `Parallel`: run the table by Picard iteration, many calls at a time.
-        progress: show a bar on a terminal when the run takes longer than two seconds.
+        memory: the most that the process may hold, in bytes or as "4GiB": a call of the network takes as many samples
+            of the batch as fit, see `fewstep.loop.memory`. None is the whole batch at once.
+        compile: run the network, and rows of large states, through `torch.compile`; the first call takes a minute.
+        progress: show a bar on a terminal when the run takes longer than two seconds; or a function that is told the
+            share of the run that is done, 0 to 1.
 
     Drivers (adaptive steps) take the grid's two ends, and `steps` as the most network calls of a sample; `solve` says
     what became of each sample where this raises a ValueError.
@@ -149,7 +167,8 @@ def sample(
             )
         outcome = solve(
             denoiser, process, solver=solver, grid=grid, steps=steps, nfe=nfe, shape=shape, x=x, seed=seed, first=first,
-            noise=noise, given=given, final=final, dtype=dtype, device=device, parallel=parallel
+            noise=noise, given=given, final=final, dtype=dtype, device=device, parallel=parallel,
+            memory=memory, compile=compile, progress=progress
         )  # fmt: skip
         if not outcome.ok:
             raise ValueError(str(outcome))
@@ -157,20 +176,32 @@ def sample(
     same_process(denoiser, process)
     budget = one_less(final, steps, nfe)
     table = tabulate(solver, process, grid=grid, **budget)
+    same_model(denoiser, table)
     source = noise_source(noise, seed, first)
-    start, memory = start_state(process, table.rows[0].t, shape, x, source, dtype, device), source.snapshot()
+    start, drawn = start_state(process, table.rows[0].t, shape, x, source, dtype, device), source.snapshot()
+    denoiser = in_pieces(compiled(denoiser) if compile else denoiser, memory, start)
     grad = getattr(denoiser, "needs_grad", False)
-    plan = Plan.of(table, denoiser, like=start, reuse=not differentiable, grad=grad and not differentiable)
+    if not differentiable and start.numel() > SMALL:  # below, rewriting the table takes longer than it saves
+        table = on_raw_outputs(table, denoiser)
+    plan = Plan.of(
+        table, denoiser, like=start, reuse=not differentiable, compile=compile, grad=grad and not differentiable
+    )
     watched = callback is not None or after is not None  # who may use the tensors outside: no inference tensors
-    mode = nullcontext() if differentiable else torch.no_grad() if grad or watched else torch.inference_mode()
+    plain = grad or watched or compile  # nor where a graph would be made for those and another one for the start
+    mode = nullcontext() if differentiable else torch.no_grad() if plain else torch.inference_mode()
 
-    def run(*, look: bool, callback: Callback | None, tick: Callable[[], None] | None) -> Tensor:
+    last = bound(denoiser, float(table.grid[-1])) if final == "denoise" else None
+    last = _under_autograd(last) if last and grad and not differentiable else last
+
+    def run(*, look: bool, callback: Callback | None, tick: Callable[[], object] | None) -> Tensor:
         noises = noises_of(table, source, tuple(start.shape), start.dtype, start.device)
         z = walk(plan, start, noises, given=given, callback=callback, after=after, tick=tick, look=look)
-        if final == "state":
+        if last is None:
             return z
-        d = denoiser(z, float(table.grid[-1]))
+        d = last(z)
         d = d["x0"] if isinstance(d, Mapping) else d
+        if tick is not None:
+            tick()
         if look:
             look_at(
                 d, f"the network returned values that are not finite in the last call (t = {float(table.grid[-1]):g})"
@@ -178,13 +209,33 @@ def sample(
         return d
 
     with mode:
-        with Bar(table.nfe, "sampling") as bar:
-            z = run(look=False, callback=callback, tick=bar.advance if progress else None)
+        calls, done = table.nfe + (final == "denoise"), count(1)
+        with telling(progress, "sampling", total=calls) as tell:
+            z = run(look=False, callback=callback, tick=lambda: tell(next(done) / calls))
         if not bool(torch.isfinite(z).all()):
-            source.restore(memory)
+            source.restore(drawn)
             run(look=True, callback=None, tick=None)
             raise ValueError("the samples are not finite, but a replay of the run was: is the denoiser deterministic?")
     return z.clone() if z.is_inference() and not torch.is_inference_mode_enabled() else z
+
+
+def on_raw_outputs(table: Tableau, denoiser: Any) -> Tableau:
+    """The same sampler on what the network returns, where that takes fewer passes over a state than converting it.
+
+    A conversion x0 = p z + q F takes two passes, and so does a derived head. In terms of F there is none, but a row
+    that reads an output reads its state too.
+    """
+    while hasattr(denoiser, "at") and hasattr(denoiser, "denoiser"):  # one that hands raw outputs on
+        denoiser = denoiser.denoiser
+    predicts = getattr(denoiser, "predicts", "data")
+    if table.output != "x0" or predicts == "data" or predicts not in PREDICTIONS or table.process.kind == "block":
+        return table
+    more = 0
+    for row in table.rows:
+        outputs = [s for s in row.form.terms if s[0] == "y"]
+        with_state = {("z", s[1]) for s in outputs if s[2] == "x0" or (s[2] == "noise" and predicts != "noise")}
+        more += len(with_state - set(row.form.terms)) + len({s[1] for s in outputs}) - len(outputs)
+    return table.in_terms_of(predicts) if more < 2 * (table.nfe + len(table.heads)) else table
 
 
 def as_driver(solver: Any) -> Driver | None:
@@ -209,11 +260,9 @@ def start_state(
             "got both a shape and a start x: give one" if x is not None else "got no shape: give shape or x"
         )
     if x is not None:
-        if not isinstance(x, Tensor):
-            raise ValueError(f"got a {type(x).__name__} as x: give a tensor (batch, *state shape)")
         _check_dtype(x.dtype)
         return x
-    state_shape, device = _state_shape(process, shape or ()), torch.device(device or "cpu")
+    state_shape, device = _state_shape(process, shape or ()), usable_device(device or "cpu")
     _check_dtype(dtype)
     return process.prior(source.initial(state_shape, dtype, device), t)
 
@@ -241,14 +290,23 @@ def intervals(solver: Solver | Driver, process: Process, steps: int | None, nfe:
 
 
 def same_process(denoiser: Any, process: Process) -> None:
-    """Refuses a denoiser that was made for another process, and what is no process."""
-    if not isinstance(process, Process):
-        raise ValueError(f"got {process!r} as process: give one, as fs.VP()")
+    """Refuses a denoiser that was made for another process."""
     while hasattr(denoiser, "denoiser"):  # one that wraps another
         denoiser = denoiser.denoiser
     theirs = getattr(denoiser, "process", process)
     if theirs != process:
         raise ValueError(f"got a denoiser made for {theirs} and a run on {process}: give both the same process")
+
+
+def same_model(denoiser: Any, table: Tableau) -> None:
+    """Warns of a table that was fitted to other weights than those it is run with, where both tell."""
+    ours, theirs = fingerprint(denoiser), (table.card or {}).get("weights")
+    if ours and theirs and ours != theirs:
+        warnings.warn(
+            f"got a table fitted to the weights {theirs[:12]} for the weights {ours[:12]}: it runs, but its numbers "
+            "were made for another model; fit one to this model with `fewstep fit`",
+            stacklevel=4,
+        )
 
 
 def one_less(final: str, steps: int | None, nfe: int | None) -> dict[str, int | None]:
@@ -266,7 +324,6 @@ def one_less(final: str, steps: int | None, nfe: int | None) -> dict[str, int | 
 
 
 def _state_shape(process: Process, shape: tuple[int, ...]) -> tuple[int, ...]:
-    shape = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     if not shape:
         raise ValueError("got shape=(): give (batch, *data shape)")
     shape = tuple(whole("shape entry", n) for n in shape)

@@ -26,15 +26,31 @@ from fewstep.tableau.tableau import NoiseInterval, noise_head
 __all__ = ["drive", "noises_of", "outputs", "place", "predict"]
 
 
-def drive(driver: Driver, denoiser: Any, process: Process, start: Tensor, grid: Tensor, source: NoiseSource) -> Outcome:
-    """Runs a driver from a start state over a grid (or between its ends)."""
+def drive(
+    driver: Driver,
+    denoiser: Any,
+    process: Process,
+    start: Tensor,
+    grid: Tensor,
+    source: NoiseSource,
+    tell: Callable[[float], object] = lambda _: None,
+) -> Outcome:
+    """Runs a driver from a start state over a grid (or between its ends).
+
+    `tell` hears which share of the Brownian path the slowest sample has gone, which runs as the log-SNR does.
+    """
     driver.check(process, grid)
-    return driver.drive(Driving(denoiser, process, grid, start, source))
+    first, last = (place(process, float(t)) for t in (grid[0], grid[-1]))
+
+    def gone(t: Time) -> None:
+        tell((place(process, float(torch.as_tensor(t).max())) - first) / (last - first))
+
+    return driver.drive(Driving(denoiser, process, grid, start, source, gone))
 
 
 def place(process: Process, t: float) -> float:
-    """Where a time lies on the Brownian path: a sigmoid of the log-SNR."""
-    return 1 / (1 + math.exp(-float(process.log_snr(t)) / 2))
+    """Where a time lies on the Brownian path: a sigmoid of the process's clock for it, the log-SNR."""
+    return 1 / (1 + math.exp(-float(process.path_clock(t)) / 2))
 
 
 def noises_of(
@@ -71,8 +87,17 @@ def outputs(denoiser: Any, process: Process, z: Tensor, t: Time) -> dict[str, Te
 class Driving:
     """A run under way: counts calls, hands out writers and noise."""
 
-    def __init__(self, denoiser: Any, process: Process, grid: Tensor, start: Tensor, source: NoiseSource) -> None:
+    def __init__(
+        self,
+        denoiser: Any,
+        process: Process,
+        grid: Tensor,
+        start: Tensor,
+        source: NoiseSource,
+        gone: Callable[[Time], object],
+    ) -> None:
         self.denoiser, self.process, self.grid, self.start, self.source = denoiser, process, grid, start, source
+        self.gone = gone
         self.calls, self.rounds = torch.zeros(len(start), dtype=torch.int64), 0
         self._paths: dict[int, SamplePath] = {}
 
@@ -99,6 +124,7 @@ class Driving:
         """The data prediction of some samples, counted."""
         self.calls[index] += 1
         self.rounds += 1
+        self.gone(t)
         whole = len(index) == len(self.start)
         denoiser = self.denoiser if whole else of_samples(self.denoiser, index, len(self.start))
         return predict(denoiser, self.process, z, t)

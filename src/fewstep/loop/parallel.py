@@ -31,15 +31,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.predict import statistic
 from fewstep.denoiser.samples import of_samples
 from fewstep.loop.drive import noises_of, outputs
 from fewstep.loop.walk import Denoiser, Plan, _offered, walk
 from fewstep.noise import NoiseSource
-from fewstep.process.operator import apply, inverse, transpose
+from fewstep.process.operator import apply, transpose
 from fewstep.solver.driver import Outcome
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
-from fewstep.words import whole
+from fewstep.words import Typed, whole
 
 __all__ = ["Parallel", "Round", "picard"]
 
@@ -55,7 +56,7 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parallel:
+class Parallel(Typed):
     """How a table is run in parallel.
 
     Args:
@@ -82,6 +83,11 @@ class Parallel:
         if not 0 <= self.data_std < math.inf:
             raise ValueError(f"got data_std={self.data_std}: give a number of at least 0")
 
+    def within(self, room: int, start: Tensor) -> Parallel:
+        """The same with a window whose states take at most half of so many bytes."""
+        most = room // (8 * start.numel() * start.element_size())
+        return replace(self, window=max(1, most if self.window is None else min(self.window, most)))
+
     @staticmethod
     def of(value: Parallel | bool | int) -> Parallel:
         """True is the default, a number a window."""
@@ -98,8 +104,12 @@ def picard(
     how: Parallel,
     *,
     given: Mapping[str, Tensor] | None = None,
+    tell: Callable[[float], object] = lambda _: None,
 ) -> Outcome:
-    """Runs a table in parallel; `Outcome.rounds` counts the rounds, `calls` the network calls of each sample."""
+    """Runs a table in parallel; `Outcome.rounds` counts the rounds, `calls` the network calls of each sample.
+
+    `tell` hears the share of the rows that are final for the slowest sample.
+    """
     if table.output != "x0":
         raise ValueError(f"got a table in terms of {table.output!r} to run in parallel: give the one in x0")
     rows = Rows(table, denoiser, start, how)
@@ -113,6 +123,7 @@ def picard(
             break
         rows.call()
         rounds += 1
+        tell(int(rows.front.min()) / len(rows.index))
         if how.report is not None:
             how.report(Round(rounds, int(rows.calls.sum()), int(rows.front.min()), len(rows.index)))
     batch, state = len(start), sweep.run()
@@ -261,12 +272,8 @@ class Rows:
 
     def _estimate(self, t: float) -> Callable[[Tensor], Tensor]:
         """E at a time: the estimate of x0, in its coordinates, that uses no prior; 0 where there is no signal."""
-        m = self.process.M(t)
-        if self.process.log_snr(t) in (-math.inf, math.inf):
-            gain = 0.0 * transpose(m)
-        else:
-            matched = transpose(m) * inverse(self.process.Sigma(t))
-            gain = inverse(matched * m) * matched
+        blind = self.process.log_snr(t) in (-math.inf, math.inf)
+        gain = 0.0 * transpose(self.process.M(t)) if blind else statistic(self.process, t)
         return lambda z: apply(gain, z)
 
     def _share(self, j: int) -> float:

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.compiled import compiled
+from fewstep.denoiser.samples import of_samples
 from fewstep.grid import Grid, as_grid
-from fewstep.loop.door import as_driver, intervals, one_less, same_process, sample, start_state, tabulate
+from fewstep.loop.door import as_driver, intervals, one_less, same_model, same_process, sample, start_state, tabulate
 from fewstep.loop.drive import drive, predict
+from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel, picard
 from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise, NoiseSource, noise_source
@@ -20,10 +23,13 @@ from fewstep.process import Process
 from fewstep.solver import Solver
 from fewstep.solver.driver import Driver, Outcome
 from fewstep.tableau import Tableau
+from fewstep.ui import telling
+from fewstep.words import typed
 
 __all__ = ["solve"]
 
 
+@typed
 def solve(
     denoiser: Denoiser,
     process: Process,
@@ -42,6 +48,9 @@ def solve(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     parallel: Parallel | bool | int | None = None,
+    memory: int | str | Room | None = None,
+    compile: bool = False,
+    progress: bool | Callable[[float], object] = True,
 ) -> Outcome:
     """Samples, and what became of each: its network calls, its steps, its table, how it ended.
 
@@ -51,33 +60,36 @@ def solve(
 
     Args:
         parallel: for a table: True, a window or a `Parallel` runs it by Picard iteration.
+        final: with "denoise" the states are in data space: x0_hat for the samples that reached the end; the others are
+            there without that call.
     """
     if final not in ("state", "denoise"):
         raise ValueError(f"got final={final!r}: choose state or denoise")
     driver, source = as_driver(solver), noise_source(noise, seed, first)
     same_process(denoiser, process)
     budget = one_less(final, steps, nfe)
+    denoiser = compiled(denoiser) if compile else denoiser
     if driver is not None:
         if parallel or given:
             raise ValueError(f"got parallel or given for {type(driver).__name__}, a driver: these are for tables")
         driver, times = _placed(driver, process, grid, **budget)
         start = start_state(process, float(times[0]), shape, x, source, dtype, device)
-        with torch.no_grad():
-            outcome = drive(driver, denoiser, process, start, times, source)
+        denoiser = in_pieces(denoiser, memory, start)
+        with torch.no_grad(), telling(progress, "sampling") as tell:
+            outcome = drive(driver, denoiser, process, start, times, source, tell)
     else:
         table = tabulate(solver, process, grid=grid, **budget)
         times, start = table.grid, start_state(process, table.rows[0].t, shape, x, source, dtype, device)
+        denoiser = in_pieces(denoiser, memory, start)
         if parallel:
-            with torch.no_grad():
-                outcome = picard(table, denoiser, start, source, Parallel.of(parallel), given=given)
+            same_model(denoiser, table)
+            how = Parallel.of(parallel).within(denoiser.room.left, start) if memory else Parallel.of(parallel)
+            with torch.no_grad(), telling(progress, "sampling") as tell:
+                outcome = picard(table, denoiser, start, source, how, given=given, tell=tell)
         else:
-            state = sample(denoiser, process, solver=table, x=start, noise=source, given=given, progress=False)
+            state = sample(denoiser, process, solver=table, x=start, noise=source, given=given, progress=progress)
             outcome = _sequential(table, state)
-    if final == "denoise" and outcome.ok:
-        with torch.no_grad():
-            d = process.from_coordinates(predict(denoiser, process, outcome.state, float(times[-1])))
-        return replace(outcome, state=d, calls=outcome.calls + 1, rounds=outcome.rounds + 1)
-    return outcome
+    return outcome if final == "state" else _denoised(outcome, denoiser, process, float(times[-1]))
 
 
 def _placed(
@@ -103,6 +115,19 @@ def _placed(
     if len(times) != 2:
         raise ValueError(f"got a grid of {len(times)} times for {label}, which chooses its own: give its two ends")
     return driver if steps is None else driver.limited(steps), times
+
+
+def _denoised(outcome: Outcome, denoiser: Denoiser, process: Process, t: float) -> Outcome:
+    """The outcome in data space, with x0_hat for the samples that reached the end."""
+    good = torch.tensor([status == "reached the end" for status in outcome.status])
+    data, index = process.to_data(outcome.state), good.nonzero().flatten()
+    if len(index):
+        rows = index.to(data.device)
+        with torch.no_grad():
+            chosen = denoiser if outcome.ok else of_samples(denoiser, index, len(good))
+            d = process.from_coordinates(predict(chosen, process, outcome.state[rows], t))
+        data = data.index_copy(0, rows, d)
+    return replace(outcome, state=data, calls=outcome.calls + good, rounds=outcome.rounds + bool(len(index)))
 
 
 def _sequential(table: Tableau, state: Tensor) -> Outcome:

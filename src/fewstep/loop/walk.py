@@ -1,7 +1,7 @@
 r"""The walk: a table bound to a denoiser, and the only loop over its rows.
 
-A row is a chain of in-place multiply-adds into a tensor that an earlier row no longer needs; which ones those are is
-known before the run, so memory is the live rows and nothing waits for the host.
+Which states and outputs a row is the last to read is known before the run, so rows are written over what no later row
+needs (`fewstep.loop.rows`), memory is the live rows, and nothing waits for the host.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fewstep.denoiser.network import NetworkError, bound
 from fewstep.denoiser.predict import conversion
+from fewstep.loop.rows import SMALL, Columns, Fresh, InPlace, Rows, SideBySide
 from fewstep.process import Process
 from fewstep.process.operator import Coefficient, apply
 from fewstep.tableau import Tableau
@@ -38,7 +39,7 @@ Callback = Callable[[int, float, Tensor, Tensor], None]
 After = Callable[[int, float, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Instruction:
     """One row, ready to run: terms to add, what to free then, the call, heads to derive, what nothing reads later."""
 
@@ -48,28 +49,39 @@ class Instruction:
     call: Callable[[Tensor], Any] | None
     given: str | None
     terms: tuple[tuple[Symbol, Coefficient], ...]
+    over: bool  # the row is written over the state of its first term
     draw: int  # noises drawn by the time this row is made
     roots: tuple[Symbol, ...]
     heads: tuple[tuple[str, Coefficient, Coefficient], ...]
     raw: tuple[str, ...]
     offered: Mapping[str, Callable[[Tensor], Tensor]]  # heads the denoiser computes beside its call
     free: tuple[Symbol, ...]
-    ours: tuple[Symbol, ...]  # the part of `free` that the loop made itself and may write into again
-    dead: tuple[Symbol, ...]
+    ours: tuple[Symbol, ...]  # the part of `free` that the loop made itself and may write into in a later row
+    state: Symbol
+    main: Symbol | None  # the call's own output, where a later row reads it
+    spent: bool  # no row reads the state
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A table turned into instructions; `reuse` lets rows write into freed tensors."""
+    """A table turned into instructions; `reuse` lets rows write into freed tensors, `compile` compiles large rows."""
 
     process: Process
     output: str
     instructions: tuple[Instruction, ...]
     reuse: bool
+    columns: Columns
+    compile: bool = False
 
     @staticmethod
     def of(
-        table: Tableau, denoiser: Denoiser, *, like: Tensor | None = None, reuse: bool = True, grad: bool = False
+        table: Tableau,
+        denoiser: Denoiser,
+        *,
+        like: Tensor | None = None,
+        reuse: bool = True,
+        grad: bool = False,
+        compile: bool = False,
     ) -> Plan:
         """Binds a table to a denoiser; one that has `at(t)` gets its own numbers ready too.
 
@@ -86,26 +98,30 @@ class Plan:
             raw = tuple(s[2] for s in live if (k, s[2]) not in table.heads)
             offered = {h: f for h in raw if row.at is not None and (f := _offered(denoiser, h, row.at)) is not None}
             offered = {h: _under_autograd(f) if grad else f for h, f in offered.items()}
-            form = row.form.terms
-            draw = max([draw, *(s[-1] + 1 for s in form if s[0] in ("xi", "root"))])
-            roots = tuple(s for s in form if s[0] == "root")
+            terms = [(s, ready(c)) for s, c in row.form]
+            draw = max([draw, *(s[-1] + 1 for s, _ in terms if s[0] in ("xi", "root"))])
+            roots = tuple(s for s, _ in terms if s[0] == "root")
             free = (*(s for s, end in last.items() if end == k), *roots)
-            ours = tuple(s for s in free if s[0] == "z" and table.rows[s[1]].given is None)
-            own = [("z", k), ("y", k, table.output)]
-            dead = tuple(s for s in own if s not in last) if k < len(table.rows) - 1 else ()
-            main = heads or ("y", k, table.output) in last or not offered or len(offered) < len(raw)
+            ours = [s for s in free if s[0] == "z" and table.rows[s[1]].given is None]
+            over = next((s for s, c in terms if s in ours and isinstance(c, float)), None)
+            terms.sort(key=lambda term: (term[0] != over, not isinstance(term[1], float), term[0][0] != "z"))
+            state, output = ("z", k), ("y", k, table.output)
+            main = heads or output in last or not offered or len(offered) < len(raw)
             call = bound(denoiser, row.at, table.output) if row.at is not None and main else None
             if call is None and offered and hasattr(denoiser, "count"):  # a row of heads alone is a call too
                 first = next(iter(offered))
                 offered[first] = partial(denoiser.count, offered[first])
             call = _under_autograd(call) if grad and call is not None else call
-            terms = tuple((s, ready(c)) for s, c in form.items())
             steps.append(
                 Instruction(
-                    k, row.t, row.at, call, row.given, terms, draw, roots, heads, raw, offered, free, ours, dead
+                    row=k, t=row.t, at=row.at, call=call, given=row.given, terms=tuple(terms), over=over is not None,
+                    draw=draw, roots=roots, heads=heads, raw=tuple(h for h in raw if h != table.output),
+                    offered=offered, free=free, ours=tuple(s for s in ours if s != over), state=state,
+                    main=output if output in last else None, spent=state not in last,
                 )
-            )
-        return Plan(table.process, table.output, tuple(steps), reuse)
+            )  # fmt: skip
+        columns = Columns.of([step.terms for step in steps], last, like)
+        return Plan(table.process, table.output, tuple(steps), reuse, columns, compile)
 
 
 def walk(
@@ -116,7 +132,7 @@ def walk(
     given: Mapping[str, Tensor] | None = None,
     callback: Callback | None = None,
     after: After | None = None,
-    tick: Callable[[], None] | None = None,
+    tick: Callable[[], object] | None = None,
     look: bool = False,
     live: dict[Symbol, Tensor] | None = None,
     drawn: int = 0,
@@ -125,10 +141,10 @@ def walk(
 
     A plan without its first rows goes on from `live`, what those rows left (it is changed), and `drawn` noises.
     """
-    live = {} if live is None else live
-    pool: list[Tensor] = []
+    rows = _rows(plan, start, live, watched=callback is not None or after is not None)
+    live = rows.live
     coming: Iterator[Tensor] = iter(noises)
-    reuse = plan.reuse and after is None and callback is None and not torch.compiler.is_compiling()
+    shape = torch.Size((start.shape[0], *plan.process.data_shape(tuple(start.shape[1:]))))
     z = start
     for step in plan.instructions:
         if step.given is not None:
@@ -137,27 +153,32 @@ def walk(
             while drawn < step.draw:
                 live["xi", drawn] = next(coming)
                 drawn += 1
-            if step.roots:
-                live |= {s: live["y", s[1], s[2]].sqrt() * live["xi", s[3]] for s in step.roots}
-            z = _combine([(live[s], c) for s, c in step.terms], pool.pop() if pool else None, reuse)
-            if reuse:
-                pool.extend(live[symbol] for symbol in step.ours)
-            _free(live, step.free)
+            for s in step.roots:
+                live[s] = live["y", s[1], s[2]].sqrt() * live["xi", s[3]]
+            z = rows.make(step)
             if after is not None:
                 z = after(step.row, step.t, z)
         if look:
             look_at(z, f"the state became non-finite at row {step.row} (t = {step.t:g})")
-        live["z", step.row] = z
+        live[step.state] = z
         if step.call is not None or step.offered:
-            _evaluate(plan, step, z, live, reuse=reuse, look=look)
+            main = _evaluate(plan, step, z, rows, shape, look=look)
             if tick is not None:
                 tick()
-            if callback is not None and step.call is not None:
-                callback(step.row, step.at or 0.0, z, _x0_hat(plan, step, z, live["y", step.row, plan.output]))
-        if reuse and step.given is None and ("z", step.row) in step.dead:
-            pool.append(z)
-        _free(live, step.dead)
+            if callback is not None and main is not None:
+                callback(step.row, step.at or 0.0, z, _x0_hat(plan, step, z, main))
+        if step.spent:
+            rows.spend(step)
     return z
+
+
+def _rows(plan: Plan, start: Tensor, live: dict[Symbol, Tensor] | None, *, watched: bool) -> Rows:
+    """The form that rows are made in; see `fewstep.loop.rows`."""
+    if not plan.reuse or watched or torch.compiler.is_compiling():
+        return Fresh({} if live is None else live)
+    if live is None and start.numel() <= SMALL and start.device.type == "cpu":
+        return SideBySide(plan.columns, start)
+    return InPlace({} if live is None else live, start, compile=plan.compile)
 
 
 def _offered(denoiser: Any, head: str, t: float) -> Callable[[Tensor], Tensor] | None:
@@ -178,12 +199,6 @@ def _under_autograd(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     return run
 
 
-def _free(live: dict[Symbol, Tensor], symbols: Iterable[Symbol]) -> None:
-    """Lets go of what no later row reads."""
-    for symbol in symbols:
-        live.pop(symbol, None)
-
-
 def _x0_hat(plan: Plan, step: Instruction, z: Tensor, output: Tensor) -> Tensor:
     """The data prediction of a row, in data space, for a callback."""
     if plan.output != "x0":
@@ -192,62 +207,57 @@ def _x0_hat(plan: Plan, step: Instruction, z: Tensor, output: Tensor) -> Tensor:
     return plan.process.from_coordinates(output)
 
 
-def _evaluate(plan: Plan, step: Instruction, z: Tensor, live: dict[Symbol, Tensor], *, reuse: bool, look: bool) -> None:
-    """Calls the network at a row and stores the outputs that later rows read; a row of heads alone calls those."""
-    outputs = {} if step.call is None else _outputs(plan, step, z, reuse)
-    if step.call is not None:
-        main = outputs[plan.output]
+def _evaluate(plan: Plan, step: Instruction, z: Tensor, rows: Rows, shape: torch.Size, *, look: bool) -> Tensor | None:
+    """Calls the network at a row and keeps the outputs that later rows read; a row of heads alone calls those."""
+    main, others = (None, {}) if step.call is None else _call(plan, step, z, shape)
+    if main is not None:
         if look:
             look_at(main, f"the network returned values that are not finite at row {step.row} (t = {step.at:g})")
-        live["y", step.row, plan.output] = main
+        if step.main is not None:
+            rows.keep(step.main, main, z)
         for head, p, q in step.heads:
-            live["y", step.row, head] = _combine([(z, p), (main, q)], None, reuse)
+            rows.derive(("y", step.row, head), z, p, main, q)
     for head in step.raw:
-        if head not in outputs and head in step.offered:
-            outputs[head] = step.offered[head](z)
-        if head not in outputs:
+        if head not in others and head in step.offered:
+            others[head] = step.offered[head](z)
+        if head not in others:
             made = f": {MAKERS[head]} makes one that does" if head in MAKERS else ""
             raise ValueError(
                 f"row {step.row}: the table reads output {head!r}, which the denoiser does not return{made}"
             )
-        live["y", step.row, head] = outputs[head]
+        rows.keep(("y", step.row, head), others[head], z)
+    return main
 
 
-def _outputs(plan: Plan, step: Instruction, z: Tensor, reuse: bool) -> dict[str, Tensor]:
-    """What the network returns at a row, by head, shapes checked, x0 in the process's coordinates."""
+def _call(plan: Plan, step: Instruction, z: Tensor, shape: torch.Size) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the network returns at a row, shape checked, x0 in the process's coordinates; and its other heads."""
     assert step.call is not None
     try:
-        out = step.call(z)
+        main = step.call(z)
     except NetworkError as error:
         raise ValueError(f"row {step.row} (t = {step.at:g}): {error}") from None
-    outputs = dict(out) if isinstance(out, Mapping) else {plan.output: out}
-    for head, value in outputs.items():
-        if not isinstance(value, Tensor):
+    others: dict[str, Tensor] = {}
+    if not isinstance(main, Tensor):
+        others = dict(main) if isinstance(main, Mapping) else {plan.output: main}
+        for head, value in others.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(
+                    f"row {step.row} (t = {step.at:g}): the denoiser returned a {type(value).__name__} as {head}"
+                )
+        if plan.output not in others:
             raise ValueError(
-                f"row {step.row} (t = {step.at:g}): the denoiser returned a {type(value).__name__} as {head}"
+                f"row {step.row} (t = {step.at:g}): the denoiser returned {', '.join(map(str, others)) or 'nothing'}: "
+                f"it must return {plan.output}"
             )
-        if reuse and value.untyped_storage().data_ptr() == z.untyped_storage().data_ptr():
-            outputs[head] = value.clone()  # a view of the state, which later rows may write into
-    if plan.output == "x0":
-        found, expected = outputs["x0"], (z.shape[0], *plan.process.data_shape(tuple(z.shape[1:])))
-        if tuple(found.shape) != expected:
-            raise ValueError(
-                f"row {step.row} (t = {step.at:g}): the denoiser returned shape {tuple(found.shape)} for a state of "
-                f"shape {tuple(z.shape)}: it must return {expected}"
-            )
-        outputs["x0"] = plan.process.coordinates(found.to(z.dtype))
-    return outputs
-
-
-def _combine(terms: list[tuple[Tensor, Coefficient]], out: Tensor | None, reuse: bool) -> Tensor:
-    """Sum of coefficient * tensor: chained multiply-adds, in place from the second term on."""
-    (x, c), *rest = terms
-    total = torch.mul(x, c, out=out) if out is not None and isinstance(c, float) else apply(c, x)
-    for x, c in rest:
-        if not isinstance(c, float):
-            x, c = apply(c, x), 1.0
-        total = total.add_(x, alpha=c) if reuse else total.add(x, alpha=c)
-    return total
+        main = others.pop(plan.output)
+    if plan.output != "x0":
+        return main, others
+    if main.shape != shape:
+        raise ValueError(
+            f"row {step.row} (t = {step.at:g}): the denoiser returned shape {tuple(main.shape)} for a state of "
+            f"shape {tuple(z.shape)}: it must return {tuple(shape)}"
+        )
+    return plan.process.coordinates(main if main.dtype == z.dtype else main.to(z.dtype)), others
 
 
 def _given(given: Mapping[str, Tensor] | None, label: str, start: Tensor) -> Tensor:
