@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from fewstep.process.operator import Block, Coefficient, Diagonal
 from fewstep.tableau.tableau import Tableau, name
 
@@ -27,14 +30,22 @@ def explain(table: Tableau) -> str:
     lines += [f"  xi{i}: standard normal of {n.stream} [{n.t:g}, {n.s:g}]" for i, n in enumerate(table.noises[:3])]
     if len(table.noises) > 3:
         lines.append(f"  ... and so on to xi{len(table.noises) - 1}")
+    if table.card is not None:
+        lines.append(f"fitted: {json.dumps(table.card)}")
     return "\n".join(lines)
 
 
 def _label(table: Tableau) -> str:
     if table.solver is None:
         return "table"
-    config = table.solver.config()
-    return f"{config.pop('class')}({', '.join(f'{k}={v!r}' for k, v in config.items())})"
+    return _spelt(table.solver.config())
+
+
+def _spelt(config: dict[str, Any]) -> str:
+    """A solver's config as it is called, solvers inside it too; lists of numbers are in the rows."""
+    options = {k: v for k, v in config.items() if k != "class" and not isinstance(v, list | tuple)}
+    said = {k: _spelt(v) if isinstance(v, dict) and "class" in v else repr(v) for k, v in options.items()}
+    return f"{config['class']}({', '.join(f'{k}={v}' for k, v in said.items())})"
 
 
 def _weight(c: Coefficient) -> str:

@@ -2,7 +2,8 @@
 
 A file is an 8-byte little-endian header length, a JSON header, and the bytes of one float64 tensor `weights`. The
 table itself (rows, times, symbols, noises, process, solver) is JSON in the header's metadata. Tables with one weight
-per frequency are stored as their rule: solver, process and grid, from which they are written again.
+per frequency are stored as their rule: solver, process and grid, from which they are written again. A fitted table's
+card lies beside the rows. A checksum over all of it makes a changed or cut file no table.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import math
 import struct
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,8 @@ def save(table: Tableau, path: Path) -> None:
         "solver": table.solver.config() if table.solver else None,
         "output": table.output,
     }
+    if table.card is not None:
+        meta["card"] = dict(table.card)
     if rule:
         numbers = table.grid.tolist()
     else:
@@ -77,14 +80,14 @@ def load(path: Path) -> Tableau:
             raise ValueError("its checksum does not match")
         meta = json.loads(words)
         if meta["format"] != _FORMAT:
-            raise ValueError(f"format {meta['format']!r}")
+            raise ValueError(f"its format is {meta['format']!r}, this version reads {_FORMAT!r}")
         numbers = torch.from_numpy(np.frombuffer(data, dtype="<f8").copy())
         process, rule = process_from_json(meta["process"]), "rows" not in meta
         solver = (
             solver_from_config(meta["solver"]) if meta["solver"] and (rule or not _missing(meta["solver"])) else None
         )
         if rule and solver is not None:
-            return _rule(solver, process, numbers, meta["output"])
+            return replace(_rule(solver, process, numbers, meta["output"]), card=meta.get("card"))
         return Tableau(
             rows=tuple(
                 Row(r["t"], r["at"], Form({tuple(s): _take(numbers, at) for s, at in r["form"]}), r["given"])
@@ -96,6 +99,7 @@ def load(path: Path) -> Tableau:
             solver=solver,
             output=meta["output"],
             heads={tuple(k): (_take(numbers, p), _take(numbers, q)) for k, p, q in meta["heads"]},
+            card=meta.get("card"),
         )
     except (struct.error, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(

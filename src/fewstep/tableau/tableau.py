@@ -10,12 +10,12 @@ other head is one the denoiser returns by that name. `xi_l` is the standard norm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from fewstep.process.base import Process
@@ -58,7 +58,8 @@ class Tableau:
     """Rows, the noises they use, the process they live on and the grid they were written for.
 
     `output` is what a call returns into: "x0", or after `in_terms_of` a network's own prediction. `heads` maps a
-    derived head (j, name) to the pair (P, Q) with y = P z_j + Q output_j.
+    derived head (j, name) to the pair (P, Q) with y = P z_j + Q output_j. `card` says what a fitted table was fitted to
+    and how well, ready for JSON (see `fewstep.fit`).
     """
 
     rows: tuple[Row, ...]
@@ -68,6 +69,7 @@ class Tableau:
     solver: Solver | None = None
     output: str = "x0"
     heads: Mapping[tuple[int, str], tuple[Coefficient, Coefficient]] = field(default_factory=dict)
+    card: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.validate()
@@ -181,8 +183,8 @@ class Tableau:
 
     def _validate_term(self, k: int, row: Row, symbol: Symbol, c: Coefficient) -> None:
         where = f"row {k} (t = {row.t:g})"
-        values = c.values if isinstance(c, Diagonal | Block) else torch.as_tensor(c, dtype=torch.float64)
-        if not bool(values.isfinite().all()):
+        values = c.values if isinstance(c, Diagonal | Block) else c
+        if not (bool(values.isfinite().all()) if isinstance(values, Tensor) else math.isfinite(values)):
             raise ValueError(f"{where} has a weight that is not finite on {name(symbol)}: this end is singular for it")
         kind, index = symbol[0], symbol[1]
         if kind in ("z", "y", "root") and not 0 <= index < k:

@@ -1,0 +1,110 @@
+"""`fewstep fit`: makes a solver for a model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.cli.common import Usage, at_least, check_device, pick
+from fewstep.cli.sample import class_labels
+
+if TYPE_CHECKING:
+    from fewstep.model import Model
+
+__all__ = ["arguments", "run"]
+
+CLASSIFIER = "classifier"  # the shipped one, for 28 x 28 clothes
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `fewstep fit`."""
+    add = parser.add_argument
+    add("model", nargs="?", help="a model folder (default: the shipped Fashion-MNIST model)")
+    add("--steps", type=at_least(1), default=5, help="network calls of the fitted solver (default: 5)")
+    text = "exact: a single data point stays exact in every row; free: nothing is kept (default: free)"
+    add("--mode", choices=("exact", "free"), default="free", help=text)
+    text = "gradient: descent through the solver; dp: a published solver on a grid found by dynamic programming"
+    add("--method", choices=("gradient", "dp"), default="gradient", help=f"{text} (default: gradient)")
+    text = "distance to the teacher: paired pixels, pixels and features, or kernel distance of features"
+    add("--objective", choices=("paired", "features", "kid"), default="paired", help=f"{text} (default: paired)")
+    text = f"{CLASSIFIER} (the shipped one), or MODULE:FUNCTION from images (B, C, H, W) to (B, d)"
+    add("--features", help=f"feature space of the last two: {text} (default: {CLASSIFIER})")
+    add("--solver", help="start from this solver (default: the best of a few)")
+    add("--grid", help="and on this grid; gits and klub are found on the model (default: the best of a few)")
+    add("--guidance", type=float, default=1.0, help="guidance scale that is fitted for; 1 is none (default: 1)")
+    add("--label", help="class names or numbers, separated by commas, used in turn (default: every class in turn)")
+    add("--teacher-steps", type=at_least(1), default=50, help="network calls of the teacher (default: 50)")
+    add("--samples", type=at_least(2), default=512, help="noises the solver is fitted on (default: 512)")
+    add("--held-out", type=at_least(2), default=128, help="noises it is judged by, others (default: 128)")
+    add("--iterations", type=at_least(1), default=300, help="of gradient descent (default: 300)")
+    add("--batch", type=at_least(2), default=32, help="samples a network call (default: 32)")
+    add("--seed", type=at_least(0), default=0, help="of the noises (default: 0)")
+    add("--device", default="cpu", help="where the network runs (default: cpu)")
+    add("--out", help="the file of the fitted table (default: fitted-STEPS.table)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes a solver for a model: fits grid, weights and times of a few steps to what many steps do.
+
+    Killed at any moment, the same command goes on where it was. `fewstep sample --solver FILE` takes the result. The
+    teacher's samples stay beside it, for further fits of the same model.
+    """
+    import fewstep as fs
+    from fewstep.files import Results
+
+    out = Path(args.out or f"fitted-{args.steps}.table")
+    check_device(args.device)
+    if args.objective == "paired" and args.features:
+        raise Usage("got --features with --objective paired, which has no use for them: give features or kid")
+    features = None if args.objective == "paired" else feature_space(args.features or CLASSIFIER)
+    if args.solver is not None:
+        pick(fs.TABLES, args.solver, "solver")
+    if args.grid is not None:
+        pick({**fs.GRIDS, "gits": None, "klub": None}, args.grid, "grid")
+    model = fs.load(args.model, device=args.device)
+    if args.guidance != 1 and not model.labels:
+        raise Usage(f"got --guidance {args.guidance:g} for a model that was trained without classes: leave it out")
+    labels = class_labels(args.label, model.labels, args.samples + args.held_out)
+    with Results(out.parent):  # one that cannot be written is refused before the work
+        pass
+    table = fs.fit(
+        None, model.process, steps=args.steps, shape=model.shape, mode=args.mode, method=args.method,
+        objective=args.objective, features=features, solver=args.solver, grid=args.grid,
+        teacher_steps=args.teacher_steps, samples=args.samples, held_out=args.held_out, batch=args.batch,
+        descent=fs.Descent(iterations=args.iterations), seed=args.seed, device=args.device, out=out,
+        conditioned=partial(denoiser_of, model, labels, args.guidance),
+        about={"guidance": args.guidance, "labels": args.label},
+    )  # fmt: skip
+    assert table.card is not None
+    rmse, names = table.card["rmse"], table.card["start"]
+    print(f"{args.steps} network calls, from {names['solver']} on {names['grid']}: held-out distance to the teacher "
+          f"{rmse['start']:.4f} -> {rmse['fitted']:.4f}, {table.card['seconds']:.0f} s: {out}")  # fmt: skip
+
+
+def denoiser_of(model: Model, labels: list[int] | None, guidance: float, where: slice) -> Any:
+    """The denoiser of some runs: their labels, guided where the scale is not 1."""
+    import fewstep as fs
+
+    one = model.denoiser(labels and labels[where])
+    return one if guidance == 1 else fs.guide(one, model.denoiser(None), guidance)
+
+
+def feature_space(name: str) -> Callable[[Any], Any]:
+    """The features of a name, differentiable."""
+    if name == CLASSIFIER:
+        from fewstep.quality import load_classifier
+
+        body = load_classifier().requires_grad_(False).body
+        return lambda images: body(images.clamp(-1, 1))
+    module, colon, function = name.partition(":")
+    try:
+        found = getattr(import_module(module), function) if colon else None
+    except (ImportError, AttributeError) as error:
+        raise Usage(f"got --features {name}, which cannot be imported ({error}): give MODULE:FUNCTION") from None
+    if not callable(found):
+        raise Usage(f"got --features {name}: give {CLASSIFIER} or MODULE:FUNCTION")
+    return found

@@ -1,0 +1,189 @@
+"""`fit`: a solver made for one model: teacher, start, descent, card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser.network import fingerprint
+from fewstep.fitting.descent import Descent, descend, judge
+from fewstep.fitting.objective import Features, objective as objective_of, paired
+from fewstep.fitting.starts import FOUND, best_start
+from fewstep.fitting.teacher import FIRST, Task, record
+from fewstep.grid import Grid
+from fewstep.loop import tabulate
+from fewstep.loop.walk import Denoiser
+from fewstep.process.base import Process
+from fewstep.process.config import process_to_json
+from fewstep.solver import Solver
+from fewstep.tableau import Tableau
+from fewstep.words import typed, usable_device, whole
+
+__all__ = ["METHODS", "fit"]
+
+METHODS = ("gradient", "dp")
+
+
+@typed
+def fit(
+    denoiser: Denoiser | None,
+    process: Process,
+    *,
+    steps: int,
+    shape: tuple[int, ...],
+    mode: str = "free",
+    method: str = "gradient",
+    objective: str = "paired",
+    features: Features | None = None,
+    solver: str | Solver | None = None,
+    grid: str | Tensor | Grid | None = None,
+    teacher: str | Solver | Tableau = "multistep-3",
+    teacher_steps: int = 50,
+    samples: int = 512,
+    held_out: int = 128,
+    batch: int = 32,
+    descent: Descent | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    conditioned: Callable[[slice], Denoiser] | None = None,
+    out: str | Path | None = None,
+    about: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Tableau:
+    r"""Fits a solver of `steps` calls to a model; a table that `sample`, `explain` and `Tableau.save` take.
+
+    A teacher of many calls takes noises to their end states, once. Of a few published solvers and grids the one that
+    ends nearest to them is the start, and its grid, its weights and the times its network is called at are moved by
+    gradient descent through the loop until held-out noises say stop. The number of a run is its noise's, from 2^31 on:
+    apart from those that `sample` draws.
+
+    Args:
+        denoiser: (z, t) -> x0_hat, differentiable in both; or None, with `conditioned`.
+        process: any linear process.
+        steps: network calls of the fitted table.
+        shape: of one sample, in data space, without the batch.
+        mode: "exact" keeps every row exact for data that is one point; "free" keeps nothing (`fewstep.solver.fitted`).
+        method: "gradient"; or "dp": the start alone, on a grid that dynamic programming finds on the model.
+        objective: "paired", "features" or "kid" (`fewstep.fitting.objective`).
+        features: (B, *shape) -> (B, d), differentiable, for the last two.
+        solver, grid: of the start, instead of the best of a few; the solver deterministic, the grid also "gits" or
+            "klub", found on the model.
+        teacher, teacher_steps: the solver of the end states, and its calls.
+        samples, held_out: runs the solver is fitted on, and judged by.
+        batch: runs a network call.
+        descent: how long and how fast.
+        seed: of the noises.
+        dtype, device: of the states.
+        conditioned: the denoiser of a slice of the runs, where conditions differ between them.
+        out: the file to write. Beside it lie `teacher-*.safetensors`, kept for further fits to the same teacher, and
+            `<out>.part` while it works: the same call goes on where it was stopped, to the same numbers.
+        about: more for the card, ready for JSON (the guidance scale, the labels).
+        progress: show bars with the time left on a terminal.
+
+    Returns:
+        The table; its `card` holds the held-out RMSE of the start and of the fitted table, and what made them.
+
+    Raises:
+        ValueError: one sentence, for what cannot be fitted.
+    """
+    if (denoiser is None) == (conditioned is None):
+        raise ValueError("got both a denoiser and conditioned, or none of them: give one")
+    if method not in METHODS:
+        raise ValueError(f"got method={method!r}: choose {' or '.join(METHODS)}")
+    if whole("samples", samples) < 2 or whole("held_out", held_out) < 2:
+        raise ValueError(f"got samples={samples} and held_out={held_out}: give at least 2 of each")
+    if objective != "paired" and whole("batch", batch) < 2:
+        raise ValueError(f"got batch={batch} with objective={objective!r}, which compares samples: give at least 2")
+    if out is not None and Path(out).is_dir():
+        raise ValueError(f"got out={str(out)!r}, which is a folder: name a file in it")
+    began, loss, descent = time.perf_counter(), objective_of(objective, features), descent or Descent()
+    calls, out = whole("steps", steps), None if out is None else Path(out)
+    task = Task(
+        conditioned=conditioned or (lambda _: denoiser),
+        process=process,
+        shape=tuple(shape),
+        samples=samples,
+        held_out=held_out,
+        batch=whole("batch", batch),
+        seed=seed,
+        dtype=dtype,
+        device=usable_device(device),
+    )
+    weights = fingerprint(task.conditioned(slice(0, 1)))
+    ideal = tabulate(teacher, process, steps=None if isinstance(teacher, Tableau) else teacher_steps)
+    made = {
+        "process": process_to_json(process),
+        "weights": weights,
+        "answer": _answer(task),
+        "teacher": {"solver": ideal.solver.config() if ideal.solver else None, "times": ideal.grid.tolist()},
+        "samples": samples,
+        "held_out": held_out,
+        "seed": seed,
+        "dtype": str(dtype),
+        **(about or {}),
+    }
+    beside = lambda kind: None if out is None else out.with_name(f"{out.name}.{kind}")  # noqa: E731
+    try:
+        text = json.dumps(made, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"got an about that is not ready for JSON ({error}): give words and finite numbers") from None
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    kept = None if out is None else out.with_name(f"teacher-{digest[:12]}.safetensors")
+    ends = record(task, ideal, kept, made, progress=progress)
+    grids = tuple(FOUND) if method == "dp" and grid is None else grid
+    freedom, names = best_start(
+        task, ends, calls=calls, mode=mode, solver=solver, grid=grids,
+        path=beside("starts"), said={**made, "mode": mode, "calls": calls}, progress=progress,
+    )  # fmt: skip
+    start = freedom.fitted(freedom.origin)
+    how = {"mode": mode, "objective": objective, "start": names, "batch": batch, **descent.__dict__}
+    table, looks = start, torch.tensor([[0.0, 0.0]])
+    if method == "gradient":
+        seen = f"{getattr(features, '__module__', '')}:{getattr(features, '__qualname__', type(features).__name__)}"
+        said = {**made, **how, "solver": freedom.solver.config(), "grid": freedom.grid.tolist(), "features": seen}
+        table, looks = descend(freedom, task, ends, loss, descent, path=beside("part"), said=said, progress=progress)
+    errors = [math.sqrt(judge(one, task, ends, paired)) for one in (start, table)]
+    card = {
+        **{k: v for k, v in made.items() if k not in ("process", "teacher", "answer")},
+        "mode": mode,
+        "objective": objective,
+        "method": method,
+        "calls": calls,
+        "start": names,
+        "teacher": {"solver": type(ideal.solver).__name__, "calls": ideal.nfe},
+        "first": FIRST,
+        "rmse": {"start": errors[0], "fitted": errors[1]},
+        **({"loss": {"start": float(looks[0, 1]), "fitted": float(looks[:, 1].min())}} if method == "gradient" else {}),
+        "iterations": int(looks[-1, 0]),
+        "seconds": round(time.perf_counter() - began, 1),
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, {device}",
+        "versions": {"torch": torch.__version__},
+    }
+    table = replace(table, card=card)
+    if out is not None:
+        table.save(out)
+        for kind in ("part", "starts"):
+            out.with_name(f"{out.name}.{kind}").unlink(missing_ok=True)
+    return table
+
+
+def _answer(task: Task) -> str:
+    """A hash of what the denoiser says to the first noise: what is on disk belongs to this denoiser and no other."""
+    middle = (task.process.t_max + task.process.t_min) / 2
+    with torch.no_grad():
+        d = task.conditioned(slice(0, 1))(task.start(slice(0, 1)), middle)
+    d = d["x0"] if isinstance(d, Mapping) else d
+    return hashlib.sha256(d.double().cpu().numpy().tobytes()).hexdigest()

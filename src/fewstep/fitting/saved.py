@@ -1,0 +1,47 @@
+"""What a fit has so far, in a file that the same command takes up: tensors, and what they belong to."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.files import load_tensors, save_tensors
+
+__all__ = ["Saved"]
+
+_EVERY = 20.0  # seconds between saves
+
+
+class Saved:
+    """Tensors in a file, read back only for the same `said`; without a path nothing is kept.
+
+    A file that is of something else or broken is as good as none: it is written anew.
+    """
+
+    def __init__(self, path: Path | None, said: dict[str, Any]) -> None:
+        self.path, self.said = path, json.dumps(said, sort_keys=True)
+        self._last = time.monotonic()
+
+    def read(self) -> dict[str, Tensor]:
+        """The tensors, or nothing."""
+        if self.path is None or not self.path.is_file():
+            return {}
+        try:
+            tensors = load_tensors(self.path)
+            said = bytes(tensors.pop("said").tolist()).decode()
+        except (ValueError, KeyError):
+            return {}
+        return tensors if said == self.said else {}
+
+    def write(self, tensors: dict[str, Tensor], *, now: bool = False) -> None:
+        """Keeps the tensors, whole or not at all: from time to time, or `now`."""
+        if self.path is None or not (now or time.monotonic() - self._last > _EVERY):
+            return
+        said = torch.tensor(list(self.said.encode()), dtype=torch.uint8)
+        save_tensors(self.path, {**tensors, "said": said})
+        self._last = time.monotonic()

@@ -1,0 +1,110 @@
+"""Where a fit starts: the published table that is nearest to the teacher, of a few solvers on a few grids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.fitting.freedom import Freedom
+from fewstep.fitting.objective import paired
+from fewstep.fitting.saved import Saved
+from fewstep.fitting.teacher import FIRST, Task
+from fewstep.grid import Grid
+from fewstep.grid_search import gits, klub
+from fewstep.loop import tabulate
+from fewstep.solver import SOLVERS, Solver
+from fewstep.ui import Bar
+from fewstep.words import pick
+
+__all__ = ["FOUND", "best_start"]
+
+# Deterministic, one call a step, no network output besides the prediction.
+_SOLVERS = ("gaussian-split", "gaussian-split-pc", "multistep-2", "multistep-3", "dpmpp-2m", "unipc-2", "unipc-3",
+            "ipndm-2")  # fmt: skip
+_GRIDS = ("default", "logistic", "power", "karras", "uniform")
+FOUND = {"gits": gits, "klub": klub}  # grids found on the model by dynamic programming
+_RUNS = 64  # that starts are compared on
+
+
+def best_start(
+    task: Task,
+    ends: Tensor,
+    *,
+    calls: int,
+    mode: str,
+    solver: str | Solver | None,
+    grid: str | Tensor | Grid | Sequence[str] | None,
+    path: Path | None,
+    said: dict[str, Any],
+    progress: bool,
+) -> tuple[Freedom, dict[str, str]]:
+    """The start with the least RMSE on the first held-out runs, and the names of its solver and grid.
+
+    A named solver, and any grid that is given, is the only one that is tried.
+    """
+    grids = _grids(task, grid, calls)
+    names = _SOLVERS if solver is None else (solver,)
+    named = {n if isinstance(n, str) else type(n).__name__: pick(SOLVERS, n, "solver")() if isinstance(n, str) else n
+             for n in names}  # fmt: skip
+    tried: list[tuple[Freedom, dict[str, str]]] = []
+    refused: ValueError | None = None
+    for label, one in named.items():
+        for where, times in grids.items():
+            try:
+                table = tabulate(one, task.process, grid=times, nfe=None if isinstance(times, Tensor) else calls)
+                assert table.solver is not None
+                freedom = Freedom(solver=table.solver, process=task.process, grid=table.grid, mode=mode)
+                if freedom.calls != calls:
+                    raise ValueError(f"got steps={calls} and a start that takes {freedom.calls} calls: give it those")
+                tried.append((freedom, {"solver": label, "grid": where}))
+            except ValueError as error:
+                refused = error
+    if not tried:
+        raise refused or ValueError("got no solver to start from: give one, as 'multistep-3'")
+    return tried[0] if len(tried) == 1 else tried[_nearest(task, ends, tried, path, said, progress)]
+
+
+def _grids(task: Task, grid: str | Tensor | Grid | Sequence[str] | None, calls: int) -> dict[str, Any]:
+    """The grids to try, by name."""
+    names = _GRIDS if grid is None else tuple(grid) if isinstance(grid, tuple | list) else (grid,)
+    runs = min(task.samples, task.batch)
+    grids: dict[str, Any] = {}
+    for one in names:
+        if not isinstance(one, str):
+            grids["given"] = one
+        elif one not in FOUND:
+            grids[one] = one
+        else:
+            grids[one] = FOUND[one](
+                task.conditioned(slice(0, runs)), task.process, shape=(runs, *task.shape), points=max(60, calls),
+                seed=task.seed, first=FIRST, dtype=task.dtype, device=task.device, progress=False,
+            )  # fmt: skip
+    return grids
+
+
+def _nearest(
+    task: Task,
+    ends: Tensor,
+    tried: Sequence[tuple[Freedom, Any]],
+    path: Path | None,
+    said: dict[str, Any],
+    progress: bool,
+) -> int:
+    saved = Saved(path, {**said, "tried": [(names, freedom.grid.tolist()) for freedom, names in tried]})
+    errors = saved.read().get("errors", torch.zeros(0, dtype=torch.float64)).tolist()
+    where = slice(task.samples, task.samples + min(_RUNS, task.held_out))
+    with Bar(len(tried) - len(errors), "choosing a start") as bar:
+        for freedom, _ in tried[len(errors) :]:
+            errors.append(math.inf)  # of a start that blows up
+            with suppress(ValueError):
+                errors[-1] = float(paired(task.run(freedom.fitted(freedom.origin), where).cpu(), ends[where]))
+            saved.write({"errors": torch.tensor(errors, dtype=torch.float64)}, now=len(errors) == len(tried))
+            if progress:
+                bar.advance()
+    return min(range(len(errors)), key=errors.__getitem__)

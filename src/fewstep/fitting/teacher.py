@@ -1,0 +1,79 @@
+"""What is fitted for: noises, conditions and the end states that a run of many calls takes them to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.fitting.saved import Saved
+from fewstep.loop import sample
+from fewstep.noise import Noise
+from fewstep.process.base import Process
+from fewstep.tableau import Tableau
+from fewstep.ui import Bar
+
+__all__ = ["FIRST", "Task", "record"]
+
+FIRST = 2**31  # number of the first noise: apart from those that samples are drawn with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """The runs a solver is fitted on and judged by: number i of `samples` for the fit, then `held_out` more.
+
+    Args:
+        conditioned: the denoiser of a slice of the runs.
+        process: the process.
+        shape: of one sample, in data space.
+        samples, held_out: how many runs.
+        batch: runs a network call.
+        seed: of the noises.
+        dtype, device: of the states.
+    """
+
+    conditioned: Callable[[slice], Any]
+    process: Process
+    shape: tuple[int, ...]
+    samples: int
+    held_out: int
+    batch: int
+    seed: int
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+
+    def slices(self, *, held_out: bool) -> list[slice]:
+        """The batches of the runs for the fit, or of those held out."""
+        low, high = (self.samples, self.samples + self.held_out) if held_out else (0, self.samples)
+        return [slice(i, min(i + self.batch, high)) for i in range(low, high, self.batch)]
+
+    def start(self, where: slice) -> Tensor:
+        """The start states of some runs."""
+        shape = (where.stop - where.start, *self.process.state_shape(self.shape))
+        noise = Noise(self.seed, FIRST + where.start).normal("initial", 0, shape, dtype=self.dtype, device=self.device)
+        return self.process.prior(noise, self.process.t_max)
+
+    def run(self, table: Tableau, where: slice) -> Tensor:
+        """The end states of a table, in data space."""
+        z = sample(self.conditioned(where), self.process, solver=table, x=self.start(where), progress=False)
+        return self.process.to_data(z)
+
+
+def record(task: Task, table: Tableau, path: Path | None, said: dict[str, Any], *, progress: bool = True) -> Tensor:
+    """The end states of all runs, (samples + held_out, *shape) on the CPU; kept in `path`, and taken up from there."""
+    saved = Saved(path, said)
+    ends: list[Tensor] = [t for t in saved.read().values() for t in t.split(task.batch)]
+    done = sum(map(len, ends))
+    parts = (*task.slices(held_out=False), *task.slices(held_out=True))
+    left = [slice(max(where.start, done), where.stop) for where in parts if where.stop > done]
+    with Bar(len(left), "recording the teacher") as bar:
+        for where in left:
+            ends.append(task.run(table, where).cpu())
+            saved.write({"ends": torch.cat(ends)}, now=where is left[-1])
+            if progress:
+                bar.advance()
+    return torch.cat(ends)
