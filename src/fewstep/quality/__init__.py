@@ -22,6 +22,7 @@ from fewstep.quality.metrics import (
     precision_recall,
 )
 from fewstep.quality.reference import Reference, load_reference, save_reference
+from fewstep.quality.yardstick import Yardstick, interval, resamples
 
 __all__ = [
     "Classifier",
@@ -29,16 +30,19 @@ __all__ = [
     "Neighbours",
     "Quality",
     "Reference",
+    "Yardstick",
     "accuracy",
     "compare",
     "frechet_distance",
     "frechet_gaussians",
     "images_to_tensor",
+    "interval",
     "kernel_distance",
     "load_classifier",
     "load_reference",
     "neighbours",
     "precision_recall",
+    "resamples",
     "save_classifier",
     "save_reference",
     "train_classifier",

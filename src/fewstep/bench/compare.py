@@ -1,0 +1,224 @@
+"""The bench from end to end: what is asked -> contenders -> samples -> numbers -> tables and pictures in a folder."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.bench.cell import Cell, Study
+from fewstep.bench.contender import Contender, Run, exact, ours, without
+from fewstep.bench.features import Real, features_of, real
+from fewstep.bench.measure import Meter, Row
+from fewstep.bench.peers import peers
+from fewstep.bench.run import Entry, Made, enter, make, preselect
+from fewstep.bench.subject import Subject, subject
+from fewstep.process.config import process_to_json
+from fewstep.train.card import hardware
+from fewstep.ui import Bar
+
+__all__ = ["Asked", "Bench", "Measured", "prepare"]
+
+OPTIONS = ("calls", "images", "seeds", "select", "select_images", "exact", "resamples", "batch", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a bench is asked for; the options of `fewstep bench`.
+
+    Attributes:
+        model: a model folder, None (the shipped model) or file.py:object, see `fewstep.bench.subject`.
+        solvers: NAME, NAME@GRID with * for any, table files, file.py:object; "default" is the process's own.
+        peers: patterns of other libraries' samplers; empty is all of them and None is none.
+        without: patterns of names to leave out.
+        calls: network calls.
+        images: samples of each contender, number of calls and seed.
+        seeds: of noises and classes.
+        select: how many of each group are measured at each number of calls; None is all.
+        select_images: samples of the first seed by which they are chosen.
+        exact: network calls of the run that stands for the exact end states.
+        features: the feature space, see `fewstep.bench.features`.
+        data: real samples.
+        resamples: of the paired bootstrap.
+        batch: samples a network call.
+        device: where the network runs.
+        out: the folder of the results.
+    """
+
+    model: str | None = None
+    solvers: Sequence[str] = ("default",)
+    peers: Sequence[str] | None = None
+    without: Sequence[str] = ()
+    calls: Sequence[int] = (5, 10, 20)
+    images: int = 512
+    seeds: Sequence[int] = (0,)
+    select: int | None = None
+    select_images: int = 256
+    exact: int = 100
+    features: str | None = None
+    data: str | None = None
+    resamples: int = 200
+    batch: int = 128
+    device: str = "cpu"
+    out: str = "out/bench"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a bench found.
+
+    Attributes:
+        rows: the table: a contender at a number of calls each, then the exact end states and the floor.
+        ranking: of the preselection; see `fewstep.bench.run.preselect`.
+        made: the samples of the contenders.
+        exact: the first exact end states of the first seed.
+    """
+
+    rows: list[Row]
+    ranking: list[Row]
+    made: list[Made]
+    exact: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Contenders ready to run on a subject.
+
+    Attributes:
+        asked: what was asked for.
+        study: what their samples share.
+        real: features of real samples, or None.
+        entries: the contenders at each number of calls.
+        missing: peer libraries that are not here, and why.
+    """
+
+    asked: Asked
+    study: Study
+    real: Real | None
+    entries: list[Entry]
+    missing: dict[str, str]
+
+    def work(self) -> dict[str, int]:
+        """Samples times network calls still to be made, by stage; the two last are estimates before a preselection."""
+        a, study = self.asked, self.study
+        ready = [(entry, entry.run) for entry in self.entries if entry.run]
+        looked = [Cell(run=run, seed=a.seeds[0], seen=False) for _, run in ready]
+        kept, near = ready, ready
+        if a.select:
+            kept, near = (_first_of_each_group(ready, most) for most in (a.select, 4 * a.select))
+        close = [Cell(run=run, seed=a.seeds[0], seen=False) for _, run in near]
+        cells = [Cell(run=run, seed=seed) for _, run in kept for seed in a.seeds]
+        early = study.work(looked, a.select_images // 8) + study.work(close, a.select_images)
+        return {
+            "exact end states": study.work(self._exact(), max(a.images, a.select_images if a.select else 0)),
+            "preselection": early if a.select else 0,
+            "measuring": study.work(cells, a.images),
+        }
+
+    def measure(self) -> Measured:
+        """Makes what is missing and measures everything."""
+        a, entries, ranking = self.asked, self.entries, []
+        with Bar(self.work()["exact end states"], "exact end states") as bar:
+            study = replace(self.study, tick=bar.advance)
+            ends = [study.make(cell, a.images) for cell in self._exact()]
+            if a.select and a.select_images > a.images:
+                study.make(self._exact()[0], a.select_images)
+        if a.select:
+            with Bar(self.work()["preselection"], "preselection") as bar:
+                study = replace(self.study, tick=bar.advance)
+                entries, ranking = preselect(study, entries, a.select, a.select_images, a.seeds[0], _tell)
+        cells = [Cell(run=entry.run, seed=seed) for entry in entries for seed in a.seeds if entry.run]
+        with Bar(self.study.work(cells, a.images), "measuring") as bar:
+            study = replace(self.study, tick=bar.advance)
+            made = []
+            for entry in entries:
+                made.append(make(study, entry, a.images, a.seeds))
+                _tell(made[-1])
+        meter = Meter(self.real, a.images, len(a.seeds), a.resamples)
+        fallen = [{key: row[key] for key in ("name", "group", "calls", "failed")} for row in ranking if row["failed"]]
+        with Bar(2 * len(made), "comparing") as bar:
+            rows = meter.rows(made, ends, a.exact, bar.advance) + fallen
+        return Measured(rows=rows, ranking=ranking, made=made, exact=ends[0]["shown"])
+
+    def about(self) -> dict[str, Any]:
+        """What was measured, with what, on what, and when."""
+        subject = self.study.subject
+        return {
+            "date": str(date.today()),
+            "machine": hardware(self.asked.device),
+            "versions": versions(),
+            "model": subject.name,
+            "model_digest": subject.digest[:16],
+            "process": process_to_json(subject.process),
+            "features": self.study.features.name,
+            "real": self.real and f"{len(self.real.reference)} of {self.real.source}",
+            "missing": self.missing,
+            **{name: getattr(self.asked, name) for name in OPTIONS},
+        }
+
+    def _exact(self) -> list[Cell]:
+        return [Cell(run=self.study.exact, seed=seed) for seed in self.asked.seeds]
+
+
+def prepare(asked: Asked) -> Bench:
+    """Loads what is asked for and makes every contender ready; everything that is wrong with it is said here."""
+    sampled = subject(asked.model, device=asked.device)
+    kept = Path(asked.out) / "kept"
+    features = features_of(asked.features, sampled)
+    found, missing = _contenders(asked, sampled)
+    study = Study(subject=sampled, features=features, exact=exact(sampled, asked.exact), kept=kept,
+                  batch=asked.batch, device=asked.device)  # fmt: skip
+    return Bench(
+        asked=asked,
+        study=study,
+        real=real(features, sampled, asked.data, kept),
+        entries=enter(found, sampled.process, asked.calls),
+        missing=missing,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of everything that makes the numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("fewstep", "torch", "diffusers", "k-diffusion", "torchdiffeq", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _contenders(asked: Asked, sampled: Subject) -> tuple[list[Contender], dict[str, str]]:
+    found, missing = ours(asked.solvers, sampled), {}
+    if asked.peers is not None:
+        others, missing = peers(asked.peers)
+        found += others
+    found = without(found, asked.without)
+    if not found:
+        raise ValueError("got no contender: leave fewer out")
+    return found, missing
+
+
+def _first_of_each_group(ready: Sequence[tuple[Entry, Run]], most: int) -> list[tuple[Entry, Run]]:
+    """The first entries of each group and number of calls."""
+    found: dict[tuple[str, int], list[tuple[Entry, Run]]] = {}
+    for entry, run in ready:
+        found.setdefault((entry.contender.group, entry.calls), []).append((entry, run))
+    return [pair for pairs in found.values() for pair in pairs[:most]]
+
+
+def _tell(made: Made) -> None:
+    """One line a cell, where nobody watches a bar."""
+    if sys.stderr.isatty():
+        return
+    entry, failed = made.entry, made.failed and f"failed: {made.failed}"
+    seconds = sum(float(seed["seconds"]) for seed in made.seeds)
+    says = failed or f"rmse {made.rmse:.4f}, {seconds:.1f} s"
+    print(f"{entry.contender.name}, {entry.calls} calls: {says}", file=sys.stderr, flush=True)

@@ -1,0 +1,171 @@
+"""What runs against each other: a solver on a grid, a table in a file, or another library's sampler.
+
+A contender is a name and a function that makes it ready for a process and a number of network calls. What it then runs
+on is the same for all: one denoiser (z, t) -> x0_hat and standard normal noise. It ends in data space, either in the
+state at the process's last time ("state") or at sigma = 0 ("data"); each is held against the exact end state of its
+kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fewstep.check.subject import load as load_solver
+from fewstep.grid import GRIDS, Grid, to_zero
+from fewstep.loop import sample, tabulate
+from fewstep.process import Process
+from fewstep.solver import DEFAULT_SOLVERS, TABLES, Driver, Solver
+from fewstep.stats import attach
+from fewstep.tableau import Tableau
+from fewstep.words import pick
+
+if TYPE_CHECKING:
+    from fewstep.bench.subject import Subject
+
+__all__ = ["FITTED", "OURS", "PEERS", "SAME", "Contender", "Run", "exact", "ours", "without"]
+
+OURS, FITTED, PEERS, SAME = "fewstep", "fitted", "peers", "peers on our grid"
+ENDS: dict[str, Callable[[Grid], Grid]] = {
+    "": lambda grid: grid,
+    "zero": partial(to_zero, append=False),
+    "then-zero": to_zero,
+}
+Denoiser = Callable[[Tensor, Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A contender made ready for one process and one number of network calls.
+
+    Attributes:
+        calls: network calls of a sample, at most what was asked.
+        digest: says what decides the samples beside model and noise; kept results are found again by it.
+        end: "state" or "data", see the module.
+        go: (denoiser, standard normal noise (batch, *state), seed, number of the first sample) -> samples in data
+            space.
+    """
+
+    calls: int
+    digest: str
+    end: str
+    go: Callable[[Denoiser, Tensor, int, int], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A name, the group it is ranked in, and `prepare(process, calls)`, which raises where it cannot run.
+
+    `counts` are the numbers of calls it exists for; None is any.
+    """
+
+    name: str
+    group: str
+    prepare: Callable[[Process, int], Run]
+    counts: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def ours(specs: Sequence[str], subject: Subject) -> list[Contender]:
+    """The contenders that a word of the command line each stands for.
+
+    NAME, NAME@GRID (both may hold * and ?), a table file, or file.py:object. GRID+zero is the grid whose last time is
+    moved to sigma = 0, GRID+then-zero the one that takes a last step from there to sigma = 0. The word default is the
+    default solver on default+zero, or on default where the process has no sigma = 0.
+    """
+    found: dict[str, Contender] = {}
+    for spec in dict.fromkeys(specs):
+        path = Path(spec)
+        if path.is_file() and path.suffix != ".py":
+            taken = path.stem in found or path.stem in TABLES
+            made = [_table(path, spec if taken else path.stem, subject.process)]
+        else:
+            made = [_solver(name, grid, subject) for name, grid in _named(spec, subject.process)]
+        found |= {contender.name: contender for contender in made}
+    return list(found.values())
+
+
+def exact(subject: Subject, calls: int) -> Run:
+    """The run whose end stands for the exact one: a multistep method of order 3 with corrector at many calls."""
+    run = _prepare("multistep-pc-3", "default", subject, subject.process, calls)
+    return replace(run, digest=f"exact {run.digest}")  # other cells than that solver's as a contender
+
+
+def without(contenders: Sequence[Contender], patterns: Sequence[str]) -> list[Contender]:
+    """The contenders whose names fit none of the patterns."""
+    return [c for c in contenders if not any(fnmatchcase(c.name, pattern) for pattern in patterns)]
+
+
+def _named(spec: str, process: Process) -> list[tuple[str, str]]:
+    """(solver, grid) pairs of one word of the command line."""
+    name, _, grid = spec.partition("@")
+    if ":" not in name and (os.sep in name or Path(name).suffix):
+        raise ValueError(f"got the solver {spec}, where there is no file: name a table file, or a solver")
+    if name == "default":
+        name, grid = DEFAULT_SOLVERS[process.kind], grid or _default_grid(process)
+    names = [name] if ":" in name else _matching(TABLES, name, "solver")
+    grid, plus, end = (grid or "default").partition("+")
+    if plus:
+        pick(ENDS, end, "end of a grid")
+    return [(n, g + plus + end) for n in names for g in _matching(GRIDS, grid, "grid")]
+
+
+def _default_grid(process: Process) -> str:
+    """What `fewstep sample` runs on where no grid is named: to sigma = 0 where the process has it."""
+    try:
+        ENDS["zero"](GRIDS["default"])(process, 2)
+    except ValueError:
+        return "default"
+    return "default+zero"
+
+
+def _matching(registry: Any, name: str, what: str) -> list[str]:
+    found = [key for key in registry if fnmatchcase(key, name)]
+    if not found:
+        pick(registry, name, what)
+    return found
+
+
+def _solver(name: str, grid: str, subject: Subject) -> Contender:
+    shown = name if grid == "default" else f"{name}@{grid}"
+    return Contender(name=shown, group=OURS, prepare=partial(_prepare, name, grid, subject))
+
+
+def _prepare(name: str, grid: str, subject: Subject, process: Process, calls: int) -> Run:
+    solver = load_solver(name) if ":" in name else TABLES[name]()
+    if isinstance(solver, Driver):
+        raise ValueError(f"got {name} to compare at equal calls: it chooses its steps while it runs, leave it out")
+    solver = attach(solver, subject.path)
+    assert isinstance(solver, Solver)
+    name, _, end = grid.partition("+")
+    return _of(tabulate(solver, process, grid=ENDS[end](GRIDS[name]), steps=calls))
+
+
+def _table(path: Path, name: str, process: Process) -> Contender:
+    table = tabulate(path, process)
+    return Contender(name=name, group=FITTED, prepare=lambda process, calls: _of(table), counts=(table.nfe,))
+
+
+def _of(table: Tableau) -> Run:
+    def go(denoiser: Denoiser, noise: Tensor, seed: int, first: int) -> Tensor:
+        start = table.process.prior(noise, table.rows[0].t)
+        z = sample(denoiser, table.process, solver=table, x=start, seed=seed, first=first, progress=False)
+        return table.process.to_data(z)
+
+    with tempfile.TemporaryDirectory() as folder:
+        table.save(Path(folder) / "table")
+        digest = hashlib.sha256((Path(folder) / "table").read_bytes()).hexdigest()
+    end = "data" if table.process.log_snr(float(table.grid[-1])) == math.inf else "state"
+    return Run(calls=table.nfe, digest=digest, end=end, go=go)

@@ -1,0 +1,130 @@
+"""A bench: contenders made ready, the best of them chosen, all of these measured on the same noises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.bench.cell import Cell, Study
+from fewstep.bench.contender import Contender, Run
+from fewstep.process import Process
+
+__all__ = ["Entry", "Made", "enter", "make", "preselect"]
+
+ALIKE = 0.2  # of its distance to exact: who differs less from another contender makes the same samples, up to rounding
+FAR = 2.0  # times the distance of the last one kept: who is as far on an eighth of the noises is not among the best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A contender at one number of calls: ready to run, or the sentence why not."""
+
+    contender: Contender
+    calls: int
+    run: Run | None = None
+    failed: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Made:
+    """The samples of an entry: per seed what `Study.make` returns, or the sentence why there are none."""
+
+    entry: Entry
+    seeds: tuple[dict[str, Tensor], ...] = ()
+    failed: str = ""
+
+    @property
+    def rmse(self) -> float:
+        """Root mean square distance to the exact end states, over samples and their entries; infinite after failure."""
+        if not self.seeds:
+            return math.inf
+        return float(torch.cat([seed["error"] for seed in self.seeds]).mean().sqrt())
+
+
+def enter(contenders: Iterable[Contender], process: Process, calls: Sequence[int]) -> list[Entry]:
+    """Every contender at every number of calls at which it exists."""
+    found: list[Entry] = []
+    for contender in contenders:
+        for n in calls:
+            if contender.counts is not None and n not in contender.counts:
+                continue
+            try:
+                found.append(Entry(contender=contender, calls=n, run=contender.prepare(process, n)))
+            except Exception as error:  # a peer raises what it likes, and none may stop the others
+                found.append(Entry(contender=contender, calls=n, failed=said(error)))
+    return found
+
+
+def make(study: Study, entry: Entry, count: int, seeds: Sequence[int], *, seen: bool = True) -> Made:
+    """The samples of an entry on every seed; what goes wrong in it is told and not raised."""
+    if entry.run is None:
+        return Made(entry=entry, failed=entry.failed)
+    try:
+        cells = [Cell(run=entry.run, seed=seed, seen=seen) for seed in seeds]
+        return Made(entry=entry, seeds=tuple(study.make(cell, count) for cell in cells))
+    except OSError:
+        raise  # the disk, not the contender
+    except Exception as error:
+        return Made(entry=entry, failed=said(error))
+
+
+def preselect(
+    study: Study, entries: Sequence[Entry], keep: int, count: int, seed: int, report: Callable[[Made], object]
+) -> tuple[list[Entry], list[dict[str, Any]]]:
+    """The `keep` entries of each group and number of calls that come nearest to the exact end states of `count` noises.
+
+    Those that are twice as far as the `keep`-th best on the first eighth of the noises are left out there. Of entries
+    that make the same samples (two libraries' names for one method) only the first is kept.
+
+    Returns:
+        the chosen entries, and the whole ranking: name, group, calls, images, rmse, failed, chosen.
+    """
+    ranking: list[dict[str, Any]] = []
+    chosen: list[Entry] = []
+    for group, calls in dict.fromkeys((entry.contender.group, entry.calls) for entry in entries):
+        left = [entry for entry in entries if (entry.contender.group, entry.calls) == (group, calls)]
+        rows: dict[str, dict[str, Any]] = {}
+        best: list[Made] = []
+        for images in (max(1, count // 8), count):
+            if not left:
+                break
+            made = sorted((make(study, entry, images, [seed], seen=False) for entry in left), key=lambda m: m.rmse)
+            limit = FAR * made[min(keep, len(made)) - 1].rmse
+            left = [m.entry for m in made if m.seeds and m.rmse <= limit]
+            for m in made:
+                report(m)
+                name = m.entry.contender.name
+                rows[name] = {"name": name, "group": group, "calls": calls, "images": images, "rmse": m.rmse,
+                              "failed": m.failed, "chosen": False}  # fmt: skip
+            best = made
+        best = _different([m for m in best if m.seeds], keep)
+        for m in best:
+            rows[m.entry.contender.name]["chosen"] = True
+        ranking += sorted(rows.values(), key=lambda row: (-row["images"], row["rmse"]))
+        chosen += [m.entry for m in best]
+    return chosen, ranking
+
+
+def _different(made: Sequence[Made], most: int) -> list[Made]:
+    """The first `most` that make other samples than those before them."""
+    found: list[Made] = []
+    for m in made:
+        if len(found) < most and not any(_same(m, other) for other in found):
+            found.append(m)
+    return found
+
+
+def _same(a: Made, b: Made) -> bool:
+    apart = a.seeds[0]["shown"] - b.seeds[0]["shown"]
+    return float(apart.square().mean().sqrt()) < ALIKE * b.rmse
+
+
+def said(error: Exception) -> str:
+    """An error in one line."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if isinstance(error, ValueError) else f"{type(error).__name__}: {words}"

@@ -1,0 +1,95 @@
+"""What is sampled: a model folder, or any object with a process, a shape and a denoiser."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.check.subject import named_object
+from fewstep.files import sha256
+from fewstep.model import WEIGHTS, load
+from fewstep.process import Process
+
+__all__ = ["Subject", "subject"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is sampled.
+
+    Attributes:
+        name: for people.
+        digest: says which weights these are.
+        process: the process.
+        shape: of one sample in data space.
+        classes: how many classes there are; sample i has class i mod `classes`. 0 is none.
+        denoiser: class numbers of a batch, or None, -> (z, t) -> x0_hat.
+        path: the model folder, where it is one.
+        images: whether samples are pictures in [-1, 1], (1 or 3, H, W).
+        data: real samples (n, *shape), where the object brings them.
+    """
+
+    name: str
+    digest: str
+    process: Process
+    shape: tuple[int, ...]
+    denoiser: Callable[[Sequence[int] | None], Callable[[Tensor, Any], Any]]
+    classes: int = 0
+    path: Path | None = None
+    images: bool = False
+    data: Tensor | None = None
+
+    def labels(self, first: int, size: int) -> list[int] | None:
+        """The class numbers of samples `first` to `first + size`."""
+        return [k % self.classes for k in range(first, first + size)] if self.classes else None
+
+
+def subject(model: str | Path | None, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Subject:
+    """The subject that a model folder, None (the shipped model), or file.py:object stands for.
+
+    The object has `process`, `shape` and `denoiser(labels)`; it may have `labels` (one name per class) and `data`, real
+    samples (n, *shape).
+    """
+    if isinstance(model, str) and ":" in model and not Path(model).exists():
+        return _from_object(model)
+    loaded = load(model, device=device, dtype=dtype)
+    assert loaded.path is not None
+    return Subject(
+        name=loaded.path.resolve().name,
+        digest=f"{sha256(loaded.path / WEIGHTS)} {loaded.process} {loaded.predicts} {loaded.time} {loaded.patch} "
+        f"{loaded.dtype}",
+        process=loaded.process,
+        shape=loaded.shape,
+        denoiser=loaded.denoiser,
+        classes=len(loaded.labels),
+        path=loaded.path,
+        images=loaded.shape[0] in (1, 3),
+    )
+
+
+def _from_object(text: str) -> Subject:
+    made = named_object(text)
+    made = made() if isinstance(made, type) else made
+    lacking = [name for name in ("process", "shape", "denoiser") if not hasattr(made, name)]
+    if lacking:
+        raise ValueError(
+            f"got {text!r}, which has no {lacking[0]}: give an object with process, shape and denoiser(labels)"
+        )
+    where = text.rpartition(":")[0]
+    source = Path(where) if where.endswith(".py") else Path(importlib.import_module(where).__file__ or "")
+    return Subject(
+        name=text,
+        digest=f"{hashlib.sha256(source.read_bytes()).hexdigest()} {made.process}",
+        process=made.process,
+        shape=tuple(made.shape),
+        denoiser=made.denoiser,
+        classes=len(getattr(made, "labels", ())),
+        data=getattr(made, "data", None),
+    )
