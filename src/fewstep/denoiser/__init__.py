@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.guided import Differentiated, Guided, guide
 from fewstep.denoiser.heads import VarianceHead, variance_head
 from fewstep.denoiser.network import TIMES, Counted, NetworkError, Wrapped, wrap
@@ -22,6 +23,7 @@ __all__ = [
     "Retimed",
     "VarianceHead",
     "Wrapped",
+    "compiled",
     "conversion",
     "guide",
     "retime",

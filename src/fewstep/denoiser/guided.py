@@ -12,23 +12,28 @@ A head is computed only in the rows that read it, so a solver that takes the two
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad as forward
 
+from fewstep.denoiser.guidance.gradient import check_interval
+from fewstep.denoiser.network import Wrapped, bound
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
+from fewstep.words import Typed, typed
 
-__all__ = ["Differentiated", "Guided", "guide", "rate"]
+__all__ = ["ClassifierFree", "Differentiated", "Guided", "guide", "rate"]
 
 Denoiser = Callable[[Tensor, Time], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Guided:
+class Guided(Typed):
     """D = base + shift, for any solver; those that split it read the parts as heads.
 
     Args:
@@ -54,40 +59,179 @@ class Guided:
         return None if part is None else lambda z: self.process.coordinates(part(z, t))
 
 
-@dataclass(frozen=True, eq=False)
-class _Difference:
-    """What classifier-free guidance adds to the unconditional model."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassifierFree:
+    """D = D_u + scale (D_c - D_u) in one call where both are one network; see `guide`."""
 
     conditional: Denoiser
     unconditional: Denoiser
     scale: float
+    process: Process
+    interval: tuple[float, float] | None = None
+    rule: Any = None
+
+    @property
+    def needs_grad(self) -> bool:
+        return any(getattr(d, "needs_grad", False) for d in (self.conditional, self.unconditional))
+
+    @property
+    def predicts(self) -> str:
+        """What both networks return: guidance is linear, so a table may run on it as on that of one network."""
+        one, other = (getattr(d, "predicts", "data") for d in (self.conditional, self.unconditional))
+        return one if one == other and self.rule is None else "data"
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
-        return self.scale * (self.conditional(z, t) - self.unconditional(z, t))
+        """The guided x0_hat in data space."""
+        return self.at(t)(z)
+
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """The guided denoiser at one time."""
+        scale = self._scale(t)
+        if isinstance(scale, float) and (scale == 1.0 or (scale == 0.0 and self.rule is None)):
+            return bound(self.conditional if scale else self.unconditional, t, output)
+        both = self._both(t, output)
+        combine = self.rule.at(t) if self.rule is not None else None
+
+        def guided(z: Tensor) -> Tensor:
+            conditional, unconditional = both(z)
+            if combine is not None:
+                return combine(conditional, unconditional, _wide(scale, conditional))
+            return torch.lerp(unconditional, conditional, _wide(scale, conditional))  # one pass
+
+        return guided
+
+    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
+        """`base`, the unconditional model, and `guidance`, in the process's coordinates."""
+        if name == "base":
+            base = bound(self.unconditional, t)
+            return lambda z: self.process.coordinates(base(z))
+        if name != "guidance":
+            return None
+        both, scale = self._both(t, "x0"), self._scale(t)
+        combine = self.rule.at(t) if self.rule is not None else None
+
+        def shift(z: Tensor) -> Tensor:
+            conditional, unconditional = both(z)
+            if combine is not None:
+                return self.process.coordinates(
+                    combine(conditional, unconditional, _wide(scale, conditional)) - unconditional
+                )
+            return apply(scale, self.process.coordinates(conditional - unconditional))
+
+        return shift
+
+    def _scale(self, t: Time) -> float | Tensor:
+        """The scale at a time, or one a sample; 1 outside the interval."""
+        if self.interval is None:
+            return float(self.scale)
+        low, high = self.interval
+        if isinstance(t, Tensor) and t.ndim:
+            return torch.where((low <= t) & (t <= high), self.scale, 1.0)
+        return float(self.scale) if low <= float(t) <= high else 1.0
+
+    def _both(self, t: Time, output: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Z -> what the conditional and the unconditional denoiser return at one time."""
+        one, other = (bound(d, t, output) for d in (self.conditional, self.unconditional))
+        twice = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+        ready = self.conditional.ready(twice, output) if isinstance(self.conditional, Wrapped) else None
+
+        def both(z: Tensor) -> tuple[Tensor, Tensor]:
+            pair = _pair(self.conditional, self.unconditional, len(z))
+            if ready is not None and pair is not None:
+                call = replace(ready, denoiser=pair)
+                with suppress(torch.OutOfMemoryError):  # then one after the other
+                    out = (call if output == "x0" else call.raw)(torch.cat([z, z]))
+                    return out[: len(z)], out[len(z) :]
+            return one(z), other(z)
+
+        return both
 
 
-def guide(conditional: Denoiser, unconditional: Denoiser, scale: float) -> Guided:
+def _wide(scale: float | Tensor, like: Tensor) -> Any:
+    """A scale for tensors like this one: itself, or one a sample."""
+    return scale.to(like).reshape(-1, *(1,) * (like.ndim - 1)) if isinstance(scale, Tensor) else scale
+
+
+def _pair(one: Any, other: Any, batch: int) -> Wrapped | None:
+    """Two denoisers of one network as one of twice the batch; None where they are not.
+
+    They are where they differ in the tensors only that a `functools.partial` binds to the samples: one each, or one for
+    all.
+    """
+    if not (isinstance(one, Wrapped) and isinstance(other, Wrapped)):
+        return None
+    if not all(getattr(one, f.name) == getattr(other, f.name) for f in fields(Wrapped) if f.name != "net"):
+        return None
+    a, b = one.net, other.net
+    if not (isinstance(a, partial) and isinstance(b, partial) and a.func == b.func and not a.args and not b.args):
+        return None
+    if a.keywords.keys() != b.keywords.keys():
+        return None
+    bound_to: dict[str, Any] = {}
+    for name, value in a.keywords.items():
+        values = value, b.keywords[name]
+        if all(isinstance(v, Tensor) for v in values):
+            each = [v.expand(batch) if v.ndim == 0 else v for v in values]
+            if len(each[0]) != batch or each[0].shape != each[1].shape:
+                return None
+            bound_to[name] = torch.cat(each)
+        elif value is not values[1]:
+            return None
+        else:
+            bound_to[name] = value
+    return replace(one, net=partial(a.func, **bound_to))
+
+
+@typed
+def guide(
+    conditional: Denoiser,
+    unconditional: Denoiser,
+    scale: float,
+    *,
+    interval: tuple[float, float] | None = None,
+    rule: Any = None,
+) -> ClassifierFree:
     """Classifier-free guidance: D = D_u + scale (D_c - D_u), with D_u as base.
 
-    `scale` is diffusers' guidance_scale: 1 is the conditional model, 0 the unconditional one. Each call of the guided
-    denoiser evaluates both.
+    Both are evaluated, in one network call of twice the batch where they are one network with labels bound to it
+    (`functools.partial`, `Model.denoiser`); where the scale is 1 or 0 only the one that counts is.
+
+    Args:
+        conditional, unconditional: two denoisers of one process.
+        scale: diffusers' guidance_scale: 1 is the conditional model, 0 the unconditional one.
+        interval: (low, high) in the process's time, where there is guidance; elsewhere the conditional model alone is
+            evaluated. None is everywhere.
+        rule: another way to put the two together where the scale is not 1: `fewstep.Rescale`, `fewstep.APG`.
+
+    A negative prompt is the unconditional denoiser of another condition; autoguidance (Karras et al., Guiding a
+    diffusion model with a bad version of itself, 2024, https://arxiv.org/abs/2406.02507) a weaker model of the same
+    one.
 
     References: Ho, Salimans, Classifier-free diffusion guidance, 2022, https://arxiv.org/abs/2207.12598, whose w is
-    scale - 1.
+    scale - 1; Kynkaanniemi et al., Applying guidance in a limited interval, 2024, https://arxiv.org/abs/2404.07724.
     """
     processes = [p for p in (getattr(d, "process", None) for d in (conditional, unconditional)) if p is not None]
     if len(processes) < 2 or processes[0] != processes[1]:
         raise ValueError(f"got denoisers made for {processes or 'no process they tell'}: give two of one process")
-    return Guided(
-        base=unconditional,
-        shift=_Difference(conditional, unconditional, scale),
+    check_interval(interval, processes[0])
+    if rule is not None and (isinstance(rule, type) or not hasattr(rule, "at")):
+        raise ValueError(f"got rule={rule!r}: give one as fs.Rescale() or fs.APG(), or None")
+    idle = {"rule": rule, "interval": interval} if scale == 1 else {}
+    for name, value in idle.items():
+        if value is not None:
+            raise ValueError(f"got {name}={value!r} with scale=1, where it has nothing to do: give another scale")
+    return ClassifierFree(
+        conditional=conditional,
+        unconditional=unconditional,
+        scale=float(scale),
         process=processes[0],
-        needs_grad=any(getattr(d, "needs_grad", False) for d in (conditional, unconditional)),
+        interval=interval,
+        rule=rule,
     )
 
 
 @dataclass(frozen=True, eq=False)
-class Differentiated:
+class Differentiated(Typed):
     """A denoiser that also offers its exact derivative along the ODE, by forward differentiation of the network.
 
     A row that reads the head costs two evaluations more, one of them a Jacobian-vector product; GENIE learns a head

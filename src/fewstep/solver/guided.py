@@ -6,7 +6,7 @@ $$ z_s \mathrel{+}= -(R_s - \Psi_s \Psi_t^{-1} R_t)\, R^{-1} M\, \delta $$
 
 (the noise form's step with the noise that belongs to delta). Splitting alternates it with steps of the inner solver on
 D_base, whose history then holds the model's smooth predictions only. CFG++ keeps the model's noise: the
-inner solver's step plus M_s delta.
+inner solver's step plus M_s delta. Guidance on the reverse mean moves a stochastic step by its own covariance.
 
 References: Wizadwongsa, Suwajanakorn, Accelerating guided diffusion sampling with splitting numerical methods, 2023,
 https://arxiv.org/abs/2301.11558. Chung, Kim, Park, Nam, Ye, CFG++: manifold-constrained classifier free guidance for
@@ -21,15 +21,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fewstep.process.base import Process
-from fewstep.process.operator import Coefficient, inverse
-from fewstep.solver.ancestral import DDIM
+from fewstep.process.operator import Coefficient, inverse, transpose
+from fewstep.solver.ancestral import DDIM, DDPM
 from fewstep.solver.base import Solver
 from fewstep.solver.exponential import first_order
 from fewstep.solver.pndm import PNDM
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
-__all__ = ["CFGPlusPlus", "Splitting"]
+__all__ = ["CFGPlusPlus", "ReverseMean", "Splitting"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class _Around(Solver):
     inner: Solver = field(default_factory=DDIM)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, Solver) or self.inner.heads:
+        if self.inner.heads:
             raise ValueError(f"got {self.inner!r} as inner solver: give one that reads the data prediction alone")
 
     @property
@@ -159,6 +159,69 @@ class CFGPlusPlus(_Around):
                 return super().row(form + self.process.M(t) * self.head(evaluated[-1], "guidance"), t)
 
         self.inner.write(Shifted(w))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseMean(_Around):
+    r"""Guidance as a step in the state: z_s = (the inner solver's step on `base`) + C C^T g, or + step g.
+
+    With C C^T it is classifier guidance on the reverse mean. C C^T is the covariance of the noise in the step and
+    g = Sigma_t^{-1} M_t delta the gradient that delta, the head `guidance`, came from; so it takes any guidance, and
+    any stochastic solver that makes one row a step. Guidance on the noise is the same denoiser without this solver. The
+    two agree in the limit of many steps and differ by a step's square; where a step has no noise, as one that ends in
+    the prediction, this one has no guidance.
+
+    With a number it is a step of gradient ascent of that size, after any solver's: published DPS around `DDPM`, of
+    `fewstep.dps(..., normalised=True)`.
+
+    References: Dhariwal, Nichol, Diffusion models beat GANs on image synthesis, 2021,
+    https://arxiv.org/abs/2105.05233, with the gradient at z_t, as its code has it, and not at the mean; Chung et al.,
+    2022, https://arxiv.org/abs/2209.14687.
+
+    Args:
+        inner: a solver that makes one row a step; a stochastic one where no step is given.
+        step: the size of a step in the state, above 0, in units of the state's variance; None is C C^T.
+    """
+
+    inner: Solver = field(default_factory=DDPM)
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step is None and not self.inner.stochastic:
+            raise ValueError(
+                f"got {self.inner!r} inside ReverseMean, whose steps have no noise: give a stochastic one, or a step"
+            )
+        if self.step is not None and not self.step > 0:
+            raise ValueError(f"got step={self.step}: give one above 0, or None for the covariance of the solver's own")
+
+    @property
+    def order(self) -> int:
+        return 0 if self.step is not None else min(1, self.inner.order)
+
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        return self.inner.calls(steps, to_zero=to_zero)
+
+    def write(self, w: Writer) -> None:
+        if not _one_row_a_step(self.inner, 3, to_zero=False):
+            raise ValueError(f"got {self.inner!r} inside ReverseMean: give a solver that makes one row a step")
+        evaluated: list[tuple[Form, float]] = []
+        step = self.step
+
+        class Moved(_Base):
+            def call(self, z: Form, at: float) -> Form:
+                evaluated.append((z, at))
+                return super().call(z, at)
+
+            def row(self, form: Form, t: float) -> Form:
+                z, at = evaluated[-1]
+                far = [c * transpose(c) for symbol, c in form if symbol[0] == "xi"] if step is None else [step]
+                for each in far:
+                    gradient = each * (inverse(self.process.Sigma(at)) * self.process.M(at))
+                    form = form + gradient * self.head(z, "guidance")
+                return super().row(form, t)
+
+        self.inner.write(Moved(w))
 
 
 class _Base(Writer):

@@ -1,0 +1,252 @@
+r"""Compositions: AND, OR and NOT of conditions, of log probabilities and of denoisers.
+
+Log probabilities l_i = log p(c_i | z), which are energies with their sign turned:
+
+| function      | log p =                            | exact where                                               |
+|---------------|------------------------------------|-----------------------------------------------------------|
+| `conjunction` | sum_i w_i l_i                      | the conditions are independent given the state            |
+| `disjunction` | log sum_i w_i exp l_i              | the conditions exclude each other                         |
+| `negation`    | log(1 - exp l), or -w l            | always; the second is the published, unnormalised one     |
+
+They are log probabilities again, so they nest, and `fewstep.ClassifierGuided` makes a denoiser of one. Around the
+denoiser of N(0, 1), with l_i(z) = log p(c_i | g(z)) of a generator g, on VP that is LACE: the process keeps N(0, 1),
+its score takes up the drift, and the ODE left is dz = 1/2 beta grad E dt with E = -log p.
+
+Denoisers D_i of conditions c_i, D of none:
+
+| class        | x0_hat =                                                       |                                     |
+|--------------|----------------------------------------------------------------|-------------------------------------|
+| `Composed`   | D + sum_i w_i (D_i - D)                                        | AND; a negative weight is NOT       |
+| `AnyOf`      | sum_i pi_i D_i, pi = softmax_i(l_i)                            | OR                                  |
+| `Complement` | D - w p / (1 - p) (D_1 - D), p = exp l_1                       | NOT                                 |
+
+References: Liu, Li, Du, Torralba, Tenenbaum, Compositional visual generation with composable diffusion models, 2022,
+https://arxiv.org/abs/2206.01714. Du, Li, Mordatch, Compositional visual generation with energy based models, 2020,
+https://arxiv.org/abs/2004.06030. Du et al., Reduce, reuse, recycle, 2023, https://arxiv.org/abs/2302.11552. Nie,
+Vahdat, Anandkumar, Controllable and compositional generation with latent-space energy-based models, 2021,
+https://arxiv.org/abs/2110.10873. Koulischer et al., Dynamic negative guidance of diffusion models, 2024,
+https://arxiv.org/abs/2410.14398. Armandpour et al., Re-imagine the negative prompt algorithm, 2023,
+https://arxiv.org/abs/2304.04968.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser.guidance.gradient import LogProb, process_of
+from fewstep.denoiser.guidance.update import along_of
+from fewstep.process.base import Time
+from fewstep.words import Typed
+
+__all__ = ["AnyOf", "Complement", "Composed", "conjunction", "disjunction", "negation"]
+
+Denoiser = Callable[[Tensor, Time], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Sum:
+    parts: tuple[LogProb, ...]
+    weights: tuple[float, ...]
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        return torch.stack([w * part(z, t) for w, part in zip(self.weights, self.parts, strict=True)]).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class _LogSum(_Sum):
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        logs = torch.stack([part(z, t) for part in self.parts], -1)
+        return (logs + torch.tensor(self.weights, dtype=logs.dtype, device=logs.device).log()).logsumexp(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Not:
+    part: LogProb
+    weight: float | None
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        log = self.part(z, t)
+        return _log1mexp(log) if self.weight is None else -self.weight * log
+
+
+def conjunction(*log_probs: LogProb, weights: Sequence[float] | None = None) -> LogProb:
+    """AND: the sum of log probabilities (z, t) -> (batch,), weighted (1 each)."""
+    return _Sum(log_probs, _weights(weights, log_probs))
+
+
+def disjunction(*log_probs: LogProb, weights: Sequence[float] | None = None) -> LogProb:
+    """OR: the log of the sum of probabilities, weighted (1 each; above 0)."""
+    found = _weights(weights, log_probs)
+    if any(w <= 0 for w in found):
+        raise ValueError(f"got weights={tuple(found)} for a disjunction: give weights above 0")
+    return _LogSum(log_probs, found)
+
+
+def negation(log_prob: LogProb, weight: float | None = None) -> LogProb:
+    """NOT: log(1 - p) of a normalised probability; with a weight, -weight log p of any (published, LACE's and Du's)."""
+    if weight is not None and not weight > 0:
+        raise ValueError(f"got weight={weight}: give one above 0, or None for the complement's probability")
+    return _Not(log_prob, weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Composed(Typed):
+    """AND and NOT of conditions: D + sum_i w_i (D_i - D).
+
+    Exact at weights 1 where the conditions are independent given the state at every time; with one part it is
+    `guide`. A part of negative weight is a negative prompt beside the unconditional denoiser.
+
+    Args:
+        unconditional: D.
+        parts: the denoisers D_i.
+        weights: w_i, one for each part.
+        perpendicular: of the parts of negative weight only what is perpendicular to the sum of the others is
+            taken, so that they cannot undo it (Perp-Neg).
+        process: the process; None asks the denoisers.
+    """
+
+    unconditional: Denoiser
+    parts: tuple[Denoiser, ...]
+    weights: tuple[float, ...]
+    _: KW_ONLY
+    perpendicular: bool = False
+    process: Any = None
+
+    def __post_init__(self) -> None:
+        parts, weights = tuple(self.parts), _weights(self.weights, self.parts)
+        if self.perpendicular and not min(weights) < 0 < max(weights):
+            raise ValueError(f"got perpendicular=True with weights={weights}: it wants one below 0 and one above")
+        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "process", process_of(self.unconditional, *parts, process=self.process))
+
+    @property
+    def needs_grad(self) -> bool:
+        return _any_needs_grad(self.unconditional, *self.parts)
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        """The composed x0_hat in data space."""
+        base = self.unconditional(z, t)
+        return base + self._shift(z, t, base)
+
+    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
+        """`base`, the unconditional model, and `guidance`, in the process's coordinates."""
+        if name == "base":
+            return lambda z: self.process.coordinates(self.unconditional(z, t))
+        shift = lambda z: self.process.coordinates(self._shift(z, t, self.unconditional(z, t)))  # noqa: E731
+        return shift if name == "guidance" else None
+
+    def _shift(self, z: Tensor, t: Time, base: Tensor) -> Tensor:
+        signed = {True: torch.zeros_like(base), False: torch.zeros_like(base)}
+        for w, part in zip(self.weights, self.parts, strict=True):
+            signed[w > 0] = signed[w > 0] + w * (part(z, t) - base)
+        against = signed[False]
+        if self.perpendicular:
+            against = against - along_of(against, signed[True])
+        return signed[True] + against
+
+
+@dataclass(frozen=True, eq=False)
+class AnyOf(Typed):
+    """OR of conditions: the mean of their denoisers, each by how probable its condition is at this state.
+
+    Exact where the conditions exclude each other and the probabilities are.
+
+    Args:
+        parts: the denoisers D_i.
+        log_probs: l_i, (z, t) -> (batch,): log p(c_i | z), or log p(z, c_i), of an energy network or a classifier.
+            Only their differences count, and no gradient is taken.
+        process: the process; None asks the denoisers.
+    """
+
+    parts: tuple[Denoiser, ...]
+    log_probs: tuple[LogProb, ...]
+    _: KW_ONLY
+    process: Any = None
+
+    def __post_init__(self) -> None:
+        if len(self.parts) != len(self.log_probs) or not self.parts:
+            raise ValueError(
+                f"got {len(self.parts)} denoisers and {len(self.log_probs)} log probabilities: give one of each for "
+                "every condition"
+            )
+        object.__setattr__(self, "parts", tuple(self.parts))
+        object.__setattr__(self, "log_probs", tuple(self.log_probs))
+        object.__setattr__(self, "process", process_of(*self.parts, process=self.process))
+
+    @property
+    def needs_grad(self) -> bool:
+        return _any_needs_grad(*self.parts)
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        """The composed x0_hat in data space."""
+        share = torch.stack([log(z, t) for log in self.log_probs]).softmax(0)
+        each = [part(z, t) for part in self.parts]
+        return torch.stack([_wide(w, d) * d for w, d in zip(share, each, strict=True)]).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Complement(Typed):
+    """NOT of a condition: D - scale p / (1 - p) (D_1 - D), which is exact at scale 1.
+
+    The pull away from the condition dies where the state is sure not to have it, which a constant negative weight
+    does not know. Where p rounds to 1 the factor is that of the nearest number below.
+
+    Args:
+        unconditional: D.
+        conditional: D_1.
+        log_prob: (z, t) -> (batch,): log p(c | z), normalised; no gradient is taken.
+        scale: 1 is Bayes' rule, 0 the unconditional model.
+        process: the process; None asks the denoisers.
+    """
+
+    unconditional: Denoiser
+    conditional: Denoiser
+    log_prob: LogProb
+    scale: float = 1.0
+    _: KW_ONLY
+    process: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "process", process_of(self.unconditional, self.conditional, process=self.process))
+
+    @property
+    def needs_grad(self) -> bool:
+        return _any_needs_grad(self.unconditional, self.conditional)
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        """The composed x0_hat in data space."""
+        log, base = self.log_prob(z, t), self.unconditional(z, t)
+        odds = (log - _log1mexp(log)).exp().to(base)
+        return base - float(self.scale) * _wide(odds, base) * (self.conditional(z, t) - base)
+
+
+def _log1mexp(log: Tensor) -> Tensor:
+    """log(1 - e^log), stable at both ends."""
+    if bool((log > 0).any()):
+        raise ValueError(f"got a log probability of {float(log.max()):g} to negate: give a normalised one, at most 0")
+    low = log.clamp(max=-torch.finfo(log.dtype).eps)
+    near = low > -0.693
+    return torch.where(
+        near, (-torch.expm1(torch.where(near, low, -1.0))).log(), torch.log1p(-torch.where(near, -1.0, low).exp())
+    )
+
+
+def _weights(weights: Sequence[float] | None, parts: Sequence[Any]) -> tuple[float, ...]:
+    found = (1.0,) * len(parts) if weights is None else tuple(float(w) for w in weights)
+    if len(found) != len(parts) or not parts:
+        raise ValueError(f"got {len(parts)} parts and {len(found)} weights: give one for each, and at least one")
+    return found
+
+
+def _any_needs_grad(*denoisers: Any) -> bool:
+    return any(getattr(d, "needs_grad", False) for d in denoisers)
+
+
+def _wide(v: Tensor, like: Tensor) -> Tensor:
+    return v.to(like).reshape(-1, *(1,) * (like.ndim - 1))

@@ -1,0 +1,68 @@
+r"""Thresholding: predictions of data of a known range are brought back into it, sample by sample.
+
+$$ s = \max(c, \mathrm{quantile}_p |D|), \qquad D' = c\, \mathrm{clip}(D, -s, s) / s $$
+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser.guidance.gradient import process_of
+from fewstep.process.base import Time
+from fewstep.words import Typed
+
+__all__ = ["Thresholded"]
+
+Denoiser = Callable[[Tensor, Time], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Thresholded(Typed):
+    """Dynamic thresholding of the denoiser's x0_hat; static clipping where no quantile is given.
+
+    Args:
+        denoiser: (z, t) -> x0_hat, guided or not.
+        quantile: p in (0, 1], the paper's is 0.995; None is static: clip(D, -c, c).
+        limit: c, the largest absolute value of data.
+        process: the process; None asks the denoiser.
+
+    It has one output: solvers that take guidance apart (`ltsp`, `ddim-cfgpp`) want the guided denoiser itself.
+
+    References: Saharia et al., Photorealistic text-to-image diffusion models with deep language understanding, 2022,
+    https://arxiv.org/abs/2205.11487.
+    """
+
+    denoiser: Denoiser
+    quantile: float | None = 0.995
+    _: KW_ONLY
+    limit: float = 1.0
+    process: Any = None
+
+    def __post_init__(self) -> None:
+        if self.quantile is not None and not 0 < self.quantile <= 1:
+            raise ValueError(f"got quantile={self.quantile}: give 0 < quantile <= 1, or None for static clipping")
+        if not 0 < self.limit < float("inf"):
+            raise ValueError(f"got limit={self.limit}: give the largest absolute value of data, above 0")
+        object.__setattr__(self, "process", process_of(self.denoiser, process=self.process))
+
+    @property
+    def needs_grad(self) -> bool:
+        return getattr(self.denoiser, "needs_grad", False)
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        """The thresholded x0_hat in data space."""
+        d = self.denoiser(z, t)
+        if self.quantile is None:
+            return d.clamp(-self.limit, self.limit)
+        s = torch.stack([torch.quantile(row, self.quantile) for row in d.abs().flatten(1)])  # up to 2^24 values each
+        s = s.clamp(min=self.limit).reshape(-1, *(1,) * (d.ndim - 1))
+        return d.clamp(-s, s) * (self.limit / s)
+
+    def head(self, name: str, t: Time) -> None:  # noqa: ARG002
+        """None: the parts of a guided denoiser are not what it returns."""
