@@ -45,4 +45,5 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.python pyproject.toml
 	$(PIP) install -q --no-build-isolation -c constraints.txt -e '.[dev]'
+	$(PIP) install -q --no-deps -c constraints.txt k-diffusion  # what it asks for is not needed to sample
 	@touch $@ $(VENV)/.installed

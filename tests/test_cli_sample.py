@@ -100,6 +100,19 @@ def test_the_samples_are_the_library_s(tiny, tmp_path):
     torch.testing.assert_close(load_tensors(tmp_path / "samples.safetensors")["samples"], z)
 
 
+@pytest.mark.parametrize(("options", "end"), [((), 0.0), (("--grid", "power"), 1e-3), (("--final", "state"), 1e-3)])
+def test_where_nothing_is_named_the_last_step_goes_to_sigma_zero(tiny, tmp_path, options, end):
+    assert sample(tiny, tmp_path, *options) == 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["times"][-1], record["final"]) == (end, "state" if end else "zero")
+    assert record["network_calls"] == 3
+
+
+def test_a_solver_that_cannot_end_at_sigma_zero_is_refused(tiny, tmp_path, capsys):
+    assert sample(tiny, tmp_path, "--final", "zero", "--solver", "ltsp") == 2
+    assert "got --final zero for ltsp, which takes no step to sigma = 0 here" in capsys.readouterr().err
+
+
 def test_denoising_at_the_end_is_one_of_the_calls(tiny, tmp_path):
     assert sample(tiny, tmp_path, "--final", "denoise", "--solver", "ddim") == 0
     record = json.loads((tmp_path / "run.json").read_text())
@@ -178,19 +191,17 @@ def test_the_network_s_numbers_are_made_once_a_row(tiny, tmp_path, monkeypatch):
     assert len(made) == 3
 
 
-def test_one_bar_counts_all_calls(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [("--final", "denoise"), ("--solver", "predictor-corrector", "--steps", "8")])
+def test_one_bar_goes_through_all_batches(tiny, tmp_path, monkeypatch, options):
     from fewstep.ui import Bar
 
-    bars = []
-
-    def advance(self, n=1):
-        self.done += n
-        bars.append(self)
-
-    monkeypatch.setattr(Bar, "advance", advance)
-    assert sample(tiny, tmp_path, "--batch", "2", "--final", "denoise") == 0
+    told = []
+    monkeypatch.setattr(Bar, "to", lambda self, done: told.append((self, done / self.total)))
+    assert sample(tiny, tmp_path, "--batch", "2", *options) == 0
+    bars, shares = zip(*told, strict=True)
     assert len(set(bars)) == 1
-    assert bars[0].done == bars[0].total == 9
+    assert {0.4, 0.8, 1.0} < {round(share, 9) for share in shares}  # of 5 samples
+    assert sum(0.4 < share < 0.8 for share in shares) >= 2
 
 
 # ---- what can go wrong

@@ -37,7 +37,9 @@ def test_the_commands_are_commands(command, capsys, tmp_path, monkeypatch):
 
 
 def test_commands_were_found():
-    assert {command.split()[1] for command in COMMANDS} == {"sample", "explain", "list", "check", "stats", "train"}
+    assert {command.split()[1] for command in COMMANDS} == {
+        "sample", "explain", "list", "check", "stats", "bench", "fit", "export", "train"
+    }  # fmt: skip
 
 
 def test_links_lead_somewhere():

@@ -246,10 +246,13 @@ STRONG = {
 }
 
 
-@pytest.mark.parametrize("name", STRONG)
-def test_strong_order_on_one_path(name):
-    """Nested grids of one seed follow one Brownian path: consecutive runs approach each other like h."""
-    pr, solver = problem("vp"), STRONG[name]
+@pytest.mark.parametrize(("name", "process"), [*((name, "vp") for name in STRONG), ("seeds-2", "heat")])
+def test_strong_order_on_one_path(name, process):
+    """Nested grids of one seed follow one Brownian path: consecutive runs approach each other like h.
+
+    On heat too, whose log-SNR has so few e-folds that many steps lie close together.
+    """
+    pr, solver = problem(process), STRONG[name]
     fine = oracle.grid(pr.process, 128)
     run = lambda n: fs.sample(  # noqa: E731
         pr.denoiser, pr.process, solver=solver, grid=fine[:: 128 // n].clone(), x=pr.start, seed=5

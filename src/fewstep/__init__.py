@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import fewstep.bench as bench  # noqa: F401
     import fewstep.check as check  # noqa: F401
+    import fewstep.presets as presets  # noqa: F401
     import fewstep.stats as stats  # noqa: F401
     from fewstep.denoiser import (
         Counted as Counted,
@@ -23,6 +25,25 @@ if TYPE_CHECKING:
         variance_head as variance_head,
         wrap as wrap,
     )
+    from fewstep.denoiser.guidance import (
+        APG as APG,
+        DDNM as DDNM,
+        AnyOf as AnyOf,
+        ClassifierGuided as ClassifierGuided,
+        Complement as Complement,
+        Composed as Composed,
+        Observation as Observation,
+        Replacement as Replacement,
+        Rescale as Rescale,
+        Similarity as Similarity,
+        Thresholded as Thresholded,
+        conjunction as conjunction,
+        disjunction as disjunction,
+        dps as dps,
+        negation as negation,
+        pigdm as pigdm,
+    )
+    from fewstep.fitting import Descent as Descent, fit as fit
     from fewstep.geometry import (
         Chain as Chain,
         Trajectory as Trajectory,
@@ -36,7 +57,7 @@ if TYPE_CHECKING:
         trajectory as trajectory,
     )
     from fewstep.grid import GRIDS as GRIDS, flow_shift as flow_shift, to_zero as to_zero
-    from fewstep.grid_search import gits as gits
+    from fewstep.grid_search import gits as gits, klub as klub
     from fewstep.likelihood import (
         Bound as Bound,
         Likelihood as Likelihood,
@@ -91,6 +112,7 @@ if TYPE_CHECKING:
         EulerMaruyama as EulerMaruyama,
         FinalEuler as FinalEuler,
         FirstLast as FirstLast,
+        Fitted as Fitted,
         GaussianSplit as GaussianSplit,
         GottaGoFast as GottaGoFast,
         GradientEstimation as GradientEstimation,
@@ -103,6 +125,7 @@ if TYPE_CHECKING:
         QuasiTaylor as QuasiTaylor,
         Restart as Restart,
         ReverseDiffusion as ReverseDiffusion,
+        ReverseMean as ReverseMean,
         RungeKutta as RungeKutta,
         SASolver as SASolver,
         SDEMultistep as SDEMultistep,
@@ -134,6 +157,28 @@ _HOME = {
         "variance_head",
         "wrap",
     ),
+    "fewstep.denoiser.guidance": (
+        "APG",
+        "DDNM",
+        "AnyOf",
+        "ClassifierGuided",
+        "Complement",
+        "Composed",
+        "Observation",
+        "Replacement",
+        "Rescale",
+        "Similarity",
+        "Thresholded",
+        "conjunction",
+        "disjunction",
+        "dps",
+        "negation",
+        "pigdm",
+    ),
+    "fewstep.fitting": (
+        "Descent",
+        "fit",
+    ),
     "fewstep.geometry": (
         "Chain",
         "Trajectory",
@@ -151,7 +196,7 @@ _HOME = {
         "flow_shift",
         "to_zero",
     ),
-    "fewstep.grid_search": ("gits",),
+    "fewstep.grid_search": ("gits", "klub"),
     "fewstep.likelihood": (
         "Bound",
         "Likelihood",
@@ -214,6 +259,7 @@ _HOME = {
         "EulerMaruyama",
         "FinalEuler",
         "FirstLast",
+        "Fitted",
         "GaussianSplit",
         "GottaGoFast",
         "GradientEstimation",
@@ -226,6 +272,7 @@ _HOME = {
         "QuasiTaylor",
         "Restart",
         "ReverseDiffusion",
+        "ReverseMean",
         "RungeKutta",
         "SASolver",
         "SDEMultistep",
@@ -244,7 +291,7 @@ _HOME = {
     ),
     "fewstep.tableau": ("Tableau",),
 }
-_ROOMS = ("check", "stats")  # modules that are public as a whole
+_ROOMS = ("bench", "check", "presets", "stats")  # modules that are public as a whole
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_MODULE]  # pyright: ignore[reportUnsupportedDunderAll]

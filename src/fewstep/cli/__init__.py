@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fewstep import __version__
-from fewstep.cli import check, demo, explain, listing, sample, stats, train
+from fewstep.cli import bench, check, demo, explain, export, fit, listing, sample, stats, train
 from fewstep.cli.common import Parser, Usage, pick
 
 __all__ = ["COMMANDS", "main"]
@@ -38,6 +38,9 @@ COMMANDS: dict[str, Command] = {
     "check": check,
     "train": train,
     "stats": stats,
+    "fit": fit,
+    "export": export,
+    "bench": bench,
 }
 
 

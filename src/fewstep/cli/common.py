@@ -6,7 +6,8 @@ import argparse
 import ast
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from fewstep.solver import Solver
     from fewstep.tableau import Tableau
 
-__all__ = ["Parser", "Usage", "at_least", "build", "check_device", "option", "pick", "solver_or_table"]
+__all__ = ["Parser", "Usage", "at_least", "build", "check_device", "option", "pick", "size", "solver_or_table"]
 
 T = TypeVar("T")
 
@@ -48,6 +49,14 @@ def at_least(low: int) -> Callable[[str], int]:
     return number
 
 
+def size(text: str) -> int:
+    """Argparse type: bytes, written as 4GiB or 500MB."""
+    try:
+        return words.as_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def option(text: str) -> tuple[str, Any]:
     """Argparse type: NAME=VALUE, the value a Python literal or else a word."""
     name, equals, value = text.partition("=")
@@ -61,37 +70,26 @@ def option(text: str) -> tuple[str, Any]:
 
 def pick(registry: Mapping[str, T], name: str, what: str) -> T:
     """Returns `registry[name]`; an unknown name is a usage error that suggests the nearest ones."""
-    try:
+    with _usage():
         return words.pick(registry, name, what)
-    except ValueError as error:
-        raise Usage(str(error)) from None
 
 
 def check_device(name: str) -> None:
     """Refuses a device that cannot hold a tensor here."""
-    import torch
-
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception as error:  # each back end has its own way to say no
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise Usage(
-            f"got the device {name!r}, which does not work here ({reason}): choose another, such as cpu"
-        ) from None
+    with _usage():
+        words.usable_device(name)
 
 
 def build(registry: Mapping[str, Callable[..., Any]], name: str, what: str, options: Sequence[tuple[str, Any]]) -> Any:
     """Makes the entry `name` of a registry of dataclasses, its defaults replaced by `options`."""
     made = pick(registry, name, what)()
     fields = {field.name: field for field in dataclasses.fields(made) if field.init}
-    for key, value in options:
+    for key, _ in options:
         if not fields:
             raise Usage(f"got an option {key!r} for {what} {name}, which has none: leave it out")
         pick(fields, key, f"option of {name}")
-        if getattr(made, key) is not None and _kind(value) != _kind(getattr(made, key)):
-            kinds = f"got {key}={value!r} for {what} {name}, where it is {getattr(made, key)!r} by default"
-            raise Usage(f"{kinds}: give a {_kind(getattr(made, key))}")
-    return dataclasses.replace(made, **dict(options)) if options else made
+    with _usage():
+        return dataclasses.replace(made, **dict(options)) if options else made
 
 
 def solver_or_table(args: argparse.Namespace, fixed: Sequence[str]) -> Solver | Tableau | None:
@@ -112,7 +110,10 @@ def solver_or_table(args: argparse.Namespace, fixed: Sequence[str]) -> Solver | 
     return fs.Tableau.load(args.solver)
 
 
-def _kind(value: object) -> str:
-    if isinstance(value, bool):
-        return "True or False"
-    return "number" if isinstance(value, int | float) else "word" if isinstance(value, str) else "value like that"
+@contextmanager
+def _usage() -> Iterator[None]:
+    """Makes a ValueError one of the command line."""
+    try:
+        yield
+    except ValueError as error:
+        raise Usage(str(error)) from None

@@ -10,14 +10,12 @@ from fewstep.cli.common import at_least
 
 __all__ = ["arguments", "run"]
 
-FEW = "unipc-3"  # of the lowest Frechet distance on the shipped model at 5 and 10 calls, see docs/choosing.md
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep demo`."""
     add = parser.add_argument
     add("--num", type=at_least(16), default=512, help="samples for each solver (default: 512)")
-    add("--steps", type=at_least(1), default=10, help="network calls of unipc-3 (default: 10)")
+    add("--steps", type=at_least(1), default=10, help="network calls of the default solver (default: 10)")
     add("--ancestral-steps", type=at_least(1), default=100, help="network calls of ancestral sampling (default: 100)")
     add("--batch", type=at_least(1), default=64, help="samples a network call (default: 64)")
     add("--seed", type=at_least(0), default=0, help="both solvers start from the noises of this seed (default: 0)")
@@ -31,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     so the last line gives both for as many real images: what a perfect model would reach.
     """
     import fewstep as fs
-    from fewstep.cli.sample import class_labels
+    from fewstep.cli.sample import class_labels, to_zero
     from fewstep.draw import draw
     from fewstep.files import Results, json_text
     from fewstep.quality import load_classifier, load_reference
@@ -40,15 +38,16 @@ def run(args: argparse.Namespace) -> None:
     model, classifier, reference = fs.load(), load_classifier(), load_reference()
     floor = reference.floor(args.num)
     labels = class_labels(None, model.labels, args.num)
-    plan = [(FEW, args.steps), ("ddpm", args.ancestral_steps)]
-    batches = -(-args.num // args.batch)
+    plan = [(fs.DEFAULT_SOLVERS[model.process.kind], args.steps), ("ddpm", args.ancestral_steps)]
     lines, records = [], []
     with Results(args.out) as results:
-        with Bar(batches * sum(steps for _, steps in plan), "sampling") as bar:
+        with Bar(sum(steps for _, steps in plan), "sampling") as bar:
             for name, steps in plan:
-                table = fs.tabulate(name, model.process, steps=steps)
+                solver = fs.TABLES[name]()
+                table = to_zero(solver, model.process, grid="default", steps=steps)
+                table = table or fs.tabulate(solver, model.process, steps=steps)
                 drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
-                             on_call=bar.advance)  # fmt: skip
+                             progress=lambda share, k=bar.done, n=steps: bar.to(k + share * n))  # fmt: skip
                 quality = reference.quality(classifier.features(drawn.images))
                 sheet = results.write(f"{name}-{drawn.calls}.png", partial(png, drawn.samples[:100]))
                 lines.append(_line(name, str(drawn.calls), f"{drawn.seconds:.1f}", quality))

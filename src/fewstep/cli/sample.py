@@ -9,16 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.common import Usage, at_least, build, check_device, option, pick, solver_or_table
+from fewstep.cli.common import Usage, at_least, build, check_device, option, pick, size, solver_or_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.model import Model
+    from fewstep.process import Process
     from fewstep.solver import Driver
     from fewstep.tableau import Tableau
 
-__all__ = ["arguments", "class_labels", "describe", "run"]
+__all__ = ["arguments", "class_labels", "describe", "run", "to_zero"]
 
 STEPS = 10  # network calls where the command line names none
 LEAST = 4  # samples that a distance between sets needs
@@ -40,8 +41,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--label", help="class names or numbers, separated by commas, used in turn (default: every class in turn)")
     add("--seed", type=at_least(0), default=0, help="sample k of a seed is the same in every run (default: 0)")
     add("--batch", type=at_least(1), default=64, help="samples a network call (default: 64)")
-    text = "denoise: one more call removes the noise left at the last time (default: state)"
-    add("--final", choices=("state", "denoise"), default="state", help=text)
+    text = "the most that the process may hold, as 4GiB: a network call takes as many samples as fit"
+    add("--memory", type=size, metavar="SIZE", help=text)
+    text = (
+        "zero: the last step goes to sigma = 0; state: to the process's last time, where a little noise is left; "
+        "denoise: one more call removes that (default: zero where neither solver nor grid is named, else state)"
+    )
+    add("--final", choices=("zero", "state", "denoise"), help=text)
+    text = "run the network through torch.compile: a minute at first, then faster calls"
+    add("--compile", action="store_true", help=text)
     add("--device", default="cpu", help="where the network runs (default: cpu)")
     add("--quality", action="store_true", help="measure quality against the shipped reference features")
     add("--format", choices=("npz", "safetensors"), default="npz", help="of the samples (default: npz)")
@@ -61,6 +69,9 @@ def run(args: argparse.Namespace) -> None:
     check_device(args.device)
     pick(fs.GRIDS, args.grid or "default", "grid")
     model = fs.load(args.model, device=args.device)
+    if isinstance(solver, fs.Tableau) and (scale := (solver.card or {}).get("guidance", 1)) != 1:
+        print(f"{args.solver} was fitted to guidance {scale:g} and runs here without: use fs.guide in Python",
+              file=sys.stderr)  # fmt: skip
     if solver is None:
         solver = build(fs.SOLVERS, fs.DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
     solver = attach(solver, model.path)
@@ -69,13 +80,19 @@ def run(args: argparse.Namespace) -> None:
               "measure them with fewstep stats", file=sys.stderr)  # fmt: skip
     labels = class_labels(args.label, model.labels, args.num)
     count = {} if isinstance(solver, fs.Tableau) else {"grid": args.grid or "default", **budget(args)}
+    final = args.final or ("zero" if args.solver is None and args.grid is None else "state")
     driven: dict[str, Any] = {}
     if isinstance(solver, fs.Driver):
         most = args.steps or (None if args.nfe or solver.own_times else STEPS)
         driven = {"grid": count["grid"], "steps": most, "nfe": args.nfe}
-    table = solver if driven else fs.tabulate(solver, model.process, **count)
+    table = to_zero(solver, model.process, **count) if final == "zero" else None
+    if final == "zero" and table is None:
+        if args.final:
+            raise Usage(f"got --final zero for {args.solver}, which takes no step to sigma = 0 here: leave --final out")
+        final = "state"
+    table = table or (solver if driven else fs.tabulate(solver, model.process, **count))
     file = args.solver if isinstance(solver, fs.Tableau) else None
-    record = describe(model, table, file=file, final=args.final, num=args.num, labels=labels, seed=args.seed,
+    record = describe(model, table, file=file, final=final, num=args.num, labels=labels, seed=args.seed,
                       batch=args.batch, device=args.device, **(driven or {"grid": count.get("grid")}))  # fmt: skip
     if args.dry_run:
         print(json_text(record))
@@ -83,15 +100,13 @@ def run(args: argparse.Namespace) -> None:
 
     from fewstep.draw import draw
     from fewstep.files import Results
-    from fewstep.ui import Bar, png
+    from fewstep.ui import png
 
     measure = quality_of(model) if args.quality else None
     with Results(args.out) as results:
-        calls = 1 if isinstance(table, fs.Driver) else table.nfe + (args.final == "denoise")
-        with Bar(-(-args.num // args.batch) * calls, "sampling") as bar:
-            drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
-                         final=args.final, device=args.device, on_call=None if driven else bar.advance,
-                         **driven)  # fmt: skip
+        drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
+                     final="denoise" if final == "denoise" else "state", device=args.device, memory=args.memory,
+                     compile=args.compile, progress=True, **driven)  # fmt: skip
         record |= {"network_calls": drawn.calls, "seconds": round(drawn.seconds, 3)}
         if measure is not None:
             record["quality"] = measure(drawn.images)
@@ -102,6 +117,19 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.num} samples, {drawn.calls} network calls {each}, {drawn.seconds:.1f} s: {sheet}, {samples}")
     if "quality" in record:
         print(sentence(record["quality"]))
+
+
+def to_zero(solver: Any, process: Process, *, grid: str = "", **count: int) -> Tableau | None:
+    """Returns the table of a solver whose last time is moved to sigma = 0, or None where one of the two has no such."""
+    import fewstep as fs
+    from fewstep.solver import Solver
+
+    if not isinstance(solver, Solver) or "sigma=0" not in solver.ends:
+        return None
+    try:
+        return fs.tabulate(solver, process, grid=fs.to_zero(fs.GRIDS[grid], append=False), **count)
+    except ValueError:  # no such time, or another count of calls: the grid as it is says what is wrong, if anything
+        return None
 
 
 def budget(args: argparse.Namespace) -> dict[str, int]:

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     import fewstep as fs
-    from fewstep.files import sha256
+    from fewstep.files import Results, sha256
     from fewstep.model import WEIGHTS
     from fewstep.stats import FILE, measure
 
@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> None:
     if args.only == "all" and model.process.kind != "scalar":
         args.only = "variance"
     out = Path(args.out) if args.out else model.path / FILE
-    data, labels = _data(model, args) if args.data else _drawn(model, args)
+    with Results(out.parent):  # one that cannot be written is refused before the work
+        data, labels = _data(model, args) if args.data else _drawn(model, args)
 
     found = measure(
         None,
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         out=out,
         weights=sha256(model.path / WEIGHTS),
+        labels=labels,
         conditioned=lambda where: model.denoiser(None if labels is None else labels[where]),
     )
     print(f"{found} of {found.samples} data points: {out}")
@@ -94,11 +96,9 @@ def _drawn(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int
     """Samples of the model itself, every class in turn."""
     import fewstep as fs
     from fewstep.draw import draw
-    from fewstep.ui import Bar
 
     table = fs.tabulate(None, model.process, steps=DRAWN_WITH)
     labels = [k % len(model.labels) for k in range(args.samples)] if model.labels else None
-    with Bar(-(-args.samples // args.batch) * table.nfe, "drawing samples") as bar:
-        drawn = draw(model, table, num=args.samples, labels=labels, seed=args.seed, batch=args.batch,
-                     device=args.device, on_call=bar.advance)  # fmt: skip
+    drawn = draw(model, table, num=args.samples, labels=labels, seed=args.seed, batch=args.batch,
+                 device=args.device, progress=True)  # fmt: skip
     return drawn.samples, labels

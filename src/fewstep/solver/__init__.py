@@ -21,8 +21,9 @@ from fewstep.solver.er_sde import ERSDE
 from fewstep.solver.exponential import Multistep
 from fewstep.solver.final import FinalEuler
 from fewstep.solver.first_last import FirstLast
+from fewstep.solver.fitted import Fitted
 from fewstep.solver.gaussian_split import GaussianSplit
-from fewstep.solver.guided import CFGPlusPlus, Splitting
+from fewstep.solver.guided import CFGPlusPlus, ReverseMean, Splitting
 from fewstep.solver.heunpp import HeunPP
 from fewstep.solver.pndm import PNDM, GradientEstimation
 from fewstep.solver.quasi_taylor import QuasiTaylor, StochasticQuasiTaylor
@@ -63,6 +64,7 @@ __all__ = [
     "GottaGoFast",
     "GradientEstimation",
     "FirstLast",
+    "Fitted",
     "HeunPP",
     "LangevinCorrected",
     "LearnedVariance",
@@ -72,6 +74,7 @@ __all__ = [
     "PredictorCorrector",
     "QuasiTaylor",
     "ReverseDiffusion",
+    "ReverseMean",
     "Restart",
     "RungeKutta",
     "SASolver",
@@ -100,7 +103,7 @@ TABLES: dict[str, Callable[..., Solver]] = {
     "npr-ddpm": LearnedVariance,
     "dpm-solver-v3": DPMSolverV3,
     "gaussian-split": GaussianSplit,
-    "gaussian-split-pc": partial(GaussianSplit, corrector=1.0),
+    "gaussian-split-pc": partial(GaussianSplit, relax=0.0, ending=0),
     "euler": partial(RungeKutta, method="euler", form="state", clock="t"),
     "heun": partial(RungeKutta, method="heun"),
     "midpoint": partial(RungeKutta, method="midpoint"),

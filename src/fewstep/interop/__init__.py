@@ -1,0 +1,1 @@
+"""Doors: other libraries' models, pipelines and conventions, run by this library's tables."""

@@ -1,0 +1,53 @@
+r"""Clipping of the data prediction, as diffusers' `clip_sample` and `thresholding` have it.
+
+`clip_sample` clamps x0_hat to [-r, r]. `thresholding` (Saharia et al. 2022, Imagen, section 2.3,
+https://arxiv.org/abs/2205.11487) takes a sample's quantile s of |x0_hat|, clamped to [1, s_max], and returns
+clamp(x0_hat, -s, s) / s. All that a solver reads follows the clipped x0_hat, the noise prediction included: diffusers'
+DDIM with `use_clipped_model_output=True`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser.network import bound
+from fewstep.process.base import Time
+
+__all__ = ["Clipped"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clipped:
+    """A denoiser whose x0_hat is clipped to [-bound, bound], or thresholded at a quantile where that is given.
+
+    Attributes:
+        inner: the denoiser (z, t) -> x0_hat.
+        bound: r, or s_max with a quantile.
+        quantile: the share of |x0_hat| that lies below the threshold, in (0, 1]; None clips.
+    """
+
+    inner: Callable[[Tensor, Time], Tensor]
+    bound: float = 1.0
+    quantile: float | None = None
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor:
+        """The clipped x0_hat."""
+        return self.at(t)(z)
+
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+        """The same at one time."""
+        call = bound(self.inner, t, output)
+        return lambda z: self.clip(call(z))
+
+    def clip(self, x0: Tensor) -> Tensor:
+        if self.quantile is None:
+            return x0.clamp(-self.bound, self.bound)
+        size = x0.flatten(1).abs()
+        s = torch.quantile(size, self.quantile, dim=1).clamp(1, max(1.0, self.bound))
+        s = s.view(-1, *[1] * (x0.ndim - 1))
+        return x0.clamp(-s, s) / s

@@ -1,0 +1,104 @@
+r"""A table, run one network call at a time by somebody else's loop.
+
+A pipeline calls the network and hands its output to `step`. So a run stands at an evaluated row: `step` takes the state
+that the network saw and its output, makes the rows up to the next evaluated one, and returns that one's state. What
+came in is the row's state, whatever it was when it went out; rows that restate it (a corrector's, at the same time)
+move by what was changed:
+
+$$ z_j \leftarrow z_j + (1 - A_{jk}) (z_k^{in} - z_k^{out}). $$
+
+States are kept in float32 (float64 where a pipeline's are): a state that comes back as it went out, rounded to the
+pipeline's dtype, is the kept one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from fewstep.interop.diffusers.schedule import Schedule
+from fewstep.loop.walk import After, Plan, walk
+
+__all__ = ["Run"]
+
+
+class Run:
+    """One run of a schedule: where it stands, and what its next rows read."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule, self.calls, self.done = schedule, schedule.calls, 0
+        self.live: dict[Any, Tensor] = {}
+        self.kept: Tensor | None = None  # the state that went out
+        self.output = torch.empty(0)
+        self.start, self.generator = torch.empty(0), None
+        denoiser: Any = schedule.convention.denoiser(lambda x, t: self.output)
+        if schedule.clipping is not None:
+            denoiser = replace(schedule.clipping, inner=denoiser)
+        self.plan = Plan.of(schedule.table, denoiser, reuse=False)
+
+    @property
+    def finished(self) -> bool:
+        return self.done == len(self.calls)
+
+    def expects(self, timestep: float) -> bool:
+        """Whether the next call is at that time step (in float32, as pipelines have it)."""
+        return not self.finished and float(self.schedule.timesteps[self.done].float()) == timestep
+
+    def gave(self, sample: Tensor) -> bool:
+        """Whether a state is the one that went out last, unchanged."""
+        kept = self.kept
+        return kept is not None and kept.shape == sample.shape and bool((kept.to(sample) == sample).all())
+
+    def step(self, output: Tensor, sample: Tensor, noises: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+        """The state at the next call (at last: of the run) of what the network returned at `sample`; and x0_hat."""
+        k, rows = self.calls[self.done], self.plan.instructions
+        last = len(rows) - 1 if self.done + 1 == len(self.calls) else self.calls[self.done + 1]
+        z, moved = self._came_in(sample)
+        if self.done == 0 and self.schedule.table.noises:
+            self.start = z
+        self.output = output.to(z.dtype)
+        here = replace(rows[k], given="start")
+        there = () if last == k else (*rows[k + 1 : last], _made_only(rows[last]))
+        after = None if moved is None else self._moving(k, last, moved)
+        plan = replace(self.plan, instructions=(here, *there))
+        seen: list[Tensor] = []
+        see = lambda row, t, z, x0: seen.append(x0)  # noqa: E731
+        with torch.no_grad():
+            self.kept = walk(plan, z, noises, live=self.live, drawn=rows[k].draw, after=after, callback=see)
+        self.done += 1
+        return self.kept.to(sample.dtype, copy=True), seen[0].to(sample.dtype)
+
+    def noises(self, sample: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Iterator[Tensor]:
+        """Standard normals like a state, drawn when asked for; without a generator, from one its first state seeds."""
+        dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
+        while True:
+            if generator is None and self.generator is None:
+                start = blake2b(self.start.cpu().numpy().tobytes(), digest_size=8)
+                self.generator = torch.Generator().manual_seed(int.from_bytes(start.digest()))
+            yield randn_tensor(sample.shape, generator=generator or self.generator, device=sample.device, dtype=dtype)
+
+    def _came_in(self, sample: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The state in the run's precision, and by how much it differs from the one that went out."""
+        z = sample.to(torch.float64 if sample.dtype == torch.float64 else torch.float32, copy=True)
+        if self.kept is None:
+            return z, None
+        z = torch.where(self.kept.to(sample) == sample, self.kept.to(z), z)
+        return z, z - self.kept.to(z)
+
+    def _moving(self, k: int, last: int, moved: Tensor) -> After | None:
+        """The loop's hook that moves the later rows of row k's own time by what of its change does not reach them."""
+        rows = self.schedule.table.rows
+        same = [j for j in range(k + 1, last + 1) if rows[j].t == rows[k].t and rows[j].given is None]
+        share = {j: 1.0 - c for j in same if isinstance(c := rows[j].form.terms.get(("z", k), 0.0), float) and c != 1.0}
+        return (lambda row, t, z: z.add(moved, alpha=share[row]) if row in share else z) if share else None
+
+
+def _made_only(step: Any) -> Any:
+    """The instruction without its call."""
+    return replace(step, call=None, offered={})

@@ -1,0 +1,333 @@
+"""`FewStepScheduler`: any solver or fitted table as the scheduler of a diffusers pipeline.
+
+pipe.scheduler = FewStepScheduler.from_config(pipe.scheduler.config, solver="unipc-3")
+image = pipe("a lighthouse", num_inference_steps=8).images[0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils.outputs import BaseOutput
+from torch import Tensor
+
+from fewstep.interop.diffusers.clipping import Clipped
+from fewstep.interop.diffusers.convention import convention_of
+from fewstep.interop.diffusers.rest import from_row
+from fewstep.interop.diffusers.runs import Runs
+from fewstep.interop.diffusers.schedule import Schedule
+from fewstep.interop.diffusers.solvers import solver_of
+from fewstep.interop.diffusers.times import from_levels, from_timesteps, spaced
+from fewstep.process import Process
+from fewstep.process.config import process_to_json
+from fewstep.tableau import Tableau
+from fewstep.words import pick
+
+__all__ = ["FewStepScheduler", "FewStepSchedulerOutput"]
+
+
+@dataclass
+class FewStepSchedulerOutput(BaseOutput):
+    """What `FewStepScheduler.step` returns.
+
+    Attributes:
+        prev_sample: the state at the next time step.
+        pred_original_sample: the data prediction x0_hat of this one, clipped where that is asked for.
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+class FewStepScheduler(SchedulerMixin, ConfigMixin):
+    r"""Runs a table of this library step by step inside a diffusers pipeline.
+
+    `num_inference_steps` is the most network calls a run may take; a call inside a step of a singlestep solver is a
+    time step of its own, so `order` is 1 and `timesteps` has one entry a call. States are z = alpha x0 + sigma eps of
+    `process`; `fewstep.sample(denoiser, process, solver=scheduler.table, ...)` runs the same.
+
+    Args:
+        solver: a name in `fewstep.TABLES`, a solver, a table or the path of a saved one; None is the default solver.
+        grid: a name in `fewstep.GRIDS`; None is what the config asks for (`use_karras_sigmas`, ..., a flow's shift)
+            and else the process's default grid.
+        process: one of this library's scalar processes, for networks trained with it; None reads the config.
+        prediction_type: "epsilon", "v_prediction", "sample" or "flow_prediction".
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr,
+            snr_shift_scale: the table of betas the network was trained with.
+        shift, use_flow_sigmas, flow_shift, use_dynamic_shifting, time_shift_type, shift_terminal, invert_sigmas: a flow
+            and how its time steps are shifted.
+        sigma_min, sigma_max, sigma_data, sigma_schedule, rho, timestep_type: EDM's preconditioning, or levels beyond
+            the betas.
+        use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: the spacing of the levels.
+        final_sigmas_type, set_alpha_to_one: end at sigma = 0 ("zero", True), where the solver can; else at the
+            process's last time.
+        clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value: see `Clipped`.
+
+    Raises:
+        ValueError: where the config does not say what the network predicts, or the solver cannot run in a pipeline:
+            drivers choose their steps while they run, and solvers that read other outputs of a network have none.
+    """
+
+    _compatibles = [kind.name for kind in KarrasDiffusionSchedulers] + [
+        "UniPCMultistepScheduler", "SASolverScheduler", "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler", "EDMDPMSolverMultistepScheduler", "CogVideoXDDIMScheduler", "LCMScheduler",
+    ]  # fmt: skip
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        solver: Any = None,
+        grid: str | None = None,
+        process: Any = None,
+        prediction_type: str | None = None,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float | None = None,
+        shift: float | None = None,
+        use_flow_sigmas: bool = False,
+        flow_shift: float | None = None,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
+        invert_sigmas: bool = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_data: float | None = None,
+        sigma_schedule: str | None = None,
+        rho: float = 7.0,
+        timestep_type: str | None = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        final_sigmas_type: str | None = None,
+        set_alpha_to_one: bool | None = None,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+    ) -> None:
+        self.convention = convention_of(self.config)
+        self._solver, self._table, stored = solver_of(solver, self.process)
+        self.register_to_config(
+            solver=stored,
+            process=process_to_json(process) if isinstance(process, Process) else process,
+            trained_betas=None if trained_betas is None else torch.as_tensor(trained_betas).tolist(),
+            use_flow_sigmas=self.convention.steps == "share",  # pipelines then leave the levels to the scheduler
+        )
+        self._clipping = None
+        if thresholding or clip_sample:
+            quantile = dynamic_thresholding_ratio if thresholding else None
+            most = sample_max_value if thresholding else clip_sample_range
+            self._clipping = Clipped(inner=lambda z, t: z, bound=most, quantile=quantile)
+        self._runs = Runs()
+        self._schedule: Schedule | None = None  # from the begin index on
+        self._whole: Schedule | None = None
+        self._begin_index: int | None = None
+        self.num_inference_steps: int | None = None
+        t = torch.linspace(self.process.t_max, self.process.t_min, self.convention.count, dtype=torch.float64)
+        self.timesteps = self.convention.timestep(t).float()
+        if self._table is not None:
+            self._take(Schedule.of(self._table, self.convention, self._clipping), None)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """A scheduler with another's config; options given here take the place of its own.
+
+        Raises:
+            ValueError: for an option that does not exist.
+        """
+        known = set(signature(cls.__init__).parameters)
+        if not return_unused_kwargs and (unknown := sorted(set(kwargs) - known)):
+            pick({name: 0 for name in known}, unknown[0], "option")
+        # Defaults of the other class are not ours: every value counts as given.
+        given = {k: v for k, v in (config or {}).items() if k != "_use_default_values"}
+        return super().from_config(given, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    @property
+    def process(self) -> Any:
+        """The process of the latents, for `fewstep.sample`."""
+        return self.convention.process
+
+    @property
+    def table(self) -> Tableau:
+        """The table of the run that `set_timesteps` and `set_begin_index` have set up."""
+        return self._ready().table
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """(alpha^2 + sigma^2)^{1/2} at the first time step, diffusers' scale of the start of pure noise."""
+        t = self.process.t_max if self._schedule is None else float(self._schedule.table.rows[0].at or 0.0)
+        return float((self.process.alpha(t) ** 2 + self.process.sigma(t) ** 2) ** 0.5)
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The level at each time step and at the end, float32: sigma/alpha, sigma on EDM, t on flow."""
+        table = self._ready().table
+        at = [row.at for row in table.rows if row.at is not None]
+        return self.convention.level(torch.tensor([*at, table.rows[-1].t], dtype=torch.float64)).float()
+
+    @property
+    def begin_index(self) -> int | None:
+        """The index in `timesteps` that a run begins at."""
+        return self._begin_index
+
+    @property
+    def step_index(self) -> int | None:
+        """The index in `timesteps` of the next call of the run under way; None between runs."""
+        run = self._runs.current
+        return None if run is None or run.finished else (self._begin_index or 0) + run.done
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Sets up runs. Give one of the first three; unfinished runs may only go on as they are.
+
+        Args:
+            num_inference_steps: the most network calls.
+            device: where `timesteps` lives.
+            timesteps: (n,) the network's time steps, used exactly; steps of the solver begin there.
+            sigmas: levels, used exactly: (n + 1,) with the last one the end, or on flow (n,) before shift.
+            mu: logarithm of a flow's shift (or, with time_shift_type="linear", the shift), for `use_dynamic_shifting`.
+        """
+        given = [value is not None for value in (timesteps, sigmas)]
+        if sum(given) > 1 or not (any(given) or num_inference_steps):
+            raise ValueError(
+                f"got {'timesteps and sigmas' if all(given) else 'no steps'}: give one of num_inference_steps, "
+                "timesteps, sigmas"
+            )
+        if self._table is not None:
+            nfe = self._table.nfe
+            if any(given) or num_inference_steps != nfe:
+                raise ValueError(
+                    f"got other steps than the {nfe} of the table this scheduler runs, which has its own times: give "
+                    f"num_inference_steps={nfe}"
+                )
+            return self._take(Schedule.of(self._table, self.convention, self._clipping), device)
+        config, solver = self.config, self._solver
+        assert solver is not None
+        if timesteps is not None:
+            times = from_timesteps(config, self.convention, timesteps)
+        elif sigmas is not None:
+            times = from_levels(config, self.convention, sigmas, mu)
+        else:
+            times = spaced(config, self.convention, solver, num_inference_steps or 0, mu)
+        table = solver.tabulate(self.process, _falling(times, self.process))
+        return self._take(Schedule.of(table, self.convention, self._clipping), device)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begins runs at a later time step, as image-to-image does, with the calls that are left and no others."""
+        whole = self._ready() if self._whole is None else self._whole
+        if not 0 <= (begin_index or 0) < len(whole.timesteps):
+            raise ValueError(
+                f"got begin_index={begin_index} of {len(whole.timesteps)} time steps, which leaves no call: give more "
+                "steps or a higher strength"
+            )
+        if (begin_index or 0) != (self._begin_index or 0):
+            self._schedule = from_row(whole, self._solver, begin_index) if begin_index else whole
+        self._begin_index = begin_index
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """What the network is called with: the state, but for EDM's preconditioning."""
+        if self.convention.sigma_data is None:
+            return sample
+        return sample * float(self.convention.input_scale(self._time(timestep)))
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> FewStepSchedulerOutput | tuple[Tensor]:
+        """The state at the next time step.
+
+        Args:
+            model_output: (batch, ...) what the network returned; a second half of the channels (a learned variance) is
+                left out.
+            timestep: the time step the network was called with, an entry of `timesteps`.
+            sample: (batch, ...) the state the network was called with, before `scale_model_input`.
+            generator: of the noise of stochastic solvers; None draws it from a generator that the run's first state
+                seeds, since some pipelines hand none over.
+            return_dict: whether to return a `FewStepSchedulerOutput`, or a tuple of the state alone.
+
+        Raises:
+            ValueError: for a time step that no run is at, as when two runs that pipelines change are interleaved.
+        """
+        run = self._runs.at(float(timestep), sample, self._ready())
+        if sample.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]:
+            model_output = model_output[:, : sample.shape[1]]
+        new, x0 = run.step(model_output, sample, run.noises(sample, generator))
+        if not return_dict:
+            return (new,)
+        return FewStepSchedulerOutput(prev_sample=new, pred_original_sample=x0)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The states alpha x0 + sigma eps at (1,) or (batch,) time steps."""
+        t = self._time(timesteps)
+        shape = (-1, *[1] * (original_samples.ndim - 1))
+        alpha, sigma = (f(t).to(original_samples).view(shape) for f in (self.process.alpha, self.process.sigma))
+        return alpha * original_samples + sigma * noise.to(original_samples)
+
+    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
+        """`add_noise` in the order in which flow pipelines ask for it."""
+        return self.add_noise(sample, noise, timestep)
+
+    def fork(self) -> FewStepScheduler:
+        """An independent scheduler with the same config and steps, for a run beside this one's."""
+        twin = copy(self)
+        twin._runs = Runs()
+        return twin
+
+    def __len__(self) -> int:
+        return self.convention.count
+
+    def _take(self, schedule: Schedule, device: Any) -> None:
+        self._schedule = self._whole = schedule
+        self._begin_index = None
+        self._runs.current = None
+        self.timesteps = schedule.timesteps.float().to(device)
+        self.num_inference_steps = len(self.timesteps)
+
+    def _ready(self) -> Schedule:
+        if self._schedule is None:
+            raise ValueError("got a scheduler without time steps: call set_timesteps first")
+        return self._schedule
+
+    def _time(self, timestep: Any) -> Tensor:
+        """Float64 times (n,) of time steps; those of the run are exact."""
+        asked = torch.as_tensor(timestep).detach().cpu().double().flatten()
+        times = self.convention.time(asked)
+        if self._whole is not None:
+            rows = self._whole.table.rows
+            for label, k in zip(self._whole.timesteps.float().double(), self._whole.calls, strict=True):
+                times = torch.where(asked == label, torch.tensor(rows[k].at, dtype=torch.float64), times)
+        return times
+
+
+def _falling(times: Tensor, process: Any) -> Tensor:
+    """The times as a grid; refused where they do not fall or lie outside."""
+    from fewstep.grid import as_grid
+
+    return as_grid(times, process, None)
+
+
+FewStepScheduler.__module__ = "fewstep.interop.diffusers"  # the name that a saved pipeline imports it by

@@ -1,0 +1,325 @@
+r"""Every solver as a function of k-diffusion's convention, which ComfyUI and webui share.
+
+    from fewstep.interop import k_diffusion as K
+
+    x = K.sample_dpmpp_2m(model, x, sigmas)             # a name the tools know (`fewstep.interop.tool_names`)
+    x = K.sample_gaussian_split(model, x, sigmas)       # any solver, `-` written as `_`
+    x = K.sample("DPM++ 2M SDE")(model, x, sigmas, seed=3, eta=0.5)
+    sigmas = K.get_sigmas("karras", 10, 0.03, 14.6)
+
+`model(x, sigma, **extra_args)` returns the denoised x for x = x0 + sigma eps, with sigma a (batch,) tensor. `sigmas`
+falls and usually ends in 0; it is used exactly as given. The process is EDM's, on which t = sigma; a flow model, whose
+x is (1 - sigma) x0 + sigma eps, is run with `process=fewstep.Flow()`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.interop.tool_names import ALIASES, LABELS, SCHEDULERS
+from fewstep.loop import sample as run, tabulate
+from fewstep.noise import NoiseSource, noise_source
+from fewstep.noise.source import Request
+from fewstep.process import EDM, Flow, ScalarProcess
+from fewstep.process.base import Time
+from fewstep.solver import SOLVERS, Ancestral, Driver, Solver
+from fewstep.tableau import Tableau
+from fewstep.words import pick, whole
+
+__all__ = ["SAMPLERS", "get_sigmas", "sample"]
+
+Callback = Callable[[dict[str, Any]], object]
+NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+
+GUIDED = {"base", "guidance"}  # the heads that a guided model of these tools can tell apart
+
+
+def _runs(make: Callable[..., Any]) -> bool:
+    solver = make()
+    return "scalar" in solver.kinds and set(getattr(solver, "heads", ())) <= GUIDED
+
+
+# name -> what makes the solver: every solver that runs on one number sigma, then the names of the tools.
+SAMPLERS: dict[str, Callable[..., Any]] = {
+    **{name.replace("-", "_"): make for name, make in SOLVERS.items() if _runs(make)},
+    **{name: SOLVERS[make] if isinstance(make, str) else make for name, make in ALIASES.items()},
+}
+
+
+def __getattr__(name: str) -> Callable[..., Tensor]:
+    """Finds sample_<name>."""
+    if name.startswith("sample_") and name.removeprefix("sample_") in SAMPLERS:
+        return sample(name.removeprefix("sample_"))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its samplers are those of SAMPLERS")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *(f"sample_{name}" for name in SAMPLERS)])
+
+
+@cache
+def sample(name: str) -> Callable[..., Tensor]:
+    """The function of a sampler: a name of SAMPLERS, or a label of webui."""
+    name = LABELS.get(name, name)
+    make = pick(SAMPLERS, name, "sampler")
+    options = inspect.signature(make).parameters
+
+    def sampler(
+        model: Callable[..., Tensor],
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callback | None = None,
+        disable: bool | None = None,
+        *,
+        s_noise: float = 1.0,
+        noise_sampler: NoiseSampler | None = None,
+        seed: int | None = None,
+        process: ScalarProcess | None = None,
+        **chosen: Any,
+    ) -> Tensor:
+        for key in chosen:
+            if not options:
+                raise ValueError(f"got an option {key!r} for sample_{name}, which has none of its own: leave it out")
+            pick(options, key, f"option of sample_{name}")
+        solver = make(**chosen)
+        if isinstance(process, Flow) and isinstance(solver, Ancestral) and name in ALIASES:
+            solver = replace(solver, down="flow")
+        return march(
+            solver, model, x, sigmas, extra_args, callback, disable,
+            s_noise=s_noise, noise_sampler=noise_sampler, seed=seed, process=process,
+        )  # fmt: skip
+
+    shared = list(inspect.signature(sampler).parameters.values())[:-1]
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in options.values()]
+    sampler.__dict__["__signature__"] = inspect.Signature([*shared, *own], return_annotation=Tensor)
+    sampler.__name__ = sampler.__qualname__ = f"sample_{name}"
+    about = inspect.getdoc(type(make())) or ""
+    sampler.__doc__ = f"{about}\n\nThe convention: see `fewstep.interop.k_diffusion.march`."
+    return sampler
+
+
+def march(
+    solver: Solver | Driver | Tableau,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    *,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+    seed: int | None = None,
+    process: ScalarProcess | None = None,
+) -> Tensor:
+    """Runs a solver, or a table written for these sigmas, by k-diffusion's convention.
+
+    Args:
+        solver: a solver, a driver (it takes the ends of sigmas), or a table on `process` and sigmas.
+        model: (x, sigma, **extra_args) -> the denoised x; sigma is (batch,).
+        x: (batch, ...) the state at sigmas[0]; the run is in float32 at least, the result in the dtype of x.
+        sigmas: (n + 1,) noise levels that fall; used exactly. Where a solver cannot step to sigma = 0 it ends at the
+            level before, and the denoised x is the result. Fewer than two levels return x.
+        extra_args: for the model.
+        callback: called once a step with {"x", "i", "sigma", "sigma_hat", "denoised"}; with a driver, once a call.
+        disable: True shows no progress bar.
+        s_noise: what all noise is multiplied with.
+        noise_sampler: (sigma, sigma_next) -> standard normals of the shape of x, instead of the seed.
+        seed: of the noise; None takes extra_args["seed"], or else draws one from torch's generator.
+        process: the process on whose time sigmas lie; None is EDM. `fewstep.Flow()` for flow models.
+    """
+    process = EDM() if process is None else process
+    if len(sigmas) < 2:
+        return x
+    args, grid, tell = dict(extra_args or {}), sigmas.detach().to("cpu", torch.float64), _Steps(callback, sigmas)
+    stochastic = bool(solver.noises) if isinstance(solver, Tableau) else solver.stochastic
+    if not stochastic and (s_noise != 1 or noise_sampler is not None):
+        raise ValueError(f"got s_noise or noise_sampler for {type(solver).__name__}, which adds no noise: leave it out")
+    source = noise_source(seed=_seed(seed, args) if stochastic else 0)
+    if isinstance(solver, Tableau):
+        table, stop = _for_levels(solver, grid), len(grid)
+    else:
+        reaches = not isinstance(solver, Driver) and "sigma=0" in solver.ends
+        stop = len(grid) - (float(grid[-1]) == 0 and not reaches)
+        table = tabulate(solver, process, grid=grid[:stop]) if isinstance(solver, Solver) and stop > 1 else None
+    denoiser = _Model(model, args, x.dtype, guided=table is not None and bool(GUIDED & _outputs(table)))
+    z = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    with torch.no_grad():
+        if isinstance(solver, Driver):
+            if noise_sampler is not None or s_noise != 1:
+                raise ValueError("got s_noise or noise_sampler for a driver, whose samples draw at times of their own")
+            denoiser.heard = tell.call
+            times = grid[[0, stop - 1]] if solver.own_times else grid[:stop]
+            if stop > 1:
+                z = run(denoiser, process, solver=solver, grid=times, x=z, noise=source, progress=not disable)
+        elif table is not None:
+            noise = _Drawn(source, table, s_noise, noise_sampler, sigmas)
+            tell.steps = steps(table)
+            z = run(denoiser, process, solver=table, x=z, noise=noise, callback=tell.row, progress=not disable)
+        if stop < len(grid):
+            before, level, out = z, float(grid[stop - 1]), denoiser(z, float(grid[stop - 1]))
+            z = out["x0"] if isinstance(out, Mapping) else out
+            if denoiser.heard is None:
+                tell.say(before, stop - 1, level, z)
+    return z.to(x.dtype)
+
+
+def get_sigmas(
+    scheduler: str,
+    n: int,
+    sigma_min: float = 0.0291675,
+    sigma_max: float = 14.614642,
+    *,
+    process: ScalarProcess | None = None,
+) -> Tensor:
+    """Noise levels (n + 1,) of a scheduler's name, float32, ending in 0.
+
+    Args:
+        scheduler: "karras", "exponential", "normal", ... (`fewstep.interop.tool_names.SCHEDULERS`).
+        n: steps.
+        sigma_min, sigma_max: the range; the defaults are Stable Diffusion 1 and 2's.
+        process: whose time "normal", "sgm_uniform", "simple", "ddim_uniform" and "beta" are even in, and whose range is
+            then taken instead; None is EDM, on which time is sigma.
+    """
+    process = EDM(sigma_min=sigma_min, sigma_max=sigma_max) if process is None else process
+    grid, _ = pick(SCHEDULERS, scheduler, "scheduler")
+    levels = torch.exp(-process.log_snr(grid(process, whole("n", n))))
+    return levels.to(torch.float32)
+
+
+class _Model:
+    """A model of these tools as a denoiser (z, t) -> x0_hat; a guided one tells its parts as heads.
+
+    The parts come from the hook that ComfyUI calls behind guidance: its arguments hold "uncond_denoised".
+    """
+
+    def __init__(self, model: Callable[..., Tensor], args: dict[str, Any], dtype: torch.dtype, *, guided: bool) -> None:
+        self.model, self.args, self.dtype = model, args, dtype
+        self.heard: Callable[[Tensor, Time, Tensor], object] | None = None
+        self.base: list[Tensor] | None = [] if guided else None
+        if guided:
+            options = dict(args.get("model_options", {}))
+            hooks = [*options.get("sampler_post_cfg_function", []), self._hook]
+            args["model_options"] = options | {"sampler_post_cfg_function": hooks, "disable_cfg1_optimization": True}
+
+    def __call__(self, z: Tensor, t: Time) -> Tensor | dict[str, Tensor]:
+        sigma = torch.as_tensor(t, dtype=z.dtype).to(z.device).expand(len(z))
+        out = self.model(z.to(self.dtype), sigma, **self.args)
+        if self.heard is not None:
+            self.heard(z, t, out)
+        if self.base is None:
+            return out.to(z.dtype)
+        if not self.base:
+            raise ValueError(
+                "got a model that called no function of model_options['sampler_post_cfg_function'], from which this "
+                "solver learns what is guidance: give a guided model of ComfyUI, or use another solver"
+            )
+        out, base = out.to(z.dtype), self.base.pop().to(z.dtype)
+        return {"x0": out, "base": base, "guidance": out - base}
+
+    def _hook(self, told: Mapping[str, Any]) -> Tensor:
+        assert self.base is not None
+        self.base[:] = [told["uncond_denoised"]]
+        return told["denoised"]
+
+
+@dataclass(frozen=True)
+class _Drawn(NoiseSource):
+    """The noise of a table's intervals: a source's, or what a noise sampler draws between two levels; times a scale."""
+
+    source: NoiseSource
+    table: Tableau
+    scale: float
+    sampler: NoiseSampler | None
+    sigmas: Tensor
+
+    def initial(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        return self.source.initial(shape, dtype, device)
+
+    def intervals(
+        self, requests: Sequence[Request], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
+    ) -> Iterator[Tensor]:
+        drawn = self.source.intervals(requests, shape, dtype, device) if self.sampler is None else self._sampled()
+        return (xi.to(device, dtype) if self.scale == 1 else self.scale * xi.to(device, dtype) for xi in drawn)
+
+    def _sampled(self) -> Iterator[Tensor]:
+        assert self.sampler is not None
+        for n in self.table.noises:
+            yield self.sampler(self.sigmas.new_tensor(n.t), self.sigmas.new_tensor(n.s))
+
+    def snapshot(self) -> Any:
+        return self.source.snapshot()
+
+    def restore(self, snapshot: Any) -> None:
+        self.source.restore(snapshot)
+
+
+class _Steps:
+    """Tells k-diffusion's callback once a step."""
+
+    def __init__(self, callback: Callback | None, sigmas: Tensor) -> None:
+        self.callback, self.sigmas, self.calls = callback, sigmas, 0
+        self.steps: dict[int, int] = {}
+
+    def row(self, row: int, t: float, z: Tensor, x0: Tensor) -> None:
+        if row in self.steps:
+            self.say(z, self.steps[row], t, x0)
+
+    def call(self, z: Tensor, t: Time, x0: Tensor) -> None:
+        self.calls += 1
+        if self.callback is not None:
+            level = torch.as_tensor(t, dtype=self.sigmas.dtype)
+            self.callback({"x": z, "i": self.calls - 1, "sigma": level, "sigma_hat": level, "denoised": x0})
+
+    def say(self, z: Tensor, i: int, level: float, x0: Tensor) -> None:
+        if self.callback is not None:
+            hat = self.sigmas.new_tensor(level)
+            self.callback({"x": z, "i": i, "sigma": self.sigmas[i], "sigma_hat": hat, "denoised": x0})
+
+
+def steps(table: Tableau) -> dict[int, int]:
+    """The row with the first call of each step: {row: step}.
+
+    It is the first evaluated row from the last one made at the step's level on, unless that lies below the level: then
+    it was made before its correction, and is the last evaluated one at the level.
+    """
+    called = [k for k, row in enumerate(table.rows) if row.at is not None]
+    found: dict[int, int] = {}
+    for i, t in enumerate(table.grid.tolist()[:-1]):
+        last = max((k for k, row in enumerate(table.rows) if row.t == t), default=None)
+        if last is None:
+            continue
+        after = next((k for k in called if k >= last), None)
+        if after is None or (table.rows[after].at or 0.0) < t:
+            after = max((k for k in called if k < last and table.rows[k].at == t), default=None)
+        if after is not None:
+            found.setdefault(after, i)
+    return found
+
+
+def _outputs(table: Tableau) -> set[str]:
+    """The outputs of the network that a table reads."""
+    return {symbol[2] for row in table.rows for symbol, _ in row.form if symbol[0] in ("y", "root")}
+
+
+def _for_levels(table: Tableau, grid: Tensor) -> Tableau:
+    """The table, refused where it was written for other levels."""
+    if table.grid.shape != grid.shape or not torch.allclose(table.grid, grid, rtol=1e-6, atol=0):
+        raise ValueError(
+            f"got a table of {len(table.grid) - 1} steps from {float(table.grid[0]):g} to {float(table.grid[-1]):g} "
+            f"and {len(grid) - 1} sigmas from {float(grid[0]):g} to {float(grid[-1]):g}: give it its own levels"
+        )
+    return table
+
+
+def _seed(seed: int | None, args: Mapping[str, Any]) -> int:
+    seed = args.get("seed") if seed is None else seed
+    return int(torch.randint(2**63 - 1, ())) if seed is None else int(seed) % 2**64

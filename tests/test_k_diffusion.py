@@ -1,0 +1,354 @@
+"""k-diffusion's convention: the same numbers as its own samplers, its callback, its noise, and ComfyUI's doors."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import runpy
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep.interop import k_diffusion as K
+from fewstep.interop.carried import carried
+from fewstep.interop.tool_names import ALIASES, LABELS, NOTES, SCHEDULERS
+
+SIGMAS = torch.tensor([14.6, 7.0, 3.1, 1.2, 0.5, 0.1, 0.0], dtype=torch.float64)
+THEIRS = ["euler", "heun", "dpm_2", "lms", "dpmpp_2m", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral",
+          "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"]  # fmt: skip
+
+
+def model(x, sigma, scale=0.8):
+    return torch.tanh(x / (1 + sigma[:, None] ** 2)) * scale
+
+
+def start(dtype=torch.float64):
+    return 14.6 * torch.randn(4, 2, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+def drawn(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    # a noise that also tells the interval it was asked for
+    return lambda t, s: torch.randn(4, 2, dtype=torch.float64, generator=generator) + 0.01 * (float(t) - 2 * float(s))
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    if find_spec("k_diffusion") is None:
+        pytest.skip("pip install --no-deps k-diffusion")
+    from fewstep.bench.peers.k_diffusion import _sampling
+
+    return _sampling()
+
+
+@pytest.mark.parametrize("sigmas", [SIGMAS, SIGMAS[:-1], SIGMAS[-2:]], ids=["to zero", "above zero", "one step"])
+@pytest.mark.parametrize("name", THEIRS)
+def test_the_numbers_and_the_callbacks_are_k_diffusions(theirs, name, sigmas):
+    if name in ("dpmpp_2m_sde", "dpmpp_3m_sde") and len(sigmas) == 2:
+        pytest.skip("k-diffusion's own ends in an UnboundLocalError at one step")
+    function, ours, seen, told = getattr(theirs, f"sample_{name}"), {}, [], []
+    noisy = "noise_sampler" in inspect.signature(function).parameters
+    if noisy:
+        ours = {"noise_sampler": drawn(), "s_noise": 1.1} | ({"noises": "separate"} if name == "dpmpp_sde" else {})
+    wanted = function(model, start(), sigmas, {"scale": 0.7}, seen.append, True,
+                      **({"noise_sampler": drawn(), "s_noise": 1.1} if noisy else {}))  # fmt: skip
+    found = getattr(K, f"sample_{name}")(model, start(), sigmas, {"scale": 0.7}, told.append, True, **ours)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
+    assert [a["i"] for a in told] == [a["i"] for a in seen] == list(range(len(sigmas) - 1))
+    for a, b in zip(told, seen, strict=True):
+        for key in ("x", "sigma", "sigma_hat", "denoised"):
+            torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("name", "options"), [("lms", {"order": 2}), ("dpmpp_2m_sde", {"solver_type": "heun"}),
+                                               ("dpmpp_2m_sde", {"eta": 0.5}), ("euler_ancestral", {"eta": 0.5}),
+                                               ("dpmpp_3m_sde", {"eta": 0.3})])  # fmt: skip
+def test_options_mean_what_they_mean_there(theirs, name, options):
+    noise = [{"noise_sampler": drawn()} if name != "lms" else {} for _ in range(2)]
+    wanted = getattr(theirs, f"sample_{name}")(model, start(), SIGMAS, disable=True, **options, **noise[0])
+    found = getattr(K, f"sample_{name}")(model, start(), SIGMAS, disable=True, **options, **noise[1])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun"])
+def test_churn_is_k_diffusions(theirs, name, monkeypatch):
+    churn = {"s_churn": 2.0, "s_tmin": 0.2, "s_tmax": 10.0, "s_noise": 1.01}
+    noises = [torch.randn(4, 2, dtype=torch.float64) for _ in range(6)]
+    every, seen, told = iter(noises), [], []
+    monkeypatch.setattr(torch, "randn_like", lambda x: next(every))
+    wanted = getattr(theirs, f"sample_{name}")(model, start(), SIGMAS, None, seen.append, True, **churn)
+    added = iter(xi for xi, sigma in zip(noises, SIGMAS, strict=False) if 0.2 <= sigma <= 10)
+    draw = lambda t, s: next(added)  # noqa: E731
+    found = getattr(K, f"sample_{name}")(model, start(), SIGMAS, None, told.append, True, noise_sampler=draw, **churn)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
+    assert [float(a["sigma_hat"]) for a in told] == pytest.approx([float(b["sigma_hat"]) for b in seen], rel=1e-12)
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)  # of the times that k-diffusion makes itself
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("float64")
+def test_adaptive_and_fast_are_k_diffusions(theirs):
+    wanted = theirs.sample_dpm_adaptive(model, start(), 0.1, 14.6, disable=True)
+    found = K.sample("dpm_adaptive")(model, start(), SIGMAS[:-1], disable=True)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+    levels, asked = [], lambda x, sigma: levels.append(float(sigma[0])) or model(x, sigma)
+    wanted = theirs.sample_dpm_fast(asked, start(), 0.1, 14.6, 7, disable=True)
+    found = K.sample("dpm_fast")(model, start(), torch.tensor([*levels, 0.1]), disable=True)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(K.SAMPLERS))
+def test_every_sampler_runs_and_tells_its_steps(name):
+    told = []
+
+    def guided(x, sigma, model_options=None):
+        out = model(x, sigma)
+        for hook in (model_options or {}).get("sampler_post_cfg_function", []):
+            out = hook({"denoised": out, "uncond_denoised": 0.9 * out})
+        return out
+
+    options = {"seed": 3}
+    if {"rtol", "atol"} <= set(inspect.signature(K.SAMPLERS[name]).parameters):
+        options |= {"rtol": 0.1, "atol": 0.1}  # few steps
+    once = K.sample(name)(guided, start(torch.float32), SIGMAS.float(), callback=told.append, disable=True, **options)
+    assert once.dtype == torch.float32
+    assert bool(once.isfinite().all())
+    assert [a["i"] for a in told] == list(range(len(told)))
+    if not isinstance(K.SAMPLERS[name](), fs.Driver):
+        assert len(told) == len(SIGMAS) - 1
+    again = K.sample(name)(guided, start(torch.float32), SIGMAS.float(), disable=True, **options)
+    assert torch.equal(once, again)
+
+
+def test_names_are_those_of_the_registry_and_of_the_tools():
+    assert {label for label in LABELS.values()} <= set(ALIASES) <= set(K.SAMPLERS)
+    assert set(NOTES) <= set(ALIASES)
+    left_out = {name for name in fs.SOLVERS if name.replace("-", "_") not in K.SAMPLERS}
+    assert left_out == {"sscs", "sn-ddpm", "npr-ddpm", "taylor-2"}  # blocks alone, or heads that no such model has
+    assert K.sample("DPM++ 2M SDE").__name__ == "sample_dpmpp_2m_sde"
+    assert K.sample_unipc_3.__name__ == "sample_unipc_3"
+    assert "eta" in inspect.signature(K.sample_dpmpp_2m_sde).parameters
+    assert "SDE-DPM-Solver++" in K.sample_dpmpp_2m_sde.__doc__
+    assert "sample_gaussian_split" in dir(K)
+
+
+def test_the_page_holds_the_names():
+    path = Path(__file__).parent.parent / "docs" / "names.py"
+    assert runpy.run_path(str(path))["main"](["--check"]) == 0, "run python docs/names.py"
+
+
+def test_cfg_plus_plus_is_its_formula_and_needs_a_guided_model():
+    def guided(x, sigma, model_options=None):
+        out = {"denoised": model(x, sigma), "uncond_denoised": model(x, sigma, 0.6)}
+        return [hook(out) for hook in model_options["sampler_post_cfg_function"]][-1]
+
+    x = start()
+    found = K.sample_euler_cfg_pp(guided, x, SIGMAS, disable=True)
+    for t, s in zip(SIGMAS[:-1], SIGMAS[1:], strict=True):
+        level = t.expand(4)
+        x = model(x, level) + s * (x - model(x, level, 0.6)) / t
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-13)
+    with pytest.raises(ValueError, match="give a guided model"):
+        K.sample_euler_cfg_pp(lambda x, sigma, model_options: x, start(), SIGMAS, disable=True)
+
+
+def test_seeds():
+    run = lambda **seed: K.sample_euler_ancestral(lambda x, sigma, **_: model(x, sigma), start(), SIGMAS, **seed)  # noqa: E731
+    assert torch.equal(run(seed=1), run(extra_args={"seed": 1}))
+    assert not torch.equal(run(seed=1), run(seed=2))
+    torch.manual_seed(5)
+    once = run()
+    assert not torch.equal(once, run())
+    torch.manual_seed(5)
+    assert torch.equal(once, run())
+    state = torch.get_rng_state()
+    K.sample_dpmpp_2m(model, start(), SIGMAS, disable=True)
+    assert torch.equal(torch.get_rng_state(), state)  # what draws no noise leaves the generator alone
+
+
+def test_on_flows_the_ancestral_samplers_are_those_of_flows():
+    flow, x = torch.linspace(0.95, 0, 7, dtype=torch.float64), start() / 14.6
+    for name in ("euler_ancestral", "dpmpp_2s_ancestral"):
+        found = K.sample(name)(model, x, flow, disable=True, seed=2, process=fs.Flow())
+        rectified = fs.tabulate(f"{name.replace('_', '-')}-flow", fs.Flow(), grid=flow)
+        wanted = fs.sample(lambda z, t: model(z, torch.full((4,), t)), fs.Flow(), solver=rectified, x=x, seed=2)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)  # times in float32 here
+
+
+def test_half_precision_goes_to_the_model_and_comes_back():
+    seen = []
+    x = K.sample_dpmpp_2m(lambda x, sigma: seen.append(x.dtype) or x, start().bfloat16(), SIGMAS.float(), disable=True)
+    assert x.dtype == torch.bfloat16
+    assert set(seen) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"eta": 1.0}, "option 'eta' for sample_res_multistep|option of sample_res_multistep 'eta'"),
+    ({"s_noise": 0.9}, "adds no noise"),
+    ({"noise_sampler": drawn()}, "adds no noise"),
+])  # fmt: skip
+def test_options_without_effect_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        K.sample_res_multistep(model, start(), SIGMAS, disable=True, **options)
+
+
+def test_bad_input_is_refused_and_no_step_is_no_change():
+    with pytest.raises(ValueError, match="did you mean"):
+        K.sample("dpmpp_2mm")
+    with pytest.raises(ValueError, match="rises|fall"):
+        K.sample_euler(model, start(), SIGMAS.flip(0), disable=True)
+    with pytest.raises(AttributeError, match="sample_nothing"):
+        _ = K.sample_nothing
+    x = start()
+    assert K.sample_euler(model, x, SIGMAS[:1]) is x
+    table = fs.tabulate("dpmpp-2m", fs.EDM(), grid=SIGMAS)
+    with pytest.raises(ValueError, match="give it its own levels"):
+        K.march(table, model, x, SIGMAS[1:])
+
+
+@pytest.mark.parametrize("name", ["karras", "exponential"])
+def test_schedules_are_k_diffusions(theirs, name):
+    wanted = getattr(theirs, f"get_sigmas_{name}")(8, 0.03, 14.6)
+    torch.testing.assert_close(K.get_sigmas(name, 8, 0.03, 14.6), wanted, rtol=2e-6, atol=0)
+
+
+def test_schedules_of_a_table():
+    process = fs.Discrete()
+    for name in SCHEDULERS:
+        sigmas = K.get_sigmas(name, 10, process=process)
+        assert len(sigmas) == 11
+        assert sigmas[-1] == 0
+        assert bool((sigmas.diff() < 0).all())
+    table = torch.exp(-process.log_snr(torch.arange(1, 1001, dtype=torch.float64) / 1000)).float()
+    entries = {"simple": range(999, 0, -100), "ddim_uniform": range(901, 0, -100), "normal": range(999, -1, -111)}
+    for name, kept in entries.items():
+        torch.testing.assert_close(K.get_sigmas(name, 10, process=process)[:-1], table[list(kept)], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("target", [fs.EDM(), fs.Flow()], ids=["edm", "flow"])
+@pytest.mark.parametrize("solver", ["unipc-3", "dpmpp-2m-sde", "deis-tab-2", "edm-sde"])
+def test_a_table_carried_to_another_process_is_the_same_sampler(solver, target):
+    source = fs.VP()
+    table = fs.tabulate(solver, source, steps=6)
+    there = carried(table, target)
+    x0 = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
+    norm = lambda process, t: math.hypot(process.alpha(float(t)), process.sigma(float(t)))  # noqa: E731
+    denoise = lambda process: lambda z, t: x0 + 0.1 * torch.tanh(z / norm(process, t))  # noqa: E731
+    scale = lambda k: norm(source, table.grid[k]) / norm(target, there.grid[k])  # noqa: E731
+    z = torch.randn(3, 2, dtype=torch.float64)
+    here = fs.sample(denoise(source), source, solver=table, x=z)
+    found = scale(-1) * fs.sample(denoise(target), target, solver=there, x=z / scale(0))
+    torch.testing.assert_close(found, here, rtol=0, atol=1e-10)
+
+
+# --- ComfyUI's node interface, of which only what the file uses stands in here ----------------------------------------
+
+
+@pytest.fixture
+def comfy(monkeypatch):
+    package, samplers, diffusion, functions = (
+        ModuleType(name) for name in ("comfy", "comfy.samplers", "comfy.k_diffusion", "comfy.k_diffusion.sampling")
+    )
+    samplers.SAMPLER_NAMES = ["euler", "uni_pc_bh2"]
+    samplers.KSampler = type("KSampler", (), {"SAMPLERS": samplers.SAMPLER_NAMES})
+
+    class KSAMPLER:
+        def __init__(self, sampler_function, extra_options=None, inpaint_options=None):
+            self.sampler_function, self.extra_options = sampler_function, dict(extra_options or {})
+
+        def sample(self, model_k, sigmas, noise):
+            return self.sampler_function(
+                model_k, noise, sigmas, extra_args={"seed": 7}, callback=None, disable=True, **self.extra_options
+            )
+
+    samplers.KSAMPLER = KSAMPLER
+    for module in (package, samplers, diffusion, functions):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return SimpleNamespace(samplers=samplers, functions=functions)
+
+
+class CONST:
+    """ComfyUI's mark of a flow model."""
+
+
+def wrapped(process):
+    """A model as samplers get it: called with (x, sigma, **extra_args), and `inner_model.inner_model` inside."""
+    kind = type("ModelSampling", (CONST,) if isinstance(process, fs.Flow) else (), {})
+
+    def call(x, sigma, seed=None):
+        return 0.5 + 0.1 * torch.tanh(x)
+
+    call.inner_model = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=kind()))
+    return call
+
+
+def test_comfyui_lists_and_runs_every_solver(comfy):
+    from fewstep.interop import comfyui
+
+    comfyui.register()
+    comfyui.register()  # a reload adds nothing
+    names = comfy.samplers.SAMPLER_NAMES
+    assert names[:2] == ["euler", "uni_pc_bh2"]
+    assert names[2:] == [f"fewstep_{name}" for name in K.SAMPLERS]
+    function = comfy.functions.sample_fewstep_dpmpp_2m
+    x, model_k = start(torch.float32), wrapped(fs.EDM())
+    found = comfy.samplers.KSAMPLER(function).sample(model_k, SIGMAS.float(), x)
+    assert torch.equal(found, K.sample_dpmpp_2m(model_k, x, SIGMAS.float(), disable=True))
+    flow, noise = torch.linspace(1, 0, 7), torch.randn(4, 2)
+    found = comfy.samplers.KSAMPLER(comfy.functions.sample_fewstep_multistep_2).sample(wrapped(fs.Flow()), flow, noise)
+    wanted = fs.sample(lambda z, t: 0.5 + 0.1 * torch.tanh(z), fs.Flow(), solver="multistep-2", grid=flow, x=noise)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_comfyui_nodes(comfy, tmp_path):
+    from fewstep.interop import comfyui
+
+    for node in comfyui.NODE_CLASS_MAPPINGS.values():
+        assert {"RETURN_TYPES", "FUNCTION", "CATEGORY"} <= set(dir(node))
+        assert callable(getattr(node(), node.FUNCTION))
+        assert "required" in node.INPUT_TYPES()
+    (made,) = comfyui.FewStepSampler().make("dpmpp_2m_sde", "eta=0.5, solver_type='heun'")
+    x = start(torch.float32)
+    wanted = K.sample_dpmpp_2m_sde(model, x, SIGMAS.float(), disable=True, seed=7, eta=0.5, solver_type="heun")
+    assert made.extra_options == {"eta": 0.5, "solver_type": "heun"}
+    call = wrapped(fs.EDM())
+    again = lambda x, sigma, seed=None: model(x, sigma)  # noqa: E731
+    again.inner_model = call.inner_model
+    torch.testing.assert_close(made.sample(again, SIGMAS.float(), x), wanted)
+    with pytest.raises(ValueError, match="NAME=VALUE"):
+        comfyui.FewStepSampler().make("dpmpp_2m_sde", "eta 0.5")
+
+    file = tmp_path / "fitted.table"
+    table = fs.tabulate("unipc-3", fs.VP(), steps=5)
+    table.save(file)
+    patcher = SimpleNamespace(get_model_object=lambda name: call.inner_model.inner_model.model_sampling)
+    sampler, sigmas = comfyui.FewStepTable().make(patcher, str(file))
+    levels = torch.exp(-fs.VP().log_snr(table.grid)).float()
+    torch.testing.assert_close(sigmas, levels)
+    found = sampler.sample(call, sigmas, x)
+    alpha = lambda t: fs.VP().alpha(float(t))  # noqa: E731
+    here = fs.sample(lambda z, t: 0.5 + 0.1 * torch.tanh(z / alpha(t)), fs.VP(), solver=table,
+                     x=x * alpha(table.grid[0]))  # fmt: skip
+    torch.testing.assert_close(alpha(table.grid[-1]) * found, here, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="there is no file"):
+        comfyui.FewStepTable().make(patcher, str(tmp_path / "none"))
+
+
+def test_comfyui_takes_a_copy_of_the_file(comfy, tmp_path):
+    from fewstep.interop import comfyui
+
+    copy = tmp_path / "fewstep_nodes.py"
+    copy.write_text(Path(comfyui.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    module = runpy.run_path(str(copy))
+    assert set(module["NODE_CLASS_MAPPINGS"]) == {"FewStepSampler", "FewStepTable"}
+    assert "fewstep_gaussian_split" in comfy.samplers.KSampler.SAMPLERS
