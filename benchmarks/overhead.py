@@ -14,10 +14,9 @@ Prediction, before the first run (2026-11-21): the network takes 12 ms for one i
 the loop takes 20 us and what comes before the run (plan, noise, wrapped calls) 200 us a step: 2 % for one image, below
 0.5 % for 64.
 
-Seen on 2026-11-21 (results/overhead_xeon_2026-11-21.json, two shared cores under load): one image 3 to 5 %, as 10
-calls take 70 to 85 ms and what
-is outside the network 4 ms, twice what it takes alone, since every call leaves the caches cold; 64 images -2 to 1 %.
-Noise on a Brownian path is dearer: DDPM takes 17 % more for one image of 784 numbers.
+Seen on 2026-11-21 (results/overhead_xeon_2026-11-21.json, two cores, nothing else running): one image 6 to 7 %, as 10
+calls take 54 to 59 ms and what is outside the network 4 ms, twice what it takes alone, since every call leaves the
+caches cold; 64 images 0 to 2 %. Noise on a Brownian path is dearer: DDPM takes 17 % more for one image of 784 numbers.
 """
 
 from __future__ import annotations

@@ -26,11 +26,10 @@ by side, 3.3 us of `addmv_` and 1.5 us of Python, ratio 1.2 of `mv`; large, in p
 are read and one written where the compiled expression also fetches what it overwrites: ratio 0.9. A step of the walk
 8 us for DDIM and 11 us for 2M, a sixth of diffusers'.
 
-Seen on 2026-11-21 (results/row_cost_xeon_2026-11-21.json, two shared cores with seven other jobs on them): small 5.5
-us, 1.23 of `mv`, 1.6 of `addmv_`. Large 1.17 of the compiled one by medians and 1.40 by the least, on a machine whose
-memory the others were using (on it empty, block by block in place took 1.62 ms where the compiled one took 1.91). The
-walk takes 9 us a step for DDIM, 13 to 16 for 2M, 17 to 22 for 3M and 25 to 44 for UniPC-3, a seventh to a nineteenth of
-diffusers'. Writing the table takes 0.3 to 1.2 ms a step, once.
+Seen on 2026-11-21 (results/row_cost_xeon_2026-11-21.json, two cores, nothing else running): small 5.1 us, 1.21 of
+`mv`, 1.6 of `addmv_`. Large 1.09 of the compiled one, 1.44 of the compiled one that writes over the state. The walk
+takes 8 us a step for DDIM, 12 to 15 for 2M, 13 to 18 for 3M and 23 to 39 for UniPC-3, a seventh to a seventeenth of
+diffusers'. Writing the table takes 0.2 to 0.9 ms a step, once.
 """
 
 from __future__ import annotations
