@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from fewstep.solver import Solver
     from fewstep.tableau import Tableau
 
-__all__ = ["Parser", "Usage", "at_least", "build", "check_device", "option", "pick", "size", "solver_or_table"]
+__all__ = [
+    "Parser",
+    "Usage",
+    "at_least",
+    "build",
+    "check_device",
+    "option",
+    "pick",
+    "sampler_arguments",
+    "size",
+    "solver_or_table",
+]
 
 T = TypeVar("T")
 
@@ -66,6 +77,20 @@ def option(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+
+
+def sampler_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
+    """Adds what names a model and a sampler: model, --solver, --option, --grid, and --steps or --nfe."""
+    add = parser.add_argument
+    add("model", nargs="?", help="a model folder (default: the shipped Fashion-MNIST model)")
+    text = "a name from `fewstep list solvers`, or a file of `fewstep explain --save` (default: the measured best)"
+    add("--solver", help=text)
+    text = "an option of the solver, as in eta=0.5; repeatable"
+    add("--option", type=option, action="append", default=[], metavar="NAME=VALUE", help=text)
+    add("--grid", help="a name from `fewstep list grids` (default: the process's own)")
+    count = parser.add_mutually_exclusive_group()
+    count.add_argument("--steps", type=at_least(1), help=f"at most this many network calls (default: {steps})")
+    count.add_argument("--nfe", type=at_least(1), help="exactly this many network calls, or refused")
 
 
 def pick(registry: Mapping[str, T], name: str, what: str) -> T:

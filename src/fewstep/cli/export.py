@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fewstep.cli.common import Usage, at_least, build, option, pick, solver_or_table
+from fewstep.cli.common import Usage, build, pick, sampler_arguments, solver_or_table
 
 __all__ = ["arguments", "run"]
 
@@ -16,16 +16,8 @@ NEAR = 1e-3  # |ONNX - torch| / |torch| beyond which the file is wrong; untraine
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep export`."""
-    add = parser.add_argument
-    add("model", nargs="?", help="a model folder (default: the shipped Fashion-MNIST model)")
-    add("--solver", help="a name from `fewstep list solvers`, or a table file (default: the measured best)")
-    text = "an option of the solver, as in eta=0.5; repeatable"
-    add("--option", type=option, action="append", default=[], metavar="NAME=VALUE", help=text)
-    add("--grid", help="a name from `fewstep list grids` (default: the process's own)")
-    count = parser.add_mutually_exclusive_group()
-    count.add_argument("--steps", type=at_least(1), help=f"at most this many network calls (default: {STEPS})")
-    count.add_argument("--nfe", type=at_least(1), help="exactly this many network calls, or refused")
-    add("--out", default="sampler.onnx", help="the file (default: sampler.onnx)")
+    sampler_arguments(parser, STEPS)
+    parser.add_argument("--out", default="sampler.onnx", help="the file (default: sampler.onnx)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.common import Usage, at_least, build, check_device, option, pick, size, solver_or_table
+from fewstep.cli.common import Usage, at_least, build, check_device, pick, sampler_arguments, size, solver_or_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,16 +27,8 @@ LEAST = 4  # samples that a distance between sets needs
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep sample`."""
+    sampler_arguments(parser, STEPS)
     add = parser.add_argument
-    add("model", nargs="?", help="a model folder (default: the shipped Fashion-MNIST model)")
-    text = "a name from `fewstep list solvers`, or a file of `fewstep explain --save` (default: the measured best)"
-    add("--solver", help=text)
-    text = "an option of the solver, as in eta=0.5; repeatable"
-    add("--option", type=option, action="append", default=[], metavar="NAME=VALUE", help=text)
-    add("--grid", help="a name from `fewstep list grids` (default: the process's own)")
-    count = parser.add_mutually_exclusive_group()
-    count.add_argument("--steps", type=at_least(1), help=f"at most this many network calls (default: {STEPS})")
-    count.add_argument("--nfe", type=at_least(1), help="exactly this many network calls, or refused")
     add("--num", type=at_least(1), default=64, help="how many samples (default: 64)")
     add("--label", help="class names or numbers, separated by commas, used in turn (default: every class in turn)")
     add("--seed", type=at_least(0), default=0, help="sample k of a seed is the same in every run (default: 0)")
