@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad as forward
 
 from fewstep.denoiser.guidance.gradient import check_interval
-from fewstep.denoiser.network import Wrapped, bound
+from fewstep.denoiser.network import Wrapped, bound, needs_grad
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
 from fewstep.words import Typed, typed
@@ -72,7 +72,7 @@ class ClassifierFree:
 
     @property
     def needs_grad(self) -> bool:
-        return any(getattr(d, "needs_grad", False) for d in (self.conditional, self.unconditional))
+        return needs_grad(self.conditional, self.unconditional)
 
     @property
     def predicts(self) -> str:

@@ -27,7 +27,7 @@ from fewstep.process.base import Process, ScalarProcess, Time
 from fewstep.process.operator import Coefficient, apply
 from fewstep.words import pick, typed
 
-__all__ = ["TIMES", "Counted", "NetworkError", "Wrapped", "bound", "fingerprint", "wrap"]
+__all__ = ["TIMES", "Counted", "NetworkError", "Wrapped", "bound", "fingerprint", "needs_grad", "wrap"]
 
 
 class NetworkError(ValueError):
@@ -257,6 +257,11 @@ def fingerprint(denoiser: Any) -> str | None:
         within = ("denoiser", "base", "conditional")
         denoiser = next((getattr(denoiser, name) for name in within if hasattr(denoiser, name)), None)
     return None
+
+
+def needs_grad(*denoisers: Any) -> bool:
+    """Whether one of some denoisers differentiates inside."""
+    return any(getattr(denoiser, "needs_grad", False) for denoiser in denoisers)
 
 
 def bound(denoiser: Callable[[Tensor, Time], Any], t: Time, output: str = "x0") -> Callable[[Tensor], Any]:

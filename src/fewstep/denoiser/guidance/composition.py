@@ -40,6 +40,7 @@ from torch import Tensor
 
 from fewstep.denoiser.guidance.gradient import LogProb, process_of
 from fewstep.denoiser.guidance.update import along_of
+from fewstep.denoiser.network import needs_grad
 from fewstep.process.base import Time
 from fewstep.words import Typed
 
@@ -127,7 +128,7 @@ class Composed(Typed):
 
     @property
     def needs_grad(self) -> bool:
-        return _any_needs_grad(self.unconditional, *self.parts)
+        return needs_grad(self.unconditional, *self.parts)
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """The composed x0_hat in data space."""
@@ -181,7 +182,7 @@ class AnyOf(Typed):
 
     @property
     def needs_grad(self) -> bool:
-        return _any_needs_grad(*self.parts)
+        return needs_grad(*self.parts)
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """The composed x0_hat in data space."""
@@ -217,7 +218,7 @@ class Complement(Typed):
 
     @property
     def needs_grad(self) -> bool:
-        return _any_needs_grad(self.unconditional, self.conditional)
+        return needs_grad(self.unconditional, self.conditional)
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """The composed x0_hat in data space."""
@@ -242,10 +243,6 @@ def _weights(weights: Sequence[float] | None, parts: Sequence[Any]) -> tuple[flo
     if len(found) != len(parts) or not parts:
         raise ValueError(f"got {len(parts)} parts and {len(found)} weights: give one for each, and at least one")
     return found
-
-
-def _any_needs_grad(*denoisers: Any) -> bool:
-    return any(getattr(d, "needs_grad", False) for d in denoisers)
 
 
 def _wide(v: Tensor, like: Tensor) -> Tensor:
