@@ -215,6 +215,37 @@ def test_kernel_distance_is_the_u_statistic():
     assert float(objective.kid(x, y, lambda v: v)) == pytest.approx(wanted)
 
 
+def test_kernel_distance_to_real_samples_takes_all_pairs_across():
+    x, y = torch.randn(4, 5, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
+    k = lambda a, b: float(a @ b / 5 + 1) ** 3  # noqa: E731
+    within = lambda v: sum(k(v[i], v[j]) for i in range(len(v)) for j in range(len(v)) if i != j)  # noqa: E731
+    wanted = within(x) / 12 + within(y) / 42 - 2 * sum(k(a, b) for a in x for b in y) / 28
+    assert float(objective.kid_to(y, lambda v: v)(x, x)) == pytest.approx(wanted)
+
+
+def test_real_samples_pull_a_fit_past_its_teacher():
+    """Real samples are the teacher's moved by 1: only a fit to them leaves the teacher."""
+    features = lambda x: torch.cat([x, x.square()], 1)  # noqa: E731
+    real = features(sampled() + 1.0)
+    near, far = (fit(objective="kid", features=features, **more) for more in ({}, {"real": real}))
+    ends = [fs.sample(mixture(), VP, solver=t, shape=(512, 2)).double() for t in (near, far)]
+    to_real = [float(objective.kid_to(real, features)(x, x)) for x in ends]
+    assert to_real[1] < 0.8 * to_real[0]
+    assert far.card["real"] == 512
+
+
+def sampled():
+    return fs.sample(mixture(), VP, steps=40, shape=(512, 2), seed=5, dtype=torch.float64)
+
+
+def test_a_fit_ends_at_sigma_zero_where_asked():
+    table = fit(final="zero", solver=None, grid=None)
+    assert table.grid[-1] == 0.0
+    assert table.card["final"] == "zero"
+    assert table.card["rmse"]["fitted"] < table.card["rmse"]["start"]
+    assert fit().grid[-1] == VP.t_min
+
+
 @pytest.mark.parametrize("name", ["features", "kid"])
 def test_other_objectives_fall_too(name):
     features = lambda x: torch.cat([x, x.square()], 1)  # noqa: E731
@@ -301,6 +332,9 @@ def test_a_table_of_another_model_warns():
         ({"mode": "loose"}, "mode='loose'"),
         ({"method": "guess"}, "method='guess'"),
         ({"objective": "kid"}, "without features"),
+        ({"real": torch.zeros(9, 2)}, "with objective='paired'"),
+        ({"objective": "kid", "features": torch.flatten, "real": torch.zeros(9)}, r"\(m, d\)"),
+        ({"final": "denoise"}, "final='denoise'"),
         ({"features": torch.flatten}, "no use for them"),
         ({"solver": "heun", "steps": 3}, "heun|4 calls|2 or 4"),
         ({"conditioned": lambda _: mixture()}, "both a denoiser and conditioned"),

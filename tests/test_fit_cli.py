@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,13 +66,22 @@ def test_the_recording_serves_further_fits(tiny, tmp_path, capsys):  # noqa: F81
 
 def test_features_by_name(tiny, tmp_path):  # noqa: F811
     assert run(tiny, tmp_path / "a.table", "--objective", "kid", "--features", "test_fit_cli:features") == 0
-    assert fs.Tableau.load(tmp_path / "a.table").card["objective"] == "kid"
+    card = fs.Tableau.load(tmp_path / "a.table").card
+    assert (card["objective"], card["real"], card["final"]) == ("kid", 0, "zero")
+    shape = fs.load(tiny).shape
+    data = tmp_path / "data.npz"
+    np.savez(data, x_train=np.random.default_rng(0).integers(0, 255, (12, *shape[1:], shape[0])).astype(np.uint8))
+    features = ["--objective", "kid", "--features", "test_fit_cli:features", "--data"]
+    assert run(tiny, tmp_path / "a.table", *features, str(data), "--final", "state") == 0
+    card = fs.Tableau.load(tmp_path / "a.table").card
+    assert (card["real"], card["final"]) == (12, "state")
 
 
 @pytest.mark.parametrize(
     ("argv", "words", "code"),
     [
         (["--features", "classifier"], "no use for them", 2),
+        (["--data", "shipped"], "give kid", 2),
         (["--objective", "kid", "--features", "nowhere:f"], "cannot be imported", 2),
         (["--objective", "kid", "--features", "math"], "MODULE:FUNCTION", 2),
         (["--solver", "dpmp"], "did you mean", 2),

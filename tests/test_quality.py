@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from fewstep.bench.features import features_of
 from fewstep.quality import (
     Classifier,
     Reference,
+    accuracy,
     compare,
     frechet_distance,
     frechet_gaussians,
@@ -187,6 +190,22 @@ def test_classifier_learns_and_comes_back_from_its_folder(tmp_path) -> None:
     assert net.features(x).shape == (256, 8)
     with pytest.raises(ValueError, match=r"\(B, 1, 28, 28\)"):
         net.features(x[:, 0])
+
+
+def test_a_classifier_of_colour_pictures_is_a_feature_space_of_bench(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 96)
+    images = np.zeros((96, 12, 20, 3), np.uint8)
+    images[np.arange(96), :, :, labels] = 200  # red, green, blue
+    net = train_classifier(images, labels, epochs=6, batch=32, lr=1e-2)
+    assert net.config["shape"] == [3, 12, 20]
+    assert accuracy(net, images, labels) > 0.95
+    save_classifier(tmp_path, net)
+    subject = SimpleNamespace(shape=(3, 12, 20))
+    space = features_of(str(tmp_path), subject)
+    assert torch.allclose(space.of(images_to_tensor(images)), net.features(images_to_tensor(images)), atol=0.02)
+    with pytest.raises(ValueError, match=r"it sees \(3, 12, 20\)"):
+        features_of(str(tmp_path), SimpleNamespace(shape=(3, 20, 12)))
 
 
 def test_broken_classifier_folders_are_refused(tmp_path) -> None:

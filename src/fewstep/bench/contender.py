@@ -124,11 +124,7 @@ def _named(spec: str, process: Process) -> list[tuple[str, str]]:
 
 def _default_grid(process: Process) -> str:
     """What `fewstep sample` runs on where no grid is named: to sigma = 0 where the process has it."""
-    try:
-        ENDS["zero"](GRIDS["default"])(process, 2)
-    except ValueError:
-        return "default"
-    return "default+zero"
+    return "default+zero" if TABLES[DEFAULT_SOLVERS[process.kind]]().reaches_zero(process) else "default"
 
 
 def _matching(registry: Any, name: str, what: str) -> list[str]:

@@ -4,7 +4,8 @@
 |-----------------|----------------------------------------------------------------------------------|
 | classifier      | the shipped classifier of 28x28 clothes, whose reference features come with it    |
 | pixels          | the samples themselves, flattened                                                |
-| a folder        | a vision model of transformers (DINOv2 and its like), weights from safetensors    |
+| a folder        | a classifier made by `python -m fewstep.quality`; or a vision model of            |
+|                 | transformers (DINOv2 and its like), weights from safetensors                      |
 | module:function | any function of samples (n, *shape) -> (n, d); file.py:function works too         |
 """
 
@@ -22,7 +23,7 @@ from fewstep.bench.subject import Subject
 from fewstep.check.subject import named_object
 from fewstep.files import extra, load_tensors, read_json, save_tensors, sha256
 from fewstep.quality import load_classifier, load_reference
-from fewstep.quality.classifier import SHIPPED
+from fewstep.quality.classifier import KIND, SHIPPED
 from fewstep.train.data import read_images
 
 __all__ = ["Features", "Real", "features_of", "real"]
@@ -63,7 +64,7 @@ def features_of(name: str | None, subject: Subject) -> Features:
             )
         return Features(name=name, digest=sha256(SHIPPED / "weights.safetensors"), of=load_classifier().features)
     if Path(name).is_dir():
-        return _transformer(Path(name))
+        return _classifier(Path(name), subject) or _transformer(Path(name))
     if ":" not in name:
         raise ValueError(f"got the features {name!r}: give classifier, pixels, the folder of a vision model, or "
                          "module:function")  # fmt: skip
@@ -110,6 +111,17 @@ def _samples(subject: Subject, data: str | Path | None) -> tuple[Tensor, str, st
     images = torch.from_numpy(found.images)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
     return images.float() / 127.5 - 1, found.source, found.fingerprint()
+
+
+def _classifier(folder: Path, subject: Subject) -> Features | None:
+    """The classifier of a folder; None where it holds something else."""
+    config = folder / "config.json"
+    if not config.is_file() or read_json(config, "a feature space").get("kind") != KIND:
+        return None
+    net = load_classifier(folder)
+    if subject.shape != (sees := tuple(net.config["shape"])):
+        raise ValueError(f"got the classifier {folder} for samples of shape {subject.shape}: it sees {sees}")
+    return Features(name=folder.resolve().name, digest=sha256(folder / "weights.safetensors"), of=net.features)
 
 
 def _transformer(folder: Path) -> Features:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["arguments", "run"]
 
+SHIPPED = "shipped"
 CLASSIFIER = "classifier"  # the shipped one, for 28 x 28 clothes
 
 
@@ -31,10 +32,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=("gradient", "dp"), default="gradient", help=f"{text} (default: gradient)")
     text = "distance to the teacher: paired pixels, pixels and features, or kernel distance of features"
     add("--objective", choices=("paired", "features", "kid"), default="paired", help=f"{text} (default: paired)")
-    text = f"{CLASSIFIER} (the shipped one), or MODULE:FUNCTION from images (B, C, H, W) to (B, d)"
+    text = f"{CLASSIFIER} (the shipped one), the folder of another, or MODULE:FUNCTION from (B, C, H, W) to (B, d)"
     add("--features", help=f"feature space of the last two: {text} (default: {CLASSIFIER})")
+    text = f"real samples that kid goes to, an npz file or a folder of pictures; {SHIPPED}: those of the shipped model"
+    add("--data", help=f"{text} (default: the teacher's samples)")
     add("--solver", help="start from this solver (default: the best of a few)")
     add("--grid", help="and on this grid; gits and klub are found on the model (default: the best of a few)")
+    text = "where it ends: zero: at sigma = 0; state: at the process's last time (default: zero where there is one)"
+    add("--final", choices=("zero", "state"), help=text)
     add("--guidance", type=float, default=1.0, help="guidance scale that is fitted for; 1 is none (default: 1)")
     add("--label", help="class names or numbers, separated by commas, used in turn (default: every class in turn)")
     add("--teacher-steps", type=at_least(1), default=50, help="network calls of the teacher (default: 50)")
@@ -60,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
     check_device(args.device)
     if args.objective == "paired" and args.features:
         raise Usage("got --features with --objective paired, which has no use for them: give features or kid")
+    if args.objective != "kid" and args.data:
+        raise Usage(f"got --data with --objective {args.objective}, which goes to the teacher: give kid")
     features = None if args.objective == "paired" else feature_space(args.features or CLASSIFIER)
     if args.solver is not None:
         pick(fs.TABLES, args.solver, "solver")
@@ -71,9 +78,11 @@ def run(args: argparse.Namespace) -> None:
     labels = class_labels(args.label, model.labels, args.samples + args.held_out)
     with Results(out.parent):  # one that cannot be written is refused before the work
         pass
+    final = args.final or ("state" if model.process.t_zero is None else "zero")
     table = fs.fit(
         None, model.process, steps=args.steps, shape=model.shape, mode=args.mode, method=args.method,
-        objective=args.objective, features=features, solver=args.solver, grid=args.grid,
+        objective=args.objective, features=features, real=real_features(args.data, features, model),
+        solver=args.solver, grid=args.grid, final=final,
         teacher_steps=args.teacher_steps, samples=args.samples, held_out=args.held_out, batch=args.batch,
         descent=fs.Descent(iterations=args.iterations), seed=args.seed, device=args.device, out=out,
         conditioned=partial(denoiser_of, model, labels, args.guidance),
@@ -96,15 +105,44 @@ def denoiser_of(model: Model, labels: list[int] | None, guidance: float, where: 
 def feature_space(name: str) -> Callable[[Any], Any]:
     """The features of a name, differentiable."""
     if name == CLASSIFIER:
-        from fewstep.quality import load_classifier
-
-        body = load_classifier().requires_grad_(False).body
-        return lambda images: body(images.clamp(-1, 1))
+        return classifier(None)
+    if Path(name).is_dir():
+        return classifier(Path(name))
     module, colon, function = name.partition(":")
     try:
         found = getattr(import_module(module), function) if colon else None
     except (ImportError, AttributeError) as error:
         raise Usage(f"got --features {name}, which cannot be imported ({error}): give MODULE:FUNCTION") from None
     if not callable(found):
-        raise Usage(f"got --features {name}: give {CLASSIFIER} or MODULE:FUNCTION")
+        raise Usage(f"got --features {name}: give {CLASSIFIER}, the folder of one, or MODULE:FUNCTION")
     return found
+
+
+def classifier(folder: Path | None) -> Callable[[Any], Any]:
+    """The features of a classifier's folder, differentiable."""
+    from fewstep.quality import load_classifier
+
+    body = load_classifier(folder).requires_grad_(False).body
+    return lambda images: body(images.clamp(-1, 1))
+
+
+def real_features(data: str | None, features: Any, model: Model) -> Any:
+    """Features of at most 10,000 real samples; None where no data are named."""
+    import torch
+
+    if data is None:
+        return None
+    if data == SHIPPED:
+        from fewstep.quality import load_reference
+
+        return load_reference().held_out
+    from fewstep.quality import images_to_tensor
+    from fewstep.train.data import read_images
+
+    found = read_images(data)
+    if found.shape != model.shape:
+        raise Usage(f"got pictures of shape {found.shape} in {data} for a model of {model.shape}: give its own data")
+    chosen = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))[:10_000].numpy()
+    with torch.no_grad():
+        parts = [features(images_to_tensor(found.images[chosen[k : k + 256]])) for k in range(0, len(chosen), 256)]
+    return torch.cat(parts)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from torch import Tensor
 
 from fewstep.denoiser.network import fingerprint
 from fewstep.fitting.descent import Descent, descend, judge
-from fewstep.fitting.objective import Features, objective as objective_of, paired
+from fewstep.fitting.objective import Features, objective as objective_of, paired, perceived
 from fewstep.fitting.starts import FOUND, best_start
 from fewstep.fitting.teacher import FIRST, Task, record
-from fewstep.grid import Grid
+from fewstep.grid import GRIDS, Grid, to_zero
 from fewstep.loop import tabulate
 from fewstep.loop.walk import Denoiser
 from fewstep.process.base import Process
@@ -33,6 +34,7 @@ from fewstep.words import typed, usable_device, whole
 __all__ = ["METHODS", "fit"]
 
 METHODS = ("gradient", "dp")
+FINALS: dict[str, Callable[[Grid], Grid]] = {"state": lambda grid: grid, "zero": partial(to_zero, append=False)}
 
 
 @typed
@@ -46,8 +48,10 @@ def fit(
     method: str = "gradient",
     objective: str = "paired",
     features: Features | None = None,
+    real: Tensor | None = None,
     solver: str | Solver | None = None,
     grid: str | Tensor | Grid | None = None,
+    final: str = "state",
     teacher: str | Solver | Tableau = "multistep-3",
     teacher_steps: int = 50,
     samples: int = 512,
@@ -65,9 +69,9 @@ def fit(
     r"""Fits a solver of `steps` calls to a model; a table that `sample`, `explain` and `Tableau.save` take.
 
     A teacher of many calls takes noises to their end states, once. Of a few published solvers and grids the one that
-    ends nearest to them is the start, and its grid, its weights and the times its network is called at are moved by
-    gradient descent through the loop until held-out noises say stop. The number of a run is its noise's, from 2^31 on:
-    apart from those that `sample` draws.
+    ends nearest to them (in features too, where the objective has them) is the start, and its grid, its weights and the
+    times its network is called at are moved by gradient descent through the loop until held-out noises say stop. The
+    number of a run is its noise's, from 2^31 on: apart from those that `sample` draws.
 
     Args:
         denoiser: (z, t) -> x0_hat, differentiable in both; or None, with `conditioned`.
@@ -78,8 +82,10 @@ def fit(
         method: "gradient"; or "dp": the start alone, on a grid that dynamic programming finds on the model.
         objective: "paired", "features" or "kid" (`fewstep.fitting.objective`).
         features: (B, *shape) -> (B, d), differentiable, for the last two.
+        real: features (m, d) of real samples, for "kid": the distance is to them, not to the teacher's samples.
         solver, grid: of the start, instead of the best of a few; the solver deterministic, the grid also "gits" or
             "klub", found on the model.
+        final: where named grids and the teacher end: "state", at the process's last time; "zero", at sigma = 0.
         teacher, teacher_steps: the solver of the end states, and its calls.
         samples, held_out: runs the solver is fitted on, and judged by.
         batch: runs a network call.
@@ -102,13 +108,15 @@ def fit(
         raise ValueError("got both a denoiser and conditioned, or none of them: give one")
     if method not in METHODS:
         raise ValueError(f"got method={method!r}: choose {' or '.join(METHODS)}")
+    if final not in FINALS:
+        raise ValueError(f"got final={final!r}: choose {' or '.join(FINALS)}")
     if whole("samples", samples) < 2 or whole("held_out", held_out) < 2:
         raise ValueError(f"got samples={samples} and held_out={held_out}: give at least 2 of each")
     if objective != "paired" and whole("batch", batch) < 2:
         raise ValueError(f"got batch={batch} with objective={objective!r}, which compares samples: give at least 2")
     if out is not None and Path(out).is_dir():
         raise ValueError(f"got out={str(out)!r}, which is a folder: name a file in it")
-    began, loss, descent = time.perf_counter(), objective_of(objective, features), descent or Descent()
+    began, loss, descent = time.perf_counter(), objective_of(objective, features, real), descent or Descent()
     calls, out = whole("steps", steps), None if out is None else Path(out)
     task = Task(
         conditioned=conditioned or (lambda _: denoiser),
@@ -122,7 +130,9 @@ def fit(
         device=usable_device(device),
     )
     weights = fingerprint(task.conditioned(slice(0, 1)))
-    ideal = tabulate(teacher, process, steps=None if isinstance(teacher, Tableau) else teacher_steps)
+    ideal = teacher
+    if not isinstance(ideal, Tableau):
+        ideal = tabulate(ideal, process, steps=teacher_steps, grid=FINALS[final](GRIDS["default"]))
     made = {
         "process": process_to_json(process),
         "weights": weights,
@@ -144,21 +154,25 @@ def fit(
     ends = record(task, ideal, kept, made, progress=progress)
     grids = tuple(FOUND) if method == "dp" and grid is None else grid
     freedom, names = best_start(
-        task, ends, calls=calls, mode=mode, solver=solver, grid=grids,
-        path=beside("starts"), said={**made, "mode": mode, "calls": calls}, progress=progress,
+        task, ends, paired if features is None else partial(perceived, features=features),
+        calls=calls, mode=mode, solver=solver, grid=grids, end=FINALS[final],
+        path=beside("starts"), said={**made, "mode": mode, "calls": calls, "objective": objective}, progress=progress,
     )  # fmt: skip
     start = freedom.fitted(freedom.origin)
     how = {"mode": mode, "objective": objective, "start": names, "batch": batch, **descent.__dict__}
     table, looks = start, torch.tensor([[0.0, 0.0]])
     if method == "gradient":
         seen = f"{getattr(features, '__module__', '')}:{getattr(features, '__qualname__', type(features).__name__)}"
+        seen = [seen, None if real is None else hashlib.sha256(real.double().cpu().numpy().tobytes()).hexdigest()]
         said = {**made, **how, "solver": freedom.solver.config(), "grid": freedom.grid.tolist(), "features": seen}
         table, looks = descend(freedom, task, ends, loss, descent, path=beside("part"), said=said, progress=progress)
     errors = [math.sqrt(judge(one, task, ends, paired)) for one in (start, table)]
     card = {
         **{k: v for k, v in made.items() if k not in ("process", "teacher", "answer")},
         "mode": mode,
+        "final": final,
         "objective": objective,
+        "real": 0 if real is None else len(real),
         "method": method,
         "calls": calls,
         "start": names,

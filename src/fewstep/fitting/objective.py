@@ -6,9 +6,11 @@ r"""How far a fitted solver's end states x are from its teacher's y; for each of
 | `features` | the same over the variance of y, plus that of features phi(x), phi(y) over theirs | both      |
 | `kid`      | unbiased squared kernel distance of phi(x) and phi(y), k(a, b) = (a.b/d + 1)^3   | the law     |
 
+`kid` takes features of real samples in place of the teacher's where they are given: then the teacher is no bound.
+
 References: paired distances are the family's custom (BNS, https://arxiv.org/abs/2403.01329; GAS,
 https://arxiv.org/abs/2510.17699); the kernel distance is GGDM's (Watson et al. 2022,
-https://arxiv.org/abs/2202.05830), taken to the teacher's samples here, so that no data is needed.
+https://arxiv.org/abs/2202.05830), to real samples there.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ Features = Callable[[Tensor], Tensor]  # (B, *shape) -> (B, d), differentiable
 OBJECTIVES = ("paired", "features", "kid")
 
 
-def objective(name: str, features: Features | None) -> Objective:
+def objective(name: str, features: Features | None, real: Tensor | None = None) -> Objective:
     """The objective of that name; a ValueError for an unknown one, and for features that lack or have no use."""
+    if real is not None and name != "kid":
+        raise ValueError(f"got features of real samples with objective={name!r}, which is to the teacher: take kid")
     if name not in OBJECTIVES:
         raise ValueError(f"got objective={name!r}: choose one of {', '.join(OBJECTIVES)}")
     if name == "paired":
@@ -36,7 +40,9 @@ def objective(name: str, features: Features | None) -> Objective:
         return paired
     if features is None:
         raise ValueError(f"got objective={name!r} without features: give a function (B, *shape) -> (B, d)")
-    return (lambda x, y: perceived(x, y, features)) if name == "features" else (lambda x, y: kid(x, y, features))
+    if name == "features":
+        return lambda x, y: perceived(x, y, features)
+    return (lambda x, y: kid(x, y, features)) if real is None else kid_to(real, features)
 
 
 def paired(x: Tensor, y: Tensor) -> Tensor:
@@ -53,9 +59,31 @@ def perceived(x: Tensor, y: Tensor, features: Features) -> Tensor:
 
 def kid(x: Tensor, y: Tensor, features: Features) -> Tensor:
     """The U-statistic of Gretton et al. 2012, eq. 4, which leaves out i = j everywhere: pairs share their noise."""
-    seen = features(torch.cat([x, y])).double()
-    kernel = (seen @ seen.mT / seen.shape[1] + 1) ** 3
-    n = len(x)
+    n, seen = len(x), features(torch.cat([x, y]))
+    kernel = _kernel(seen, seen)
     xx, xy, yy = kernel[:n, :n], kernel[:n, n:], kernel[n:, n:]
-    each = xx + yy - xy - xy.mT
-    return (each.sum() - each.diagonal().sum()) / (n * (n - 1))
+    return _apart(xx + yy - xy - xy.mT)
+
+
+def kid_to(real: Tensor, features: Features) -> Objective:
+    """The same to real samples, by their features (m, d): all pairs across, i = j left out within."""
+    if real.ndim != 2 or len(real) < 2 or not bool(real.isfinite().all()):
+        raise ValueError(f"got features of real samples of shape {tuple(real.shape)}: give finite ones, (m, d), m >= 2")
+    constant = _apart(_kernel(real, real))
+
+    def distance(x: Tensor, _: Tensor) -> Tensor:
+        seen, there = features(x), real.to(x.device)
+        if seen.shape[1] != there.shape[1]:
+            raise ValueError(f"got {there.shape[1]} features of real samples and {seen.shape[1]} of samples: take one")
+        return _apart(_kernel(seen, seen)) - 2 * _kernel(seen, there).mean() + constant.to(x.device)
+
+    return distance
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a.double() @ b.double().mT / a.shape[1] + 1) ** 3
+
+
+def _apart(kernel: Tensor) -> Tensor:
+    """The mean of a square matrix without its diagonal."""
+    return (kernel.sum() - kernel.diagonal().sum()) / (len(kernel) * (len(kernel) - 1))

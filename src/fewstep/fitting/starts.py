@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fewstep.fitting.freedom import Freedom
-from fewstep.fitting.objective import paired
+from fewstep.fitting.objective import Objective
 from fewstep.fitting.saved import Saved
 from fewstep.fitting.teacher import FIRST, Task
-from fewstep.grid import Grid
+from fewstep.grid import GRIDS, Grid
 from fewstep.grid_search import gits, klub
 from fewstep.loop import tabulate
 from fewstep.solver import SOLVERS, Solver
@@ -35,20 +35,22 @@ _RUNS = 64  # that starts are compared on
 def best_start(
     task: Task,
     ends: Tensor,
+    distance: Objective,
     *,
     calls: int,
     mode: str,
     solver: str | Solver | None,
     grid: str | Tensor | Grid | Sequence[str] | None,
+    end: Callable[[Grid], Grid],
     path: Path | None,
     said: dict[str, Any],
     progress: bool,
 ) -> tuple[Freedom, dict[str, str]]:
-    """The start with the least RMSE on the first held-out runs, and the names of its solver and grid.
+    """The start that is nearest to the teacher on the first held-out runs, and the names of its solver and grid.
 
-    A named solver, and any grid that is given, is the only one that is tried.
+    A named solver, and any grid that is given, is the only one that is tried; named grids end as `end` makes them.
     """
-    grids = _grids(task, grid, calls)
+    grids = _grids(task, grid, calls, end)
     names = _SOLVERS if solver is None else (solver,)
     named = {n if isinstance(n, str) else type(n).__name__: pick(SOLVERS, n, "solver")() if isinstance(n, str) else n
              for n in names}  # fmt: skip
@@ -67,10 +69,10 @@ def best_start(
                 refused = error
     if not tried:
         raise refused or ValueError("got no solver to start from: give one, as 'multistep-3'")
-    return tried[0] if len(tried) == 1 else tried[_nearest(task, ends, tried, path, said, progress)]
+    return tried[0] if len(tried) == 1 else tried[_nearest(task, ends, distance, tried, path, said, progress)]
 
 
-def _grids(task: Task, grid: str | Tensor | Grid | Sequence[str] | None, calls: int) -> dict[str, Any]:
+def _grids(task: Task, grid: str | Tensor | Grid | Sequence[str] | None, calls: int, end: Any) -> dict[str, Any]:
     """The grids to try, by name."""
     names = _GRIDS if grid is None else tuple(grid) if isinstance(grid, tuple | list) else (grid,)
     runs = min(task.samples, task.batch)
@@ -79,18 +81,19 @@ def _grids(task: Task, grid: str | Tensor | Grid | Sequence[str] | None, calls: 
         if not isinstance(one, str):
             grids["given"] = one
         elif one not in FOUND:
-            grids[one] = one
+            grids[one] = end(pick(GRIDS, one, "grid"))
         else:
-            grids[one] = FOUND[one](
+            grids[one] = end(FOUND[one](
                 task.conditioned(slice(0, runs)), task.process, shape=(runs, *task.shape), points=max(60, calls),
                 seed=task.seed, first=FIRST, dtype=task.dtype, device=task.device, progress=False,
-            )  # fmt: skip
+            ))  # fmt: skip
     return grids
 
 
 def _nearest(
     task: Task,
     ends: Tensor,
+    distance: Objective,
     tried: Sequence[tuple[Freedom, Any]],
     path: Path | None,
     said: dict[str, Any],
@@ -103,7 +106,7 @@ def _nearest(
         for freedom, _ in tried[len(errors) :]:
             errors.append(math.inf)  # of a start that blows up
             with suppress(ValueError):
-                errors[-1] = float(paired(task.run(freedom.fitted(freedom.origin), where).cpu(), ends[where]))
+                errors[-1] = float(distance(task.run(freedom.fitted(freedom.origin), where).cpu(), ends[where]))
             saved.write({"errors": torch.tensor(errors, dtype=torch.float64)}, now=len(errors) == len(tried))
             if progress:
                 bar.advance()

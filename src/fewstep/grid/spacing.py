@@ -190,8 +190,8 @@ def to_zero(grid: Grid, *, append: bool = True) -> Grid:
     def ended(process: Process, steps: int) -> Tensor:
         if process.log_snr(process.t_min) == math.inf:
             return grid(process, steps)
-        zero = max(float(process.inverse_log_snr(math.inf)), process.domain[0])
-        if not math.isfinite(zero) or process.log_snr(zero) != math.inf:
+        zero = process.t_zero
+        if zero is None:
             raise ValueError(f"got {type(process).__name__}, which has no time at sigma = 0: end at t_min")
         if append:
             kept = grid(process, steps - 1).tolist() if steps > 1 else [process.t_max]

@@ -17,6 +17,7 @@ References: Zhang, Tao, Chen, gDDIM, 2022, eq. 16-18, https://arxiv.org/abs/2206
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -152,6 +153,12 @@ class Process(Typed, ABC):
     def domain(self) -> tuple[float, float]:
         """The times at which the formulas hold, beyond [t_min, t_max] where the mathematics allows."""
         return (0.0, 1.0)
+
+    @property
+    def t_zero(self) -> float | None:
+        """The time at which sigma = 0, where a step may end; None for a process that has no such time."""
+        low = self.domain[0]
+        return low if math.isfinite(low) and self.log_snr(low) == math.inf else None
 
 
 class ScalarProcess(Process):

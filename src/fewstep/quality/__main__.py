@@ -1,7 +1,7 @@
-"""Makes the shipped classifier folder: `python -m fewstep.quality fashion_mnist.npz --out FOLDER`.
+"""Makes a classifier folder, a feature space for one data set: `python -m fewstep.quality DATA.npz --out FOLDER`.
 
 Trains the classifier on the training images without 5,000 held-out ones, measures it, and writes weights, reference
-features and the card.
+features and the card. The shipped folder was made so; `fewstep bench --features FOLDER` takes any.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 from fewstep.files import write_text
 from fewstep.quality.classifier import Classifier, accuracy, images_to_tensor, save_classifier, train_classifier
 from fewstep.quality.reference import Reference, load_reference, save_reference
+from fewstep.train.card import KNOWN_DATA
+from fewstep.train.data import read_images
 
 HELD_OUT = 5000  # training images the classifier never sees
 STORED = 2048  # of those, features stored for the data-to-data floor
@@ -29,7 +31,7 @@ def split(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_folder(
-    out: Path, net: Classifier, data: dict[str, np.ndarray], *, epochs: int, seed: int, hours: float
+    out: Path, net: Classifier, path: Path, data: dict[str, np.ndarray], *, epochs: int, seed: int, hours: float
 ) -> str:
     """Writes weights, reference features and card; returns the card."""
     save_classifier(out, net)
@@ -49,14 +51,16 @@ def write_folder(
     seen = accuracy(net, data["x_train"][keep], data["y_train"][keep])
     floor = load_reference(out / "reference.safetensors").floor(512)
     parameters = sum(p.numel() for p in net.parameters())
-    card = f"""# Fashion-MNIST classifier and reference features
+    about = read_images(path)
+    c, h, w = about.shape
+    card = f"""# {about.source}: classifier and reference features
 
 A convolutional network of {parameters:,} parameters; its last hidden layer ({net.config["features"]} units after ReLU)
-is the feature space in which fewstep measures samples of 28x28 clothes.
+is the feature space in which fewstep measures samples of this data set.
 
 | measured | value |
 |---|---|
-| accuracy, 10,000 test images | {100 * test:.2f} % |
+| accuracy, {len(data["x_test"]):,} test images | {100 * test:.2f} % |
 | accuracy, {HELD_OUT:,} held-out training images | {100 * unseen:.2f} % |
 | accuracy, images trained on | {100 * seen:.2f} % |
 | data-to-data floor at 512 images: Frechet distance | {floor.frechet:.4f} |
@@ -64,14 +68,13 @@ is the feature space in which fewstep measures samples of 28x28 clothes.
 | the same: precision, recall, density, coverage (k = 5) | {floor.precision:.3f}, {floor.recall:.3f}, """
     card += f"""{floor.density:.3f}, {floor.coverage:.3f} |
 
-- Command: `python -m fewstep.quality fashion_mnist.npz --out FOLDER --epochs {epochs} --seed {seed}`.
+- Command: `python -m fewstep.quality {path.name} --out FOLDER --epochs {epochs} --seed {seed}`.
 - Training: {epochs} epochs over {len(keep):,} images, AdamW, one-cycle learning rate, flips and shifts, bfloat16
   autocast; {hours * 60:.0f} minutes on one CPU thread ({platform.machine()}), torch {torch.__version__}, seed {seed}.
-- `weights.safetensors`: float16. `reference.safetensors`: float16 features and labels of the 10,000 test images and of
-  the first {STORED:,} held-out training images, in random order. Features, no images.
-- Images enter as floats in [-1, 1], shape (B, 1, 28, 28).
-- Data: Fashion-MNIST, Copyright (c) 2017 Zalando SE, https://tech.zalando.com, MIT licence. Xiao, Rasul and Vollgraf,
-  Fashion-MNIST, 2017, https://arxiv.org/abs/1708.07747.
+- `weights.safetensors`: float16. `reference.safetensors`: float16 features and labels of the test images and of the
+  first {STORED:,} held-out training images, in random order. Features, no images.
+- Images enter as floats in [-1, 1], shape (B, {c}, {h}, {w}).
+- Data: {KNOWN_DATA.get(about.fingerprint(), about.source)}.
 - Use: comparing samples of this data set at equal sample size. Numbers in this feature space are not comparable with
   published FID or KID, which use Inception features.
 """
@@ -82,7 +85,9 @@ is the feature space in which fewstep measures samples of 28x28 clothes.
 def main(argv: list[str] | None = None) -> None:
     """Trains, measures and writes."""
     parser = argparse.ArgumentParser(prog="python -m fewstep.quality", description=__doc__)
-    parser.add_argument("data", type=Path, help="npz with x_train, y_train, x_test, y_test (28x28 uint8)")
+    parser.add_argument(
+        "data", type=Path, help="npz with x_train, y_train, x_test, y_test; pictures (N, H, W) or (N, H, W, C), uint8"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
@@ -99,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         report=lambda epoch, loss: print(f"epoch {epoch + 1}/{args.epochs}  loss {loss:.4f}", flush=True),
     )
     hours = (time.monotonic() - start) / 3600
-    print(write_folder(args.out, net, data, epochs=args.epochs, seed=args.seed, hours=hours))
+    print(write_folder(args.out, net, args.data, data, epochs=args.epochs, seed=args.seed, hours=hours))
 
 
 if __name__ == "__main__":

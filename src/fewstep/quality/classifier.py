@@ -1,9 +1,9 @@
 r"""A small convolutional classifier whose last hidden layer is the feature space of the quality numbers.
 
 Distances between sets of images (fewstep.quality.metrics) are taken between their features, not their pixels. For
-natural images the custom is Inception-v3; for 28x28 clothes a network that knows the ten classes sees more.
+large photographs the custom is Inception-v3; for small pictures a network that knows their own classes sees more.
 
-Symbols: x images (B, 1, 28, 28) in [-1, 1]; phi(x) features (B, d); logits = W phi(x) + b (B, 10).
+Symbols: x images (B, C, H, W) in [-1, 1]; phi(x) features (B, d); logits = W phi(x) + b (B, classes).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fewstep.files import load_tensors, read_json, save_tensors, write_json
 __all__ = ["Classifier", "accuracy", "images_to_tensor", "load_classifier", "save_classifier", "train_classifier"]
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "fashion-classifier"
+KIND = "fewstep-classifier"  # what its config.json calls itself
 _COUNTERS = "num_batches_tracked"  # batch normalisation counts its batches; nothing reads that afterwards
 
 
@@ -27,23 +28,32 @@ class Classifier(nn.Module):
     """Three convolutions, one hidden layer of `features` units (after ReLU: the feature space), one linear layer.
 
     Args:
-        channels: channels of the three convolutions (28x28, 14x14, 7x7 positions).
+        shape: of a picture, (C, H, W), each side at least 4.
+        channels: channels of the three convolutions, at all, a quarter and a sixteenth of the positions.
         features: d, the number of features.
         classes: the number of classes.
     """
 
     def __init__(
-        self, *, channels: tuple[int, int, int] = (32, 64, 128), features: int = 64, classes: int = 10
+        self,
+        *,
+        shape: tuple[int, ...] = (1, 28, 28),
+        channels: tuple[int, int, int] = (32, 64, 128),
+        features: int = 64,
+        classes: int = 10,
     ) -> None:
         super().__init__()
-        self.config = {"channels": list(channels), "features": features, "classes": classes}
+        self.config = {"shape": list(shape), "channels": list(channels), "features": features, "classes": classes}
         a, b, c = channels
+        left = [-(-(side // 4) // 2) for side in shape[1:]]  # positions after two halvings and one more, rounded up
+        if not all(left):
+            raise ValueError(f"got pictures of shape {tuple(shape)}: give sides of at least 4")
         self.body = nn.Sequential(
-            *(nn.Conv2d(1, a, 3, padding=1, bias=False), nn.BatchNorm2d(a), nn.ReLU(), nn.MaxPool2d(2)),  # (a, 14, 14)
-            *(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)),  # (b, 7, 7)
+            *(nn.Conv2d(shape[0], a, 3, padding=1, bias=False), nn.BatchNorm2d(a), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(b, c, 3, padding=1, bias=False), nn.BatchNorm2d(c), nn.ReLU()),
-            *(nn.AvgPool2d(2, ceil_mode=True), nn.Flatten(), nn.Dropout(0.3)),  # (16 c,)
-            *(nn.Linear(16 * c, features), nn.BatchNorm1d(features), nn.ReLU()),
+            *(nn.AvgPool2d(2, ceil_mode=True), nn.Flatten(), nn.Dropout(0.3)),
+            *(nn.Linear(c * left[0] * left[1], features), nn.BatchNorm1d(features), nn.ReLU()),
         )
         self.head = nn.Linear(features, classes)
 
@@ -53,23 +63,29 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def features(self, x: Tensor, *, batch: int = 256) -> Tensor:
-        """phi(x): (B, 1, 28, 28) in [-1, 1] -> (B, d) float32, computed `batch` images at a time."""
-        _check_images(x)
+        """phi(x): (B, *shape) in [-1, 1] -> (B, d) float32, computed `batch` images at a time."""
+        shape = tuple(self.config["shape"])
+        if x.ndim != 4 or tuple(x.shape[1:]) != shape or not x.is_floating_point():
+            raise ValueError(
+                f"images came as {x.dtype} {tuple(x.shape)}; this classifier takes floats (B, {str(shape)[1:]} in "
+                "[-1, 1]; convert them with images_to_tensor or name another feature function."
+            )
         return torch.cat([self.body(part.float()) for part in x.split(batch)])
 
     @torch.inference_mode()
     def logits(self, x: Tensor, *, batch: int = 256) -> Tensor:
-        """(B, 1, 28, 28) in [-1, 1] -> (B, classes) float32."""
+        """(B, *shape) in [-1, 1] -> (B, classes) float32."""
         return self.head(self.features(x, batch=batch))
 
 
 def images_to_tensor(images: np.ndarray) -> Tensor:
-    """(N, 28, 28) uint8 -> (N, 1, 28, 28) float32 in [-1, 1], the scale of the denoiser's data space."""
-    return torch.from_numpy(images.astype(np.float32) / 127.5 - 1)[:, None]
+    """(N, H, W) or (N, H, W, C) uint8 -> (N, C, H, W) float32 in [-1, 1], the scale of the denoiser's data space."""
+    x = torch.from_numpy(images.astype(np.float32) / 127.5 - 1)
+    return x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous()
 
 
 def accuracy(net: Classifier, images: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images (N, 28, 28) uint8 whose largest logit is their label."""
+    """Share of images, as `images_to_tensor` takes them, whose largest logit is their label."""
     guess = net.logits(images_to_tensor(images)).argmax(1).numpy()
     return float((guess == labels).mean())
 
@@ -89,15 +105,15 @@ def train_classifier(
     """Trains with AdamW, one-cycle learning rate, horizontal flips and shifts of up to two pixels; returns it in eval.
 
     Args:
-        images: (N, 28, 28) uint8.
+        images: uint8, as `images_to_tensor` takes them.
         labels: (N,) integers in [0, classes).
         report: called after every epoch with (epoch, mean loss).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = net if net is not None else Classifier(classes=int(labels.max()) + 1)
-        rng = np.random.default_rng(seed)
         x, y = images_to_tensor(images), torch.from_numpy(labels.astype(np.int64))
+        net = net if net is not None else Classifier(shape=tuple(x.shape[1:]), classes=int(labels.max()) + 1)
+        rng = np.random.default_rng(seed)
         optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
         per_epoch = max(1, len(x) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=epochs * per_epoch + 1)
@@ -111,7 +127,7 @@ def train_classifier(
                 part = torch.where(flip, part.flip(-1), part)
                 i, j = rng.integers(0, 5, 2)
                 with torch.autocast("cpu", torch.bfloat16):
-                    out = net(part[:, :, i : i + 28, j : j + 28])
+                    out = net(part[:, :, i : i + x.shape[2], j : j + x.shape[3]])
                 loss = nn.functional.cross_entropy(out.float(), y[rows])
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
@@ -128,30 +144,25 @@ def save_classifier(folder: str | Path, net: Classifier) -> None:
     folder = Path(folder)
     state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
     save_tensors(folder / "weights.safetensors", {k: v for k, v in state.items() if not k.endswith(_COUNTERS)})
-    write_json(folder / "config.json", {"kind": "fewstep-classifier", **net.config})
+    write_json(folder / "config.json", {"kind": KIND, **net.config})
 
 
 def load_classifier(folder: str | Path | None = None) -> Classifier:
     """The classifier of a folder written by `save_classifier`, in eval mode and float32; None: the shipped one."""
     folder = SHIPPED if folder is None else Path(folder)
     config = read_json(folder / "config.json", "a classifier folder")
-    if config.get("kind") != "fewstep-classifier":
+    if config.get("kind") != KIND:
         raise ValueError(
-            f"{folder / 'config.json'} has kind {config.get('kind')!r}; a classifier folder has 'fewstep-classifier'; "
+            f"{folder / 'config.json'} has kind {config.get('kind')!r}; a classifier folder has {KIND!r}; "
             "name another folder."
         )
-    net = Classifier(channels=tuple(config["channels"]), features=config["features"], classes=config["classes"])
+    net = Classifier(
+        shape=tuple(config["shape"]), channels=tuple(config["channels"]), features=config["features"],
+        classes=config["classes"],
+    )  # fmt: skip
     state = {k: v.float() for k, v in load_tensors(folder / "weights.safetensors").items()}
     missing = [k for k in net.state_dict() if k not in state and not k.endswith(_COUNTERS)]
     if missing:
         raise ValueError(f"{folder / 'weights.safetensors'} lacks {missing[0]!r}; write the folder again.")
     net.load_state_dict(state, strict=False)
     return net.eval()
-
-
-def _check_images(x: Tensor) -> None:
-    if x.ndim != 4 or tuple(x.shape[1:]) != (1, 28, 28) or not x.is_floating_point():
-        raise ValueError(
-            f"images came as {x.dtype} {tuple(x.shape)}; this classifier takes floats (B, 1, 28, 28) in [-1, 1]; "
-            "convert them with images_to_tensor or name another feature function."
-        )

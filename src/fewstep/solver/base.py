@@ -78,6 +78,10 @@ class Solver(Typed, ABC):
     def write(self, w: Writer) -> None:
         """Writes all rows after the start."""
 
+    def reaches_zero(self, process: Process) -> bool:
+        """Whether a table on this process may end at sigma = 0."""
+        return process.t_zero is not None and "sigma=0" in self.ends
+
     def calls(self, steps: int, *, to_zero: bool) -> int:  # noqa: ARG002
         """Network calls of `steps` grid intervals; `to_zero` when the grid ends at sigma = 0."""
         return steps
