@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.interop.k_diffusion import SAMPLERS
-from fewstep.interop.tool_names import ALIASES, LABELS, NOTES, SCHEDULERS, described
+from fewstep.interop.tool_names import ALIASES, LABELS, LEFT_OUT, NOTES, SCHEDULERS, described
 
 PAGE = Path(__file__).parent / "interop.md"
 
@@ -34,7 +34,12 @@ def schedulers() -> str:
     return _markdown(("scheduler", "here"), [(f"`{name}`", text) for name, (_, text) in SCHEDULERS.items()])
 
 
-BLOCKS = {"samplers": samplers, "schedulers": schedulers}
+def left_out() -> str:
+    """One line a sampler that has no counterpart."""
+    return _markdown(("ComfyUI", "why it is left out"), [(f"`{name}`", why) for name, why in LEFT_OUT.items()])
+
+
+BLOCKS = {"samplers": samplers, "left out": left_out, "schedulers": schedulers}
 
 
 def fill(text: str) -> str:

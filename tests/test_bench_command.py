@@ -102,7 +102,8 @@ def test_a_sheet_has_a_row_a_solver_and_shows_the_nearest_peer(channels):
     [
         (["--solver", "unipc-4"], "unipc-3"),
         (["--solver", "ddim@karas"], "karras"),
-        (["--solver", "rk45"], "rk45"),
+        (["--solver", "rk45"], "got rk45 to compare at equal calls: it chooses its steps while it runs"),
+        (["--guidance", "2"], "got guidance 2 for a model that was trained without classes"),
         (["--solver", "made.table"], "there is no file"),
         (["--peers", "diffuser/ddim"], "fits none"),
         (["--solver", "ddim", "--without", "*"], "no contender"),

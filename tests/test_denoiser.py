@@ -219,3 +219,21 @@ def test_a_retimed_denoiser_samples_from_the_singular_end_and_refuses_what_it_ca
         fs.retime(gaussian, fs.Blurring(size=(2, 2)))
     with pytest.raises(ValueError, match="give it as source="):
         fs.retime(lambda z, t: z, flow)
+
+
+SHAPED = {
+    "mixture": (lambda p: fs.Mixture(p, torch.zeros(3, 2), 0.5), (2,)),
+    "stds": (lambda p: fs.Gaussian(p, 0.0, torch.ones(2)), (2,)),
+    "data set": (lambda p: fs.Dataset(p, torch.zeros(3, 1, 4, 4)), (1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("process", [fs.VP(), fs.CLD()], ids=lambda p: type(p).__name__)
+def test_a_state_of_another_shape_is_one_sentence(process, name):
+    make, own = SHAPED[name]
+    denoiser = make(process)
+    assert denoiser(torch.zeros(5, *process.state_shape(own)), 0.5).shape == (5, *own)
+    for other in ((3,), (), (1, 5, 5)):
+        with pytest.raises(ValueError, match="got a state for data of shape .* and a denoiser of data of shape"):
+            denoiser(torch.zeros(5, *process.state_shape(other)), 0.5)

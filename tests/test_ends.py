@@ -81,3 +81,35 @@ def test_alpha_zero_is_the_limit(name):
     far, close = gap(1e-4), gap(1e-12)
     assert close < 1e-10 or close < 0.75 * far, (far, close)
     assert close < 1.5 / math.log(1e12)
+
+
+TIMES_AT_ZERO = {"vp": 0.0, "sub-vp": 0.0, "cosine": 0.0, "edm": 0.0, "flow": 0.0, "discrete": 0.0}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_time_at_sigma_zero_is_one_of_the_process(name):
+    p = PROCESSES[name]()
+    assert p.t_zero == TIMES_AT_ZERO.get(name)
+    if p.t_zero is None:
+        with pytest.raises(ValueError, match="which has no time at sigma = 0: end at t_min"):
+            fs.to_zero(fs.GRIDS["default"])(p, 4)
+    else:
+        assert p.sigma(p.t_zero) == 0
+        assert fs.to_zero(fs.GRIDS["default"], append=False)(p, 4)[-1] == p.t_zero
+
+
+def test_a_beta_that_begins_at_zero_has_its_time_at_zero():
+    assert fs.to_zero(fs.GRIDS["uniform"], append=False)(fs.VP(beta_min=0.0, t_min=0.01), 4)[-1] == 0
+
+
+@pytest.mark.parametrize("process", [fs.VP(), fs.EDM(), fs.VE(), fs.CLD()], ids=lambda p: type(p).__name__)
+def test_a_solver_says_whether_its_table_may_end_there(process):
+    grid = fs.to_zero(fs.GRIDS["default"], append=False)
+    for name in ("ddim", "dpmpp-2m", "gaussian-split", "heun", "ddim-cfgpp", "ltsp", "taylor-2", "quasi-taylor-2"):
+        solver = TABLES[name]()
+        if solver.reaches_zero(process):
+            table = fs.tabulate(solver, process, grid=grid, steps=4)
+            assert all(magnitude(c) < math.inf for row in table.rows for _, c in row.form)
+        else:
+            with pytest.raises(ValueError, match="sigma = 0"):
+                fs.tabulate(solver, process, grid=grid, steps=4)

@@ -61,7 +61,7 @@ def test_the_recording_serves_further_fits(tiny, tmp_path, capsys):  # noqa: F81
     assert len(list(tmp_path.glob("teacher-*.safetensors"))) == 2
     assert fs.Tableau.load(tmp_path / "c.table").card["guidance"] == 2.5
     assert main(["sample", str(tiny), "--solver", str(tmp_path / "c.table"), "--out", str(tmp_path)]) == 0
-    assert "c.table was fitted to guidance 2.5 and runs here without" in capsys.readouterr().err
+    assert "c.table was fitted to guidance 2.5 and runs with it" in capsys.readouterr().err
 
 
 def test_features_by_name(tiny, tmp_path):  # noqa: F811
@@ -86,6 +86,8 @@ def test_features_by_name(tiny, tmp_path):  # noqa: F811
         (["--objective", "kid", "--features", "math"], "MODULE:FUNCTION", 2),
         (["--solver", "dpmp"], "did you mean", 2),
         (["--grid", "logistc"], "did you mean", 2),
+        (["--solver", "rk45"], "got --solver rk45, which chooses its steps while it runs", 2),
+        (["--guidance", "nan"], "only finite numbers", 2),
         (["--solver", "ddpm"], "reads xi0", 1),
         (["--label", "hat"], "hat", 2),
         (["--out", "/proc/nowhere/a.table"], "/proc/nowhere", 1),

@@ -154,3 +154,20 @@ def test_ten_calls_on_a_mixture_of_sharp_parts(process):
 def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
         GaussianSplit(**options)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"width": math.inf}, {"width": math.inf, "std": 0.0}, {"width": math.inf, "points": 1, "relax": math.inf},
+    {"width": math.inf, "points": 1}, {"std": 0.0, "ending": 0}, {"width": math.inf, "ending": 0},
+])  # fmt: skip
+def test_the_ends_it_declares_are_those_it_reaches(options):
+    solver = GaussianSplit(**options)
+    for end, times in (("alpha=0", [1.0, 0.7, 0.5, 0.3, 0.1]), ("sigma=0", [0.9, 0.7, 0.5, 0.3, 0.0])):
+        grid = torch.tensor(times, dtype=torch.float64)
+        if end in solver.ends:
+            assert all(
+                magnitude(c) < math.inf for row in fs.tabulate(solver, fs.Flow(), grid=grid).rows for _, c in row.form
+            )
+        else:
+            with pytest.raises(ValueError, match="for GaussianSplit, which is singular there"):
+                fs.tabulate(solver, fs.Flow(), grid=grid)

@@ -10,7 +10,7 @@ import torch
 import fewstep as fs
 from fewstep.denoiser.guided import rate
 from fewstep.process.operator import apply, inverse
-from fewstep.solver import CFGPlusPlus, Splitting, Taylor
+from fewstep.solver import CFGPlusPlus, ReverseMean, Splitting, Taylor
 
 VP = fs.VP()
 CENTRES = 1.5 * torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -117,3 +117,21 @@ def test_cfgpp_with_ddim_is_guided_data_and_unguided_noise() -> None:
         CFGPlusPlus(inner=fs.RungeKutta()).tabulate(VP, grid(3))
     with pytest.raises(ValueError, match="reads the data prediction alone"):
         Splitting(inner=Taylor())
+
+
+SINGULAR = [CFGPlusPlus(), CFGPlusPlus(inner=fs.DDIM(eta=1.0)), CFGPlusPlus(inner=fs.DPMMultistep(points=2)),
+            ReverseMean(), ReverseMean(inner=fs.DDIM(), step=0.1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("process", [VP, fs.EDM(), fs.Flow()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("solver", SINGULAR, ids=repr)
+def test_a_step_to_sigma_zero_is_the_limit_of_steps_near_it(solver, process) -> None:
+    guided = fs.guide(fs.Mixture(process, CENTRES[:3], 0.25), fs.Mixture(process, CENTRES, 0.25), 0.6)
+    times = fs.to_zero(fs.GRIDS["uniform"], append=False)(process, 6)
+    near = times.clone()
+    near[-1] = 1e-10
+    ends = [fs.sample(guided, process, solver=solver, grid=g, shape=(8, 2), dtype=torch.float64) for g in (times, near)]
+    assert (ends[0] - ends[1]).abs().max() < 1e-4
+    assert solver.ends == solver.inner.ends
+    with pytest.raises(ValueError, match="where sigma = 0, for Splitting"):
+        Splitting().tabulate(process, fs.to_zero(fs.GRIDS["uniform"], append=False)(process, 6)[1:])

@@ -1,14 +1,12 @@
-"""k-diffusion's convention: the same numbers as its own samplers, its callback, its noise, and ComfyUI's doors."""
+"""k-diffusion's convention: the same numbers as its own samplers, its callback, its noise."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import runpy
-import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -249,106 +247,3 @@ def test_a_table_carried_to_another_process_is_the_same_sampler(solver, target):
     here = fs.sample(denoise(source), source, solver=table, x=z)
     found = scale(-1) * fs.sample(denoise(target), target, solver=there, x=z / scale(0))
     torch.testing.assert_close(found, here, rtol=0, atol=1e-10)
-
-
-# --- ComfyUI's node interface, of which only what the file uses stands in here ----------------------------------------
-
-
-@pytest.fixture
-def comfy(monkeypatch):
-    package, samplers, diffusion, functions = (
-        ModuleType(name) for name in ("comfy", "comfy.samplers", "comfy.k_diffusion", "comfy.k_diffusion.sampling")
-    )
-    samplers.SAMPLER_NAMES = ["euler", "uni_pc_bh2"]
-    samplers.KSampler = type("KSampler", (), {"SAMPLERS": samplers.SAMPLER_NAMES})
-
-    class KSAMPLER:
-        def __init__(self, sampler_function, extra_options=None, inpaint_options=None):
-            self.sampler_function, self.extra_options = sampler_function, dict(extra_options or {})
-
-        def sample(self, model_k, sigmas, noise):
-            return self.sampler_function(
-                model_k, noise, sigmas, extra_args={"seed": 7}, callback=None, disable=True, **self.extra_options
-            )
-
-    samplers.KSAMPLER = KSAMPLER
-    for module in (package, samplers, diffusion, functions):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    return SimpleNamespace(samplers=samplers, functions=functions)
-
-
-class CONST:
-    """ComfyUI's mark of a flow model."""
-
-
-def wrapped(process):
-    """A model as samplers get it: called with (x, sigma, **extra_args), and `inner_model.inner_model` inside."""
-    kind = type("ModelSampling", (CONST,) if isinstance(process, fs.Flow) else (), {})
-
-    def call(x, sigma, seed=None):
-        return 0.5 + 0.1 * torch.tanh(x)
-
-    call.inner_model = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=kind()))
-    return call
-
-
-def test_comfyui_lists_and_runs_every_solver(comfy):
-    from fewstep.interop import comfyui
-
-    comfyui.register()
-    comfyui.register()  # a reload adds nothing
-    names = comfy.samplers.SAMPLER_NAMES
-    assert names[:2] == ["euler", "uni_pc_bh2"]
-    assert names[2:] == [f"fewstep_{name}" for name in K.SAMPLERS]
-    function = comfy.functions.sample_fewstep_dpmpp_2m
-    x, model_k = start(torch.float32), wrapped(fs.EDM())
-    found = comfy.samplers.KSAMPLER(function).sample(model_k, SIGMAS.float(), x)
-    assert torch.equal(found, K.sample_dpmpp_2m(model_k, x, SIGMAS.float(), disable=True))
-    flow, noise = torch.linspace(1, 0, 7), torch.randn(4, 2)
-    found = comfy.samplers.KSAMPLER(comfy.functions.sample_fewstep_multistep_2).sample(wrapped(fs.Flow()), flow, noise)
-    wanted = fs.sample(lambda z, t: 0.5 + 0.1 * torch.tanh(z), fs.Flow(), solver="multistep-2", grid=flow, x=noise)
-    torch.testing.assert_close(found, wanted)
-
-
-def test_comfyui_nodes(comfy, tmp_path):
-    from fewstep.interop import comfyui
-
-    for node in comfyui.NODE_CLASS_MAPPINGS.values():
-        assert {"RETURN_TYPES", "FUNCTION", "CATEGORY"} <= set(dir(node))
-        assert callable(getattr(node(), node.FUNCTION))
-        assert "required" in node.INPUT_TYPES()
-    (made,) = comfyui.FewStepSampler().make("dpmpp_2m_sde", "eta=0.5, solver_type='heun'")
-    x = start(torch.float32)
-    wanted = K.sample_dpmpp_2m_sde(model, x, SIGMAS.float(), disable=True, seed=7, eta=0.5, solver_type="heun")
-    assert made.extra_options == {"eta": 0.5, "solver_type": "heun"}
-    call = wrapped(fs.EDM())
-    again = lambda x, sigma, seed=None: model(x, sigma)  # noqa: E731
-    again.inner_model = call.inner_model
-    torch.testing.assert_close(made.sample(again, SIGMAS.float(), x), wanted)
-    with pytest.raises(ValueError, match="NAME=VALUE"):
-        comfyui.FewStepSampler().make("dpmpp_2m_sde", "eta 0.5")
-
-    file = tmp_path / "fitted.table"
-    table = fs.tabulate("unipc-3", fs.VP(), steps=5)
-    table.save(file)
-    patcher = SimpleNamespace(get_model_object=lambda name: call.inner_model.inner_model.model_sampling)
-    sampler, sigmas = comfyui.FewStepTable().make(patcher, str(file))
-    levels = torch.exp(-fs.VP().log_snr(table.grid)).float()
-    torch.testing.assert_close(sigmas, levels)
-    found = sampler.sample(call, sigmas, x)
-    alpha = lambda t: fs.VP().alpha(float(t))  # noqa: E731
-    here = fs.sample(lambda z, t: 0.5 + 0.1 * torch.tanh(z / alpha(t)), fs.VP(), solver=table,
-                     x=x * alpha(table.grid[0]))  # fmt: skip
-    torch.testing.assert_close(alpha(table.grid[-1]) * found, here, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="there is no file"):
-        comfyui.FewStepTable().make(patcher, str(tmp_path / "none"))
-
-
-def test_comfyui_takes_a_copy_of_the_file(comfy, tmp_path):
-    from fewstep.interop import comfyui
-
-    copy = tmp_path / "fewstep_nodes.py"
-    copy.write_text(Path(comfyui.__file__).read_text(encoding="utf-8"), encoding="utf-8")
-    module = runpy.run_path(str(copy))
-    assert set(module["NODE_CLASS_MAPPINGS"]) == {"FewStepSampler", "FewStepTable"}
-    assert "fewstep_gaussian_split" in comfy.samplers.KSampler.SAMPLERS

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Counted
-from fewstep.denoiser.compiled import compiled
+from fewstep.denoiser import Counted, guide
+from fewstep.denoiser.compiled import compiled, with_networks
 from fewstep.loop import sample
 from fewstep.loop.memory import InPieces, Room
 from fewstep.model import Model
@@ -19,7 +20,7 @@ from fewstep.solver import Driver
 from fewstep.tableau import Tableau
 from fewstep.ui import telling
 
-__all__ = ["Drawn", "draw"]
+__all__ = ["Drawn", "conditioned", "draw"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,13 @@ class Drawn:
     Attributes:
         samples: (num, *shape) float32 in data space, on the CPU.
         calls: network calls of a sample, counted; of a driver, whose samples differ, the mean.
+        evaluations: of the network for a sample, counted where it is called: two for a guided call.
         seconds: for all of them.
     """
 
     samples: Tensor
     calls: int
+    evaluations: int
     seconds: float
 
     @property
@@ -48,6 +51,7 @@ def draw(
     *,
     num: int,
     labels: Sequence[int] | None = None,
+    guidance: float = 1.0,
     seed: int = 0,
     batch: int = 64,
     final: str = "state",
@@ -64,6 +68,7 @@ def draw(
         solver: a table on the model's process, or a driver.
         num: how many samples.
         labels: class numbers, (num,), or None for none.
+        guidance: scale of classifier-free guidance, as in `fewstep.guide`; 1 is none.
         seed, final, device: as in `fewstep.sample`.
         batch: samples a network call.
         memory: as in `fewstep.sample`: the most that the process may hold; a call takes fewer samples where it must.
@@ -71,20 +76,50 @@ def draw(
         progress: a function that is told the share of the work that is done, 0 to 1; or True for a bar.
         options: `grid`, `steps` and `nfe` of a driver, as in `fewstep.sample`.
     """
-    parts, calls, evaluations, began = [], set(), 0, time.perf_counter()
+    parts, calls, samples, tally, began = [], set(), 0, _Tally(), time.perf_counter()
     room = None if memory is None else Room(memory, device)
     with telling(progress, "sampling") as tell:
         for first in range(0, num, batch):
             size = min(batch, num - first)
-            plain = model.denoiser(labels and labels[first : first + size])
-            plain = compiled(plain) if compile else plain
+            plain = conditioned(model, labels and labels[first : first + size], guidance)
+            plain = with_networks(compiled(plain) if compile else plain, partial(_Tallied, tally=tally))
             denoiser = Counted(plain if room is None else InPieces(plain, room))
             z = sample(denoiser, model.process, solver=solver, shape=(size, *model.shape), seed=seed, first=first,
                        final=final, device=device, **options,
                        progress=lambda share, k=first, n=size: tell((k + share * n) / num))  # fmt: skip
             parts.append((model.process.to_data(z) if final == "state" else z).float().cpu())
             calls.add(denoiser.calls)
-            evaluations += denoiser.evaluations
+            samples += denoiser.evaluations
     if len(calls) > 1 and isinstance(solver, Tableau):
         raise AssertionError(f"batches of one run took {sorted(calls)} network calls")
-    return Drawn(samples=torch.cat(parts), calls=round(evaluations / num), seconds=time.perf_counter() - began)
+    return Drawn(samples=torch.cat(parts), calls=round(samples / num), evaluations=round(tally.count / num),
+                 seconds=time.perf_counter() - began)  # fmt: skip
+
+
+def conditioned(model: Any, labels: Sequence[int] | None, guidance: float) -> Callable[[Tensor, Any], Any]:
+    """The denoiser of some samples: their labels, guided by classifier-free guidance where the scale is not 1.
+
+    Args:
+        model: what has `denoiser(labels)`, of which `denoiser(None)` is unconditional.
+        labels: class numbers, one a sample, or None for none.
+        guidance: as in `fewstep.guide`.
+    """
+    denoiser = model.denoiser(labels)
+    return denoiser if guidance == 1 else guide(denoiser, model.denoiser(None), guidance)
+
+
+@dataclass(eq=False)
+class _Tally:
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class _Tallied:
+    """A network that counts the samples it is called with; two of one network are equal, so they still run as one."""
+
+    net: Callable[..., Any]
+    tally: _Tally
+
+    def __call__(self, x: Tensor, *args: Any, **conditions: Any) -> Any:
+        self.tally.count += len(x)
+        return self.net(x, *args, **conditions)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser import PREDICTIONS, TIMES, wrap
+from fewstep.denoiser import PREDICTIONS, TIMES, Wrapped, wrap
 from fewstep.files import extra, load_tensors, read_json, save_tensors, sha256, write_json, write_text
 from fewstep.process import Process
 from fewstep.process.config import process_from_json, process_to_json
@@ -83,7 +83,7 @@ class Model:
     weights: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def denoiser(self, label: int | str | Tensor | Sequence[int] | None = None) -> Callable[[Tensor, Any], Tensor]:
+    def denoiser(self, label: int | str | Tensor | Sequence[int] | None = None) -> Wrapped:
         """The denoiser (z, t) -> x0_hat for one label, for a label per sample, or for none.
 
         Args:

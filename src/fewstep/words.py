@@ -49,6 +49,7 @@ KINDS = FUNCTIONS | {
     "Solver": "a solver of tables, as fs.DDIM()",
     "Parallel": "a Parallel",
     "Mixture": "a Mixture",
+    "Wrapped": "a wrapped network, as fs.wrap makes",
     "Descent": "a Descent, as fs.Descent(iterations=100)",
     "Dataset": "a Dataset",
 }

@@ -127,7 +127,7 @@ class Study:
         """Samples in data space, on the CPU, and the seconds they took."""
         subject, parts, began = self.subject, [], time.perf_counter()
         for k, n in _parts(size, self.batch):
-            denoiser = Counted(subject.denoiser(subject.labels(first + k, n)), on_call=lambda n=n: self.tick(n))
+            denoiser = Counted(subject.of(first + k, n), on_call=lambda n=n: self.tick(n))
             shape = (n, *subject.process.state_shape(subject.shape))
             noise = noise_source(None, cell.seed, first + k).initial(shape, torch.float32, self.device)
             parts.append(cell.run.go(denoiser, noise, cell.seed, first + k).float().cpu())
@@ -140,7 +140,7 @@ class Study:
             return state.clone()  # nobody stops elsewhere
         with torch.inference_mode():
             return torch.cat([
-                subject.denoiser(subject.labels(first + k, n))(state[k : k + n].to(self.device), process.t_min).cpu()
+                subject.of(first + k, n)(state[k : k + n].to(self.device), process.t_min).cpu()
                 for k, n in _parts(len(state), self.batch)
             ]).float()  # fmt: skip
 

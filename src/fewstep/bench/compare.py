@@ -26,7 +26,7 @@ from fewstep.ui import Bar
 
 __all__ = ["Asked", "Bench", "Measured", "prepare"]
 
-OPTIONS = ("calls", "images", "seeds", "select", "select_images", "exact", "resamples", "batch", "device")
+OPTIONS = ("guidance", "calls", "images", "seeds", "select", "select_images", "exact", "resamples", "batch", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class Asked:
         solvers: NAME, NAME@GRID with * for any, table files, file.py:object; "default" is the process's own.
         peers: patterns of other libraries' samplers; empty is all of them and None is none.
         without: patterns of names to leave out.
+        guidance: scale of classifier-free guidance, for all contenders; 1 is none.
         calls: network calls.
         images: samples of each contender, number of calls and seed.
         seeds: of noises and classes.
@@ -56,6 +57,7 @@ class Asked:
     solvers: Sequence[str] = ("default",)
     peers: Sequence[str] | None = None
     without: Sequence[str] = ()
+    guidance: float = 1.0
     calls: Sequence[int] = (5, 10, 20)
     images: int = 512
     seeds: Sequence[int] = (0,)
@@ -169,7 +171,7 @@ class Bench:
 
 def prepare(asked: Asked) -> Bench:
     """Loads what is asked for and makes every contender ready; everything that is wrong with it is said here."""
-    sampled = subject(asked.model, device=asked.device)
+    sampled = subject(asked.model, device=asked.device).guided(asked.guidance)
     kept = Path(asked.out) / "kept"
     features = features_of(asked.features, sampled)
     found, missing = _contenders(asked, sampled)

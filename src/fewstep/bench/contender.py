@@ -24,8 +24,9 @@ from torch import Tensor
 from fewstep.check.subject import load as load_solver
 from fewstep.grid import GRIDS, Grid, to_zero
 from fewstep.loop import sample, tabulate
+from fewstep.loop.door import same_model
 from fewstep.process import Process
-from fewstep.solver import DEFAULT_SOLVERS, TABLES, Driver, Solver
+from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, TABLES, Driver, Solver
 from fewstep.stats import attach
 from fewstep.tableau import Tableau
 from fewstep.words import pick
@@ -42,6 +43,7 @@ ENDS: dict[str, Callable[[Grid], Grid]] = {
     "then-zero": to_zero,
 }
 Denoiser = Callable[[Tensor, Any], Any]
+_DRIVER = "got {} to compare at equal calls: it chooses its steps while it runs and takes no fixed number, leave it out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ def ours(specs: Sequence[str], subject: Subject) -> list[Contender]:
         path = Path(spec)
         if path.is_file() and path.suffix != ".py":
             taken = path.stem in found or path.stem in TABLES
-            made = [_table(path, spec if taken else path.stem, subject.process)]
+            made = [_table(path, spec if taken else path.stem, subject)]
         else:
             made = [_solver(name, grid, subject) for name, grid in _named(spec, subject.process)]
         found |= {contender.name: contender for contender in made}
@@ -115,6 +117,8 @@ def _named(spec: str, process: Process) -> list[tuple[str, str]]:
         raise ValueError(f"got the solver {spec}, where there is no file: name a table file, or a solver")
     if name == "default":
         name, grid = DEFAULT_SOLVERS[process.kind], grid or _default_grid(process)
+    if name in DRIVERS:
+        raise ValueError(_DRIVER.format(name))
     names = [name] if ":" in name else _matching(TABLES, name, "solver")
     grid, plus, end = (grid or "default").partition("+")
     if plus:
@@ -142,22 +146,25 @@ def _solver(name: str, grid: str, subject: Subject) -> Contender:
 def _prepare(name: str, grid: str, subject: Subject, process: Process, calls: int) -> Run:
     solver = load_solver(name) if ":" in name else TABLES[name]()
     if isinstance(solver, Driver):
-        raise ValueError(f"got {name} to compare at equal calls: it chooses its steps while it runs, leave it out")
+        raise ValueError(_DRIVER.format(name))
     solver = attach(solver, subject.path)
     assert isinstance(solver, Solver)
     name, _, end = grid.partition("+")
     return _of(tabulate(solver, process, grid=ENDS[end](GRIDS[name]), steps=calls))
 
 
-def _table(path: Path, name: str, process: Process) -> Contender:
-    table = tabulate(path, process)
+def _table(path: Path, name: str, subject: Subject) -> Contender:
+    table = tabulate(path, subject.process)
+    same_model(subject.of(0, 1), table)
     return Contender(name=name, group=FITTED, prepare=lambda process, calls: _of(table), counts=(table.nfe,))
 
 
 def _of(table: Tableau) -> Run:
+    bare = replace(table, card=None)  # whose it is has been said
+
     def go(denoiser: Denoiser, noise: Tensor, seed: int, first: int) -> Tensor:
         start = table.process.prior(noise, table.rows[0].t)
-        z = sample(denoiser, table.process, solver=table, x=start, seed=seed, first=first, progress=False)
+        z = sample(denoiser, table.process, solver=bare, x=start, seed=seed, first=first, progress=False)
         return table.process.to_data(z)
 
     with tempfile.TemporaryDirectory() as folder:

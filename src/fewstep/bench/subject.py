@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fewstep.check.subject import named_object
-from fewstep.files import sha256
-from fewstep.model import WEIGHTS, load
+from fewstep.draw import conditioned
+from fewstep.model import load
 from fewstep.process import Process
 
 __all__ = ["Subject", "subject"]
@@ -31,6 +31,7 @@ class Subject:
         shape: of one sample in data space.
         classes: how many classes there are; sample i has class i mod `classes`. 0 is none.
         denoiser: class numbers of a batch, or None, -> (z, t) -> x0_hat.
+        guidance: scale of classifier-free guidance; 1 is none.
         path: the model folder, where it is one.
         images: whether samples are pictures in [-1, 1], (1 or 3, H, W).
         data: real samples (n, *shape), where the object brings them.
@@ -41,10 +42,23 @@ class Subject:
     process: Process
     shape: tuple[int, ...]
     denoiser: Callable[[Sequence[int] | None], Callable[[Tensor, Any], Any]]
+    guidance: float = 1.0
     classes: int = 0
     path: Path | None = None
     images: bool = False
     data: Tensor | None = None
+
+    def of(self, first: int, size: int) -> Callable[[Tensor, Any], Any]:
+        """The denoiser of samples `first` to `first + size`, with their labels and the guidance."""
+        return conditioned(self, self.labels(first, size), self.guidance)
+
+    def guided(self, scale: float) -> Subject:
+        """The same, guided by this scale; refused without classes."""
+        if scale == self.guidance:
+            return self
+        if not self.classes:
+            raise ValueError(f"got guidance {scale:g} for a model that was trained without classes: leave it out")
+        return replace(self, guidance=scale, digest=f"{self.digest} guidance {scale}")
 
     def labels(self, first: int, size: int) -> list[int] | None:
         """The class numbers of samples `first` to `first + size`."""
@@ -63,8 +77,8 @@ def subject(model: str | Path | None, *, device: str = "cpu", dtype: torch.dtype
     assert loaded.path is not None
     return Subject(
         name=loaded.path.resolve().name,
-        digest=f"{sha256(loaded.path / WEIGHTS)} {loaded.process} {loaded.predicts} {loaded.time} {loaded.patch} "
-        f"{loaded.dtype}",
+        digest=f"{loaded.weights or loaded.path.resolve()} {loaded.process} {loaded.predicts} {loaded.time} "
+        f"{loaded.patch} {loaded.dtype}",
         process=loaded.process,
         shape=loaded.shape,
         denoiser=loaded.denoiser,

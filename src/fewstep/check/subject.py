@@ -36,8 +36,8 @@ def solver(
 
     Args:
         subject: a registry name, `path/to/file.py:object`, `module:object`, a `Solver`, or a callable that makes one.
-        process: a name, a process, or several of them; None is every process of the registry. A name stands for a
-            small instance (2 x 2 images).
+        process: a name, `path/to/file.py:object`, a process, or several of them; None is every process of the
+            registry. A name stands for a small instance (2 x 2 images).
         thorough: every number of steps from 1 to 64 instead of a few of them.
         compile: also compile the walk, which takes seconds.
         only: names of the verdicts to give; all by default.
@@ -115,7 +115,13 @@ def _processes(asked: str | Process | Iterable[str | Process] | None) -> list[tu
     several = [asked] if isinstance(asked, str | Process) else list(asked)
     named = []
     for one in several:
-        if isinstance(one, str):
+        if isinstance(one, str) and ":" in one:
+            found = named_object(one)
+            made = found() if callable(found) and not isinstance(found, Process) else found
+            if not isinstance(made, Process):
+                raise ValueError(f"got a {type(made).__name__} as process: give a Process, or what makes one")
+            named.append((one.rpartition(":")[2], made))
+        elif isinstance(one, str):
             pick(PROCESSES, one, "process")
             named.append((one, small(one)))
         else:

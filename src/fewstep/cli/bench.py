@@ -6,8 +6,9 @@ import argparse
 import shlex
 import sys
 from functools import partial
+from pathlib import Path
 
-from fewstep.cli.common import at_least, check_device
+from fewstep.cli.common import at_least, check_device, guidance_argument, guidance_of
 
 __all__ = ["arguments", "run"]
 
@@ -25,6 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     text = "also other libraries' samplers, all or those that fit, as 'diffusers/dpm++2m@*'"
     add("--peers", nargs="*", metavar="PATTERN", help=text)
     add("--without", nargs="+", default=[], metavar="PATTERN", help="leave out contenders whose names fit")
+    guidance_argument(parser)
     add("--calls", type=numbers, default=[5, 10, 20], help="network calls, as 5,10,20 (default: 5,10,20)")
     add("--images", type=at_least(4), default=512, help="samples of each contender, calls and seed (default: 512)")
     add("--seeds", type=seeds, default=[0], help="as 0,1,2; three or more give intervals over seeds (default: 0)")
@@ -49,12 +51,14 @@ def run(args: argparse.Namespace) -> None:
     All start from the same noises and classes. Writes table.csv, table.json, plots and a sheet of pictures. Killed at
     any moment, the same command goes on where it was; with more samples, seeds or solvers it makes only those.
     """
-    from fewstep import bench
+    from fewstep import Tableau, bench
     from fewstep.files import Results, json_text
 
     check_device(args.device)
-    names = ("model", "peers", "without", "calls", "images", "seeds", "select", "select_images", "exact", "features",
-             "data", "resamples", "batch", "device", "out")  # fmt: skip
+    files = [name for name in args.solver if Path(name).is_file() and not name.endswith(".py")]
+    args.guidance = guidance_of(args.guidance, {name: Tableau.load(name) for name in files}, classes=True)
+    names = ("model", "peers", "without", "guidance", "calls", "images", "seeds", "select", "select_images", "exact",
+             "features", "data", "resamples", "batch", "device", "out")  # fmt: skip
     ready = bench.prepare(bench.Asked(solvers=args.solver, **{name: getattr(args, name) for name in names}))
     for library, reason in ready.missing.items():
         print(f"{library} takes no part: {reason}", file=sys.stderr)

@@ -17,7 +17,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("solver", nargs="*", help="a name from `fewstep list solvers`, path/to/file.py:object, or module:object")
     add("--option", type=option, action="append", default=[], metavar="NAME=VALUE",
         help="an option of a solver given by name, as in eta=0.5; repeatable")  # fmt: skip
-    add("--process", action="append", metavar="NAME", help="a name from `fewstep list processes`; repeatable (all)")
+    add("--process", action="append", metavar="NAME",
+        help="a name from `fewstep list processes`, or path/to/file.py:object; repeatable (all)")  # fmt: skip
     add("--only", action="append", metavar="VERDICT", help="only this verdict, such as order; repeatable")
     add("--thorough", action="store_true", help="every number of steps from 1 to 64")
     add("--compile", action="store_true", help="also compile the walk with torch.compile (seconds a process)")
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> None:
     for name in args.only or ():
         pick(VERDICTS | DRIVER_VERDICTS, name, "verdict")
     for name in args.process or ():
-        pick(fs.PROCESSES, name, "process")
+        if ":" not in name:
+            pick(fs.PROCESSES, name, "process")
     names = list(fs.SOLVERS) if args.all else args.solver
     for name in names:
         if ":" not in name:
@@ -62,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
     processes = args.process or list(fs.PROCESSES)
     extras = [name for name in ("thorough", "compile") if getattr(args, name)]
     asked = "".join(f"-{word}" for word in (*(args.only or ()), *extras))
-    store = matrix.Store(Path(args.resume), fresh=args.fresh, asked=asked) if args.all else None
+    kept = args.all and not any(":" in name for name in processes)  # what a file of one's own says may change
+    store = matrix.Store(Path(args.resume), fresh=args.fresh, asked=asked) if kept else None
     reports = []
     with Bar(len(names) * len(processes), "checking") as bar:
         for name in names:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from fewstep import words
 
 if TYPE_CHECKING:
+    from fewstep.process import Process
     from fewstep.solver import Solver
     from fewstep.tableau import Tableau
 
@@ -23,11 +26,14 @@ __all__ = [
     "at_least",
     "build",
     "check_device",
+    "guidance_argument",
+    "guidance_of",
     "option",
     "pick",
     "sampler_arguments",
     "size",
     "solver_or_table",
+    "tabulated",
 ]
 
 T = TypeVar("T")
@@ -91,6 +97,55 @@ def sampler_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     count = parser.add_mutually_exclusive_group()
     count.add_argument("--steps", type=at_least(1), help=f"at most this many network calls (default: {steps})")
     count.add_argument("--nfe", type=at_least(1), help="exactly this many network calls, or refused")
+
+
+def guidance_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --guidance, which `guidance_of` reads."""
+    text = "scale of classifier-free guidance; 1 is none (default: what a fitted table was fitted to, else 1)"
+    parser.add_argument("--guidance", type=number, metavar="W", help=text)
+
+
+def number(text: str) -> float:
+    """Argparse type: a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"got {text}, but only finite numbers are allowed")
+    return value
+
+
+def guidance_of(asked: float | None, solvers: Mapping[Any, Any], *, classes: bool) -> float:
+    """The guidance scale of a run: the one asked for, or the one its fitted tables agree on, or 1, which is none.
+
+    What a table was fitted to and does not run with is said on stderr.
+
+    Args:
+        asked: of the command line, or None.
+        solvers: by name; those that are fitted tables have a card.
+        classes: whether the model has any; without there is no guidance.
+    """
+    if asked not in (None, 1) and not classes:
+        raise Usage(f"got --guidance {asked:g} for a model that was trained without classes: leave it out")
+    cards = {name: getattr(solver, "card", None) or {} for name, solver in solvers.items()}
+    fitted = {name: float(card["guidance"]) for name, card in cards.items() if "guidance" in card}
+    common = next(iter(fitted.values())) if len(set(fitted.values())) == 1 and classes else 1
+    scale = common if asked is None else asked
+    for name, theirs in fitted.items():
+        if theirs != scale or (asked is None and theirs != 1):
+            how = "it; --guidance sets another" if theirs == scale else f"{scale:g}"
+            print(f"{name} was fitted to guidance {theirs:g} and runs with {how}", file=sys.stderr)
+    return float(scale)
+
+
+def tabulated(
+    solver: Solver | Tableau, process: Process, *, to_zero: bool, grid: str = "default", **count: int
+) -> Tableau:
+    """The table of a solver on a named grid, with the last time moved to sigma = 0 or not."""
+    import fewstep as fs
+
+    return fs.tabulate(solver, process, grid=fs.to_zero(fs.GRIDS[grid], append=False) if to_zero else grid, **count)
 
 
 def pick(registry: Mapping[str, T], name: str, what: str) -> T:

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from typing import Any
 
-from fewstep.cli.common import at_least
+from fewstep.cli.common import at_least, tabulated
 
 __all__ = ["arguments", "run"]
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     so the last line gives both for as many real images: what a perfect model would reach.
     """
     import fewstep as fs
-    from fewstep.cli.sample import class_labels, to_zero
+    from fewstep.cli.sample import class_labels
     from fewstep.draw import draw
     from fewstep.files import Results, json_text
     from fewstep.quality import load_classifier, load_reference
@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> None:
         with Bar(sum(steps for _, steps in plan), "sampling") as bar:
             for name, steps in plan:
                 solver = fs.TABLES[name]()
-                table = to_zero(solver, model.process, grid="default", steps=steps)
-                table = table or fs.tabulate(solver, model.process, steps=steps)
+                table = tabulated(solver, model.process, to_zero=solver.reaches_zero(model.process), steps=steps)
                 drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
                              progress=lambda share, k=bar.done, n=steps: bar.to(k + share * n))  # fmt: skip
                 quality = reference.quality(classifier.features(drawn.images))

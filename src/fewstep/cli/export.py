@@ -6,7 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from fewstep.cli.common import Usage, build, pick, sampler_arguments, solver_or_table
+from fewstep.cli.common import (
+    Usage,
+    build,
+    guidance_argument,
+    guidance_of,
+    pick,
+    sampler_arguments,
+    solver_or_table,
+    tabulated,
+)
 
 __all__ = ["arguments", "run"]
 
@@ -17,6 +26,7 @@ NEAR = 1e-3  # |ONNX - torch| / |torch| beyond which the file is wrong; untraine
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep export`."""
     sampler_arguments(parser, STEPS)
+    guidance_argument(parser)
     parser.add_argument("--out", default="sampler.onnx", help="the file (default: sampler.onnx)")
 
 
@@ -43,11 +53,15 @@ def run(args: argparse.Namespace) -> None:
     if solver is None:
         solver = build(fs.SOLVERS, fs.DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
     count = {"nfe": args.nfe} if args.nfe else {"steps": args.steps or STEPS}
-    options = {} if isinstance(solver, fs.Tableau) else {"grid": grid, **count}
-    table = fs.tabulate(attach(solver, model.path), model.process, **options)
+    if isinstance(solver, fs.Tableau):
+        table = fs.tabulate(solver, model.process)
+    else:  # where nothing is named, to sigma = 0, as fewstep sample
+        to_zero = args.solver is None and args.grid is None and solver.reaches_zero(model.process)
+        table = tabulated(attach(solver, model.path), model.process, to_zero=to_zero, grid=grid, **count)
+    guidance = guidance_of(args.guidance, {args.solver: table}, classes=bool(model.labels))
     print(f"writing {table.nfe} network calls as a graph, some seconds each", file=sys.stderr)
-    path = onnx.export(model, table, args.out)
-    far = onnx.difference(model, table, path)
+    path = onnx.export(model, table, args.out, guidance=guidance)
+    far = onnx.difference(model, table, path, guidance=guidance)
     if not far < NEAR:
         path.unlink()
         raise ValueError(

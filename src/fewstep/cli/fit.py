@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.common import Usage, at_least, check_device, pick
+from fewstep.cli.common import Usage, at_least, check_device, number, pick
 from fewstep.cli.sample import class_labels
 
 if TYPE_CHECKING:
@@ -40,7 +39,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--grid", help="and on this grid; gits and klub are found on the model (default: the best of a few)")
     text = "where it ends: zero: at sigma = 0; state: at the process's last time (default: zero where there is one)"
     add("--final", choices=("zero", "state"), help=text)
-    add("--guidance", type=float, default=1.0, help="guidance scale that is fitted for; 1 is none (default: 1)")
+    text = "guidance scale that is fitted for; 1 is none (default: 1)"
+    add("--guidance", type=number, metavar="W", default=1.0, help=text)
     add("--label", help="class names or numbers, separated by commas, used in turn (default: every class in turn)")
     add("--teacher-steps", type=at_least(1), default=50, help="network calls of the teacher (default: 50)")
     add("--samples", type=at_least(2), default=512, help="noises the solver is fitted on (default: 512)")
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
     teacher's samples stay beside it, for further fits of the same model.
     """
     import fewstep as fs
+    from fewstep.draw import conditioned
     from fewstep.files import Results
 
     out = Path(args.out or f"fitted-{args.steps}.table")
@@ -68,6 +69,8 @@ def run(args: argparse.Namespace) -> None:
     if args.objective != "kid" and args.data:
         raise Usage(f"got --data with --objective {args.objective}, which goes to the teacher: give kid")
     features = None if args.objective == "paired" else feature_space(args.features or CLASSIFIER)
+    if args.solver in fs.DRIVERS:
+        raise Usage(f"got --solver {args.solver}, which chooses its steps while it runs: a fit begins at a table")
     if args.solver is not None:
         pick(fs.TABLES, args.solver, "solver")
     if args.grid is not None:
@@ -85,21 +88,13 @@ def run(args: argparse.Namespace) -> None:
         solver=args.solver, grid=args.grid, final=final,
         teacher_steps=args.teacher_steps, samples=args.samples, held_out=args.held_out, batch=args.batch,
         descent=fs.Descent(iterations=args.iterations), seed=args.seed, device=args.device, out=out,
-        conditioned=partial(denoiser_of, model, labels, args.guidance),
+        conditioned=lambda where: conditioned(model, labels and labels[where], args.guidance),
         about={"guidance": args.guidance, "labels": args.label},
     )  # fmt: skip
     assert table.card is not None
     rmse, names = table.card["rmse"], table.card["start"]
     print(f"{args.steps} network calls, from {names['solver']} on {names['grid']}: held-out distance to the teacher "
           f"{rmse['start']:.4f} -> {rmse['fitted']:.4f}, {table.card['seconds']:.0f} s: {out}")  # fmt: skip
-
-
-def denoiser_of(model: Model, labels: list[int] | None, guidance: float, where: slice) -> Any:
-    """The denoiser of some runs: their labels, guided where the scale is not 1."""
-    import fewstep as fs
-
-    one = model.denoiser(labels and labels[where])
-    return one if guidance == 1 else fs.guide(one, model.denoiser(None), guidance)
 
 
 def feature_space(name: str) -> Callable[[Any], Any]:

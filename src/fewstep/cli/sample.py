@@ -9,17 +9,28 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.common import Usage, at_least, build, check_device, pick, sampler_arguments, size, solver_or_table
+from fewstep.cli.common import (
+    Usage,
+    at_least,
+    build,
+    check_device,
+    guidance_argument,
+    guidance_of,
+    pick,
+    sampler_arguments,
+    size,
+    solver_or_table,
+    tabulated,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.model import Model
-    from fewstep.process import Process
     from fewstep.solver import Driver
     from fewstep.tableau import Tableau
 
-__all__ = ["arguments", "class_labels", "describe", "run", "to_zero"]
+__all__ = ["arguments", "class_labels", "describe", "run"]
 
 STEPS = 10  # network calls where the command line names none
 LEAST = 4  # samples that a distance between sets needs
@@ -31,6 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--num", type=at_least(1), default=64, help="how many samples (default: 64)")
     add("--label", help="class names or numbers, separated by commas, used in turn (default: every class in turn)")
+    guidance_argument(parser)
     add("--seed", type=at_least(0), default=0, help="sample k of a seed is the same in every run (default: 0)")
     add("--batch", type=at_least(1), default=64, help="samples a network call (default: 64)")
     text = "the most that the process may hold, as 4GiB: a network call takes as many samples as fit"
@@ -61,31 +73,32 @@ def run(args: argparse.Namespace) -> None:
     check_device(args.device)
     pick(fs.GRIDS, args.grid or "default", "grid")
     model = fs.load(args.model, device=args.device)
-    if isinstance(solver, fs.Tableau) and (scale := (solver.card or {}).get("guidance", 1)) != 1:
-        print(f"{args.solver} was fitted to guidance {scale:g} and runs here without: use fs.guide in Python",
-              file=sys.stderr)  # fmt: skip
+    guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels))
     if solver is None:
         solver = build(fs.SOLVERS, fs.DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
     solver = attach(solver, model.path)
     if getattr(solver, "statistics", "") is None:
         print(f"no statistics of this model for {type(solver).__name__}, which runs as the method they improve: "
               "measure them with fewstep stats", file=sys.stderr)  # fmt: skip
+    if hasattr(model, "convention") and not args.dry_run:  # of diffusers, whose scheduler says what is predicted
+        fs.check_prediction(model.denoiser(), model.shape, device=args.device)
     labels = class_labels(args.label, model.labels, args.num)
     count = {} if isinstance(solver, fs.Tableau) else {"grid": args.grid or "default", **budget(args)}
-    final = args.final or ("zero" if args.solver is None and args.grid is None else "state")
+    zero = isinstance(solver, fs.Solver) and solver.reaches_zero(model.process)
+    if args.final == "zero" and not zero:
+        raise Usage(f"got --final zero for {args.solver}, which takes no step to sigma = 0 here: leave --final out")
+    final = args.final or ("zero" if zero and args.solver is None and args.grid is None else "state")
     driven: dict[str, Any] = {}
     if isinstance(solver, fs.Driver):
         most = args.steps or (None if args.nfe or solver.own_times else STEPS)
         driven = {"grid": count["grid"], "steps": most, "nfe": args.nfe}
-    table = to_zero(solver, model.process, **count) if final == "zero" else None
-    if final == "zero" and table is None:
-        if args.final:
-            raise Usage(f"got --final zero for {args.solver}, which takes no step to sigma = 0 here: leave --final out")
-        final = "state"
-    table = table or (solver if driven else fs.tabulate(solver, model.process, **count))
+        table = solver
+    else:
+        table = tabulated(solver, model.process, to_zero=final == "zero", **count)
     file = args.solver if isinstance(solver, fs.Tableau) else None
-    record = describe(model, table, file=file, final=final, num=args.num, labels=labels, seed=args.seed,
-                      batch=args.batch, device=args.device, **(driven or {"grid": count.get("grid")}))  # fmt: skip
+    record = describe(model, table, file=file, final=final, num=args.num, labels=labels, guidance=guidance,
+                      seed=args.seed, batch=args.batch, device=args.device, memory=args.memory, compile=args.compile,
+                      **(driven or {"grid": count.get("grid")}))  # fmt: skip
     if args.dry_run:
         print(json_text(record))
         return
@@ -96,32 +109,21 @@ def run(args: argparse.Namespace) -> None:
 
     measure = quality_of(model) if args.quality else None
     with Results(args.out) as results:
-        drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
+        drawn = draw(model, table, num=args.num, labels=labels, guidance=guidance, seed=args.seed, batch=args.batch,
                      final="denoise" if final == "denoise" else "state", device=args.device, memory=args.memory,
                      compile=args.compile, progress=True, **driven)  # fmt: skip
-        record |= {"network_calls": drawn.calls, "seconds": round(drawn.seconds, 3)}
+        record |= {"network_calls": drawn.calls, "network_evaluations": drawn.evaluations,
+                   "seconds": round(drawn.seconds, 3)}  # fmt: skip
         if measure is not None:
             record["quality"] = measure(drawn.images)
         sheet = results.write("sheet.png", partial(png, drawn.samples))
         samples = results.write(f"samples.{args.format}", WRITERS[args.format](drawn.samples, labels))
         results.write("run.json", lambda file: file.write(json_text(record).encode() + b"\n"))
     each = "on average" if driven else "each"
+    each += f" ({drawn.evaluations} evaluations)" if drawn.evaluations != drawn.calls else ""
     print(f"{args.num} samples, {drawn.calls} network calls {each}, {drawn.seconds:.1f} s: {sheet}, {samples}")
     if "quality" in record:
         print(sentence(record["quality"]))
-
-
-def to_zero(solver: Any, process: Process, *, grid: str = "", **count: int) -> Tableau | None:
-    """Returns the table of a solver whose last time is moved to sigma = 0, or None where one of the two has no such."""
-    import fewstep as fs
-    from fewstep.solver import Solver
-
-    if not isinstance(solver, Solver) or "sigma=0" not in solver.ends:
-        return None
-    try:
-        return fs.tabulate(solver, process, grid=fs.to_zero(fs.GRIDS[grid], append=False), **count)
-    except ValueError:  # no such time, or another count of calls: the grid as it is says what is wrong, if anything
-        return None
 
 
 def budget(args: argparse.Namespace) -> dict[str, int]:
@@ -175,18 +177,16 @@ def describe(model: Model, table: Tableau | Driver, *, file: str | None, **more:
 
     import fewstep as fs
     from fewstep.files import sha256
-    from fewstep.model import WEIGHTS
     from fewstep.process.config import process_to_json
 
-    folder = model.path
     solver = table.solver if isinstance(table, fs.Tableau) else table
     return {
         "solver": ({"file": file, "sha256": sha256(file)} if file else {}) | (solver.config() if solver else {}),
         "process": process_to_json(model.process),
         "times": table.grid.tolist() if isinstance(table, fs.Tableau) else None,
         "model": {
-            "folder": str(folder),
-            "sha256": sha256(folder / WEIGHTS) if folder else None,
+            "folder": str(model.path),
+            "sha256": model.weights,
             "dtype": str(model.dtype),
         },
         **more,

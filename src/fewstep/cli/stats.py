@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     import fewstep as fs
-    from fewstep.files import Results, sha256
-    from fewstep.model import WEIGHTS
+    from fewstep.files import Results
     from fewstep.stats import FILE, measure
 
     check_device(args.device)
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         batch=args.batch,
         seed=args.seed,
         out=out,
-        weights=sha256(model.path / WEIGHTS),
+        weights=model.weights,
         labels=labels,
         conditioned=lambda where: model.denoiser(None if labels is None else labels[where]),
     )

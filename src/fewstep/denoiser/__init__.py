@@ -9,6 +9,7 @@ from fewstep.denoiser.network import TIMES, Counted, NetworkError, Wrapped, wrap
 from fewstep.denoiser.oracle import Dataset, Gaussian, Mixture
 from fewstep.denoiser.predict import PREDICTIONS, conversion, statistic, view
 from fewstep.denoiser.retimed import Retimed, retime
+from fewstep.denoiser.sanity import check_prediction
 
 __all__ = [
     "PREDICTIONS",
@@ -23,6 +24,7 @@ __all__ = [
     "Retimed",
     "VarianceHead",
     "Wrapped",
+    "check_prediction",
     "compiled",
     "conversion",
     "guide",

@@ -15,7 +15,7 @@ import torch
 
 from fewstep.denoiser.network import Counted, Wrapped
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "with_networks"]
 
 
 def compiled(denoiser: Any, **options: Any) -> Any:
@@ -28,7 +28,7 @@ def compiled(denoiser: Any, **options: Any) -> Any:
     Raises:
         ValueError: for a denoiser with no wrapped network in it.
     """
-    made = _within(denoiser, options)
+    made = with_networks(denoiser, lambda net: torch.compile(net, **{"dynamic": False, **options}))
     if made is denoiser:
         raise ValueError(
             f"got a {type(denoiser).__name__} to compile, in which there is no wrapped network: give one of wrap"
@@ -36,24 +36,23 @@ def compiled(denoiser: Any, **options: Any) -> Any:
     return made
 
 
-def _within(denoiser: Any, options: dict[str, Any]) -> Any:
+def with_networks(denoiser: Any, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
+    """The denoiser with each wrapped network in it changed; itself where there is none."""
     if isinstance(denoiser, Wrapped):
-        return replace(denoiser, net=_network(denoiser.net, options))
+        return replace(denoiser, net=_network(denoiser.net, change))
     if isinstance(denoiser, Counted):
-        inner = _within(denoiser.denoiser, options)
+        inner = with_networks(denoiser.denoiser, change)
         return denoiser if inner is denoiser.denoiser else denoiser.of(inner)
     if isinstance(denoiser, tuple):
-        made = tuple(_within(part, options) for part in denoiser)
+        made = tuple(with_networks(part, change) for part in denoiser)
         return made if any(a is not b for a, b in zip(made, denoiser, strict=True)) else denoiser
     if not is_dataclass(denoiser) or isinstance(denoiser, type):
         return denoiser
     parts = {f.name: getattr(denoiser, f.name) for f in fields(denoiser) if f.init}
-    made = {name: _within(part, options) for name, part in parts.items()}
+    made = {name: with_networks(part, change) for name, part in parts.items()}
     changed = {name: part for name, part in made.items() if part is not parts[name]}
     return replace(cast(Any, denoiser), **changed) if changed else denoiser
 
 
-def _network(net: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    if isinstance(net, partial):
-        return partial(_network(net.func, options), *net.args, **net.keywords)
-    return torch.compile(net, **{"dynamic": False, **options})
+def _network(net: Callable[..., Any], change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
+    return partial(_network(net.func, change), *net.args, **net.keywords) if isinstance(net, partial) else change(net)

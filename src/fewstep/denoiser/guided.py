@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -69,6 +69,7 @@ class ClassifierFree:
     process: Process
     interval: tuple[float, float] | None = None
     rule: Any = None
+    together: ClassVar[tuple[str, ...]] = ("base", "guidance")  # the heads of `parts`
 
     @property
     def needs_grad(self) -> bool:
@@ -107,18 +108,24 @@ class ClassifierFree:
             return lambda z: self.process.coordinates(base(z))
         if name != "guidance":
             return None
+        parts = self.parts(t)
+        return lambda z: parts(z)["guidance"]
+
+    def parts(self, t: Time) -> Callable[[Tensor], dict[str, Tensor]]:
+        """Z -> x0 in data space and both heads, of one evaluation of each network."""
         both, scale = self._both(t, "x0"), self._scale(t)
         combine = self.rule.at(t) if self.rule is not None else None
 
-        def shift(z: Tensor) -> Tensor:
+        def of(z: Tensor) -> dict[str, Tensor]:
             conditional, unconditional = both(z)
             if combine is not None:
-                return self.process.coordinates(
-                    combine(conditional, unconditional, _wide(scale, conditional)) - unconditional
-                )
-            return apply(scale, self.process.coordinates(conditional - unconditional))
+                shift = combine(conditional, unconditional, _wide(scale, conditional)) - unconditional
+            else:
+                shift = apply(scale, conditional - unconditional)
+            base, guidance = (self.process.coordinates(v) for v in (unconditional, shift))
+            return {"x0": unconditional + shift, "base": base, "guidance": guidance}
 
-        return shift
+        return of
 
     def _scale(self, t: Time) -> float | Tensor:
         """The scale at a time, or one a sample; 1 outside the interval."""

@@ -114,6 +114,9 @@ class Mixture:
 
     def _components(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Means (K, *shape) and stds (K, 1... or *shape) in the process's coordinates."""
+        own = max(self.means.shape, self.stds.shape, key=len)[1:]
+        if len(own) > len(shape) or any(a not in (1, b) for a, b in zip(own, shape, strict=False)):
+            raise _other_shape(shape, tuple(own))
         means = _trailing(self.means, len(shape) + 1).expand(len(self.means), *shape)
         return self.process.coordinates(means), _trailing(self.stds, len(shape) + 1)
 
@@ -157,6 +160,8 @@ class Dataset(Typed):
             return _clean(self.process, z, t)
         b, n = _matched(self.process, z.to(torch.float64), t)
         shape = b.shape[1:]
+        if shape != self.items.shape[1:]:
+            raise _other_shape(tuple(shape), tuple(self.items.shape[1:]))
         b, n = b.reshape(len(b), -1), n.expand(len(n), *shape).reshape(len(n), -1)
         top = torch.full((len(z), 1), -torch.inf, dtype=torch.float64, device=z.device)
         total, mean = torch.zeros_like(top), torch.zeros_like(b)
@@ -169,6 +174,12 @@ class Dataset(Typed):
             total = total * shrink + weight.sum(1, keepdim=True)
             mean, top = mean * shrink + weight @ x, above
         return self.process.from_coordinates((mean / total).reshape(-1, *shape)).to(z.dtype)
+
+
+def _other_shape(got: tuple[int, ...], own: tuple[int, ...]) -> ValueError:
+    return ValueError(
+        f"got a state for data of shape {got} and a denoiser of data of shape {own}: give it one for its own"
+    )
 
 
 def _is_clean(process: Process, t: Time) -> bool:

@@ -187,12 +187,13 @@ def get_sigmas(
         n: steps.
         sigma_min, sigma_max: the range; the defaults are Stable Diffusion 1 and 2's.
         process: whose time "normal", "sgm_uniform", "simple", "ddim_uniform" and "beta" are even in, and whose range is
-            then taken instead; None is EDM, on which time is sigma.
+            then taken instead; None is EDM, on which time is sigma. On `fewstep.Flow()` the levels are times, as
+            everywhere here.
     """
     process = EDM(sigma_min=sigma_min, sigma_max=sigma_max) if process is None else process
     grid, _ = pick(SCHEDULERS, scheduler, "scheduler")
-    levels = torch.exp(-process.log_snr(grid(process, whole("n", n))))
-    return levels.to(torch.float32)
+    times = grid(process, whole("n", n))
+    return (times if isinstance(process, Flow) else torch.exp(-process.log_snr(times))).to(torch.float32)
 
 
 class _Model:

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser import wrap
+from fewstep.denoiser import Wrapped, guide, wrap
+from fewstep.draw import conditioned
 from fewstep.files import atomic, extra, json_text
 from fewstep.loop import sample
 from fewstep.loop.drive import noises_of
@@ -42,7 +43,7 @@ OPSET = 18
 class Sampler(nn.Module):
     """A model and a table as a module: (noise, labels, xi) -> samples in data space."""
 
-    def __init__(self, model: Model, table: Tableau) -> None:
+    def __init__(self, model: Model, table: Tableau, guidance: float = 1.0) -> None:
         super().__init__()
         self.net, self.process = model.net, model.process
         model.process.prior(inputs(model, table, 1)["noise"])  # refused where the process has none
@@ -50,10 +51,14 @@ class Sampler(nn.Module):
         self.root = root if isinstance(root, float) else root.to(torch.zeros(1))
         self.classes: list[Tensor | None] = []  # of the call under way
         call = partial(call_network, model.net, patch=model.patch, process=model.process)
-        denoiser = wrap(
-            lambda x, t: call(x, t, self.classes[-1]), model.process,
-            predicts=model.predicts, time=model.time, dtype=torch.float32,
-        )  # fmt: skip
+
+        def of(classes: Callable[[], Tensor | None]) -> Wrapped:
+            net = lambda x, t: call(x, t, classes())  # noqa: E731
+            return wrap(net, model.process, predicts=model.predicts, time=model.time, dtype=torch.float32)
+
+        denoiser: Any = of(lambda: self.classes[-1])
+        if guidance != 1:
+            denoiser = guide(denoiser, of(lambda: torch.zeros_like(cast(Tensor, self.classes[-1]))), guidance)
         self.plan = Plan.of(table, denoiser, like=torch.zeros(1), reuse=False)
 
     def forward(self, noise: Tensor, labels: Tensor | None = None, xi: Tensor | None = None) -> Tensor:
@@ -84,13 +89,14 @@ def inputs(
     return made
 
 
-def export(model: Model, table: Tableau, path: str | Path) -> Path:
+def export(model: Model, table: Tableau, path: str | Path, *, guidance: float = 1.0) -> Path:
     """Writes the graph to one file; the network is exported in float32.
 
     Args:
         model: as `fewstep.load(..., dtype=torch.float32)` reads it.
         table: on the model's process; its `x0` form or its network's own prediction.
         path: the file.
+        guidance: scale of classifier-free guidance, as in `fewstep.guide`: two network evaluations a call.
 
     Raises:
         ValueError: for a table of another process, or with given rows beside its start.
@@ -101,7 +107,7 @@ def export(model: Model, table: Tableau, path: str | Path) -> Path:
         raise ValueError(f"got a table written for {table.process} and a model of {model.process}: give one of both")
     if len(table.given) > 1:
         raise ValueError(f"got a table that is given {', '.join(table.given[1:])}, which a graph has no input for")
-    sampler, example = Sampler(model, table).eval(), inputs(model, table, 2)
+    sampler, example = Sampler(model, table, guidance).eval(), inputs(model, table, 2)
     batch = torch.export.Dim("batch", max=63)  # diffusers copies memory from 64 on; the file runs with any batch
     with torch.no_grad(), _quiet():
         sampler(**example)  # what fails, fails here in words; what is computed once for a shape is no part of the graph
@@ -112,7 +118,7 @@ def export(model: Model, table: Tableau, path: str | Path) -> Path:
         )  # fmt: skip
     about = {
         "process": process_to_json(table.process), "solver": table.solver.config() if table.solver else None,
-        "network_calls": table.nfe, "times": table.grid.tolist(), "labels": list(model.labels),
+        "network_calls": table.nfe, "times": table.grid.tolist(), "labels": list(model.labels), "guidance": guidance,
         "weights_sha256": model.weights, "card": table.card and dict(table.card),
     }  # fmt: skip
     program.model.metadata_props["fewstep"] = json_text(about)
@@ -135,7 +141,9 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def difference(model: Model, table: Tableau, path: str | Path, *, num: int = 2, seed: int = 0) -> float:
+def difference(
+    model: Model, table: Tableau, path: str | Path, *, guidance: float = 1.0, num: int = 2, seed: int = 0
+) -> float:
     """The relative distance |ONNX - torch| / |torch| of some samples, the file run by onnxruntime on one thread."""
     runtime: Any = extra("onnxruntime", "export", "running an ONNX graph")
     options = runtime.SessionOptions()
@@ -145,8 +153,7 @@ def difference(model: Model, table: Tableau, path: str | Path, *, num: int = 2, 
     labels = [k % len(model.labels) for k in range(num)] if model.labels else None
     given = inputs(model, table, num, labels=labels, seed=seed)
     (found,) = session.run(None, {name: x.numpy() for name, x in given.items()})
-    wanted = sample(
-        model.denoiser(labels), model.process, solver=table, shape=(num, *model.shape), seed=seed, progress=False
-    )
+    denoiser = conditioned(model, labels, guidance)
+    wanted = sample(denoiser, model.process, solver=table, shape=(num, *model.shape), seed=seed, progress=False)
     wanted = model.process.to_data(wanted)
     return float((torch.from_numpy(found) - wanted).norm() / wanted.norm())

@@ -3,8 +3,10 @@
 A sampler is a solver's name in `fewstep.SOLVERS`, or a function of the tool's own options that makes a solver. A
 scheduler is a grid that ends at sigma = 0.
 
-References: https://github.com/crowsonkb/k-diffusion, https://github.com/comfyanonymous/ComfyUI (comfy/samplers.py,
-comfy/k_diffusion), https://github.com/AUTOMATIC1111/stable-diffusion-webui.
+References: https://github.com/crowsonkb/k-diffusion; https://github.com/comfyanonymous/ComfyUI (comfy/samplers.py,
+comfy/k_diffusion/sampling.py, deis.py and sa_solver.py); https://github.com/AUTOMATIC1111/stable-diffusion-webui
+(modules/sd_samplers_kdiffusion.py, sd_samplers_extra.py, sd_schedulers.py). Each formula was read there in November
+2026 and is held against ours in `tests/test_tool_names.py`; NOTES says where numbers differ.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fewstep.grid import GRIDS, Grid, to_zero
-from fewstep.process import Process
+from fewstep.process import Flow, Process
 from fewstep.solver import (
     ERSDE,
     PNDM,
@@ -39,7 +41,7 @@ from fewstep.solver import (
     Solver,
 )
 
-__all__ = ["ALIASES", "LABELS", "NOTES", "SCHEDULERS", "described"]
+__all__ = ["ALIASES", "LABELS", "LEFT_OUT", "NOTES", "SCHEDULERS", "described"]
 
 
 def _runge_kutta(
@@ -108,6 +110,10 @@ def _gradient_estimation(ge_gamma: float = 2.0) -> GradientEstimation:
     return GradientEstimation(gamma=float(ge_gamma))
 
 
+def _gradient_estimation_cfg_pp(ge_gamma: float = 2.0) -> CFGPlusPlus:
+    return CFGPlusPlus(inner=_gradient_estimation(ge_gamma))
+
+
 def _ancestral(points: int, form: str, eta: float = 1.0) -> Ancestral:
     return Ancestral(points=points, form=form, eta=float(eta))
 
@@ -140,6 +146,7 @@ ALIASES: dict[str, str | Callable[..., Solver | Driver]] = {
     "deis": _deis,
     "res_multistep": "res-multistep",
     "gradient_estimation": _gradient_estimation,
+    "gradient_estimation_cfg_pp": _gradient_estimation_cfg_pp,
     "er_sde": _er_sde,
     "seeds_2": _seeds_2,
     "seeds_3": "seeds-3",
@@ -177,19 +184,32 @@ LABELS = {
 
 # Where a name's numbers are not the tool's own.
 NOTES = {
+    "lms": "k-diffusion's; ComfyUI's last step to 0 is the prediction",
     "dpm_fast": "on the given sigmas, where the tool makes its own, even in log sigma",
     "dpm_adaptive": "between the first and the last positive sigma; a denoising step follows where they end at 0",
     "dpmpp_sde": 'stages share one path; `noises="separate"` is the tool\'s own with independent noise',
-    "ddpm": "the Gaussian posterior at the given sigmas",
     "ddim": "eta = 0 is `euler`, as in ComfyUI",
     "plms": "on the given sigmas; one call more than steps",
-    "uni_pc": "the sigmas as they are, where ComfyUI puts 0.001 for a 0 at the end",
+    "uni_pc": "the sigmas as they are, where ComfyUI puts 0.001 for a 0 at the end; order 3 from 4 steps on there",
     "uni_pc_bh2": "as `uni_pc`",
-    "deis": "polynomials in sigma, where ComfyUI takes them in VP's time",
-    "er_sde": "the noise integral exact, where ComfyUI sums rectangles",
-    "sa_solver": "tau = 1 throughout, where ComfyUI sets it to 0 at both ends",
-    "restart": "the detours lie on the grid, where webui chooses its own",
-    "dpmpp_2m_cfg_pp": "the paper's step around 2M",
+    "deis": "polynomials in sigma; ComfyUI's are in the time of VP (sigma 80 to 0.002), and Euler's step to 0",
+    "er_sde": "the noise integral exact, where ComfyUI sums 200 rectangles",
+    "sa_solver": "tau = 1 throughout, where ComfyUI has 0 in the first and last fifth of the time, and lower orders "
+    "towards a 0 at the end",
+    "restart": "detours at every number of steps, on the grid, where webui's begin at 20, on Karras levels of its own",
+    "dpmpp_2m_cfg_pp": "2M on the unguided predictions, where ComfyUI's slope is guided less last unguided",
+}
+
+# Samplers of ComfyUI that no solver here is, and why.
+LEFT_OUT = {
+    "exp_heun_2_x0": "SEEDS-2 with its stage at the end of the step: calls the corrected state again",
+    "exp_heun_2_x0_sde": "as `exp_heun_2_x0`",
+    "dpmpp_2s_ancestral_cfg_pp": "CFG++ around a solver of two calls a step, which the paper does not define",
+    "res_multistep_cfg_pp": "guidance is added to the state before the step, which is not the paper's CFG++",
+    "res_multistep_ancestral": "its slope is measured from the lower level of the step before; see `dpmpp_2m_sde`",
+    "res_multistep_ancestral_cfg_pp": "as both",
+    "sa_solver_pece": "calls the corrected state again; `sa_solver` does not",
+    "ar_video": "runs block after block of a video through a network with a cache",
 }
 
 
@@ -205,6 +225,16 @@ def _ddim_uniform(process: Process, steps: int) -> Tensor:
     return torch.tensor([*((i + 1) / count * process.t_max for i in reversed(entries)), 0.0], dtype=torch.float64)
 
 
+def _linear_quadratic(process: Process, steps: int) -> Tensor:
+    """sigma_max times the grid of a flow from 1 to 0."""
+    share = GRIDS["linear-quadratic"](Flow(), steps)[:-1]
+    if isinstance(process, Flow):
+        return torch.cat([share, torch.zeros(1, dtype=torch.float64)])
+    level = share.log() - torch.as_tensor(process.log_snr(process.t_max))
+    inner = torch.as_tensor(process.inverse_log_snr(-level))[1:]
+    return torch.tensor([process.t_max, *inner.tolist(), 0.0], dtype=torch.float64)
+
+
 # name -> (grid that ends at sigma = 0, what it is; in the time of the model's process unless it says sigma)
 SCHEDULERS: dict[str, tuple[Grid, str]] = {
     "normal": (to_zero(GRIDS["uniform"]), "`uniform`, then 0"),
@@ -215,13 +245,10 @@ SCHEDULERS: dict[str, tuple[Grid, str]] = {
     "ddim_uniform": (_ddim_uniform, "every s-th entry of the table from its second on, then 0; starts below t_max"),
     "beta": (
         to_zero(GRIDS["beta"], append=False),
-        "`beta`, 0 for its last time; the tool rounds to entries of its table",
+        "`beta`, 0 for its last time; ComfyUI rounds to entries of its table, webui takes it in sigma",
     ),
-    "linear_quadratic": (
-        to_zero(GRIDS["linear-quadratic"], append=False),
-        "`linear-quadratic`, 0 for its last time; the tool's is in sigma / sigma_max",
-    ),
-    "kl_optimal": (to_zero(GRIDS["kl-optimal"]), "`kl-optimal` in sigma, then 0"),
+    "linear_quadratic": (_linear_quadratic, "`linear-quadratic` of a flow, times sigma_max"),
+    "kl_optimal": (to_zero(GRIDS["kl-optimal"]), "`kl-optimal` in sigma, then 0; webui's ends at sigma_min"),
 }
 
 

@@ -139,9 +139,9 @@ def log_prob(
         nats = weights.logsumexp(0) - math.log(repeats)
         share = (weights - nats).exp()
         error = (_standard_error(share.T, False) ** 2 + (error.reshape(repeats, batch) * share).square().mean(0) / repeats) ** 0.5  # fmt: skip  # noqa: E501
-    kind = f"a lower bound in the mean, from {repeats} velocities drawn for each sample" if block else "the value"
+    kind = f"a lower bound in the mean, from {repeats} velocities drawn for each sample," if block else "the value"
     how = "exact" if exact else "Hutchinson's estimate"
-    says = f"{kind}, of the log density of {type(process).__name__}'s ODE at t = {t:g}; its divergence is {how}"
+    says = f"{kind} of the log density of {type(process).__name__}'s ODE at t = {t:g}; its divergence is {how}"
     calls = calls.reshape(repeats, batch).sum(0)
     return Likelihood(nats=nats, error=error, calls=calls, z=end[:batch], t=t, dim=dim, says=says)
 

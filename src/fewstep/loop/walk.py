@@ -6,7 +6,7 @@ needs (`fewstep.loop.rows`), memory is the live rows, and nothing waits for the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,7 +96,9 @@ class Plan:
             derived = [(s[2], *table.heads[k, s[2]]) for s in live if (k, s[2]) in table.heads]
             heads = tuple((head, ready(a), ready(b)) for head, a, b in derived)
             raw = tuple(s[2] for s in live if (k, s[2]) not in table.heads)
+            parts = _parts(denoiser, raw, row.at) if table.output == "x0" else None
             offered = {h: f for h in raw if row.at is not None and (f := _offered(denoiser, h, row.at)) is not None}
+            offered = {} if parts else offered
             offered = {h: _under_autograd(f) if grad else f for h, f in offered.items()}
             terms = [(s, ready(c)) for s, c in row.form]
             draw = max([draw, *(s[-1] + 1 for s, _ in terms if s[0] in ("xi", "root"))])
@@ -108,6 +110,7 @@ class Plan:
             state, output = ("z", k), ("y", k, table.output)
             main = heads or output in last or not offered or len(offered) < len(raw)
             call = bound(denoiser, row.at, table.output) if row.at is not None and main else None
+            call = parts or call
             if call is None and offered and hasattr(denoiser, "count"):  # a row of heads alone is a call too
                 first = next(iter(offered))
                 offered[first] = partial(denoiser.count, offered[first])
@@ -186,6 +189,16 @@ def _offered(denoiser: Any, head: str, t: float) -> Callable[[Tensor], Tensor] |
     while hasattr(denoiser, "denoiser") and not hasattr(denoiser, "head"):
         denoiser = denoiser.denoiser
     return denoiser.head(head, t) if hasattr(denoiser, "head") else None
+
+
+def _parts(denoiser: Any, heads: Sequence[str], t: float | None) -> Callable[[Tensor], Any] | None:
+    """One call for x0 and several heads, where the denoiser makes them of the same evaluations (`parts(t)`)."""
+    inner = denoiser
+    while hasattr(inner, "denoiser") and not hasattr(inner, "head"):
+        inner = inner.denoiser
+    if len(heads) < 2 or t is None or not set(heads) <= set(getattr(inner, "together", ())):
+        return None
+    return partial(denoiser.count, inner.parts(t)) if hasattr(denoiser, "count") else inner.parts(t)
 
 
 def _under_autograd(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:

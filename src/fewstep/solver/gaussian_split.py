@@ -116,7 +116,8 @@ class GaussianSplit(Solver):
 
     @property
     def ends(self) -> tuple[str, ...]:
-        return ("alpha=0", "sigma=0") if self.std or self.ending else ("alpha=0",)
+        infinite_node = self.std and self.width == math.inf and (self.points > 1 or self.relax < math.inf)
+        return ("alpha=0",) * (not infinite_node) + ("sigma=0",) * bool(self.std or self.ending)
 
     def write(self, w: Writer) -> None:
         n, u = len(w.steps), logistic(self.width)

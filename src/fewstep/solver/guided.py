@@ -34,7 +34,7 @@ __all__ = ["CFGPlusPlus", "ReverseMean", "Splitting"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Around(Solver):
-    """What both share: an inner solver that runs on the head `base`, with something done to each state it makes."""
+    """What all share: an inner solver that runs on the head `base`, with something done to each state it makes."""
 
     inner: Solver = field(default_factory=DDIM)
 
@@ -56,7 +56,7 @@ class _Around(Solver):
 
     @property
     def ends(self) -> tuple[str, ...]:
-        return ()
+        return self.inner.ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,10 @@ class Splitting(_Around):
     inner: Solver = field(default_factory=lambda: PNDM(points=4, start="ramp"))
     strang: bool = True
     midpoint: bool = True
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return ()  # a guidance step divides by R where it ends
 
     @property
     def order(self) -> int:

@@ -3,9 +3,11 @@ r"""What a scheduler's config says of its network: the process, the prediction, 
 | config                                    | process              | time step of the network | level ("sigma")    |
 |-------------------------------------------|----------------------|--------------------------|--------------------|
 | betas                                     | `Discrete`           | index N t - 1            | sigma / alpha      |
-| betas, `timestep_type="continuous"`       | `VP` over its levels | log(sigma / alpha) / 4   | sigma / alpha      |
+| betas, v, `timestep_type="continuous"`    | `VP` over its levels | log(sigma / alpha) / 4   | sigma / alpha      |
 | `sigma_data` (EDM's preconditioning)      | `EDM`                | log(sigma) / 4           | sigma              |
+| the same of CosineDPMSolverMultistep      | `EDM`                | 2 / pi atan(sigma)       | sigma              |
 | `shift` or `use_flow_sigmas`              | `Flow`               | N t                      | t                  |
+| `scaler`, `s` (DDPMWuerstchen)            | `Discrete`, cosine   | index N t - 1            | sigma / alpha      |
 | `process` (one of this library's)         | itself               | index N t - 1            | sigma / alpha      |
 
 States are the process's own z = alpha x0 + sigma eps: `scale_model_input` does nothing but for EDM, whose networks see
@@ -28,10 +30,24 @@ from fewstep.process.base import ScalarProcess
 from fewstep.process.config import process_from_json
 from fewstep.words import pick
 
-__all__ = ["PREDICTIONS", "Convention", "convention_of"]
+__all__ = ["PREDICTIONS", "Convention", "convention_of", "translated"]
 
 # diffusers' names for what a network predicts, and ours.
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "data", "flow_prediction": "flow"}
+# Keys that only the schedulers of other kinds of model have, and what those are.
+OTHERS = {
+    "stages": "Helios changes the resolution between its stages",
+    "n_grid": "a PiFlow network returns a policy and no prediction",
+    "scale_factors": "FlowMatchLCM's scale_factors change the resolution between steps",
+    "sampling_eps": "the predictor-corrector of score_sde is a driver and not a table",
+    "clip_denoised": "consistency models have a preconditioning of their own; see fewstep.presets.consistency",
+    "mask_token_id": "its states are tokens and not numbers",
+    "num_vec_classes": "its states are tokens and not numbers",
+    "block_length": "its states are tokens and not numbers",
+    "corrector_k": "its states are tokens and not numbers",
+    "entropy_bound": "its states are tokens and not numbers",
+    "schedule_mode": "it moves proteins by rules of its own",
+}
 SNAP = 1e-4  # relative: printed tables round their levels, and their first may lie beyond the process's range
 
 
@@ -42,11 +58,13 @@ class Convention:
     Attributes:
         process: the scalar process of the latents.
         predicts: the network's prediction, by the names of `fewstep.wrap`.
-        steps: how a time is written as a time step: "index", "level" (log(sigma / alpha) / 4) or "share" (N t).
+        steps: how a time is written as a time step: "index", "level" (log(sigma / alpha) / 4), "angle"
+            (2 / pi atan(sigma / alpha)) or "share" (N t).
         count: N, the number of time steps it was trained with.
         sigma_data: EDM's standard deviation of the data; None for other networks.
         sign: -1 for networks that predict the negative of `predicts`.
         inverted: the time step is N (1 - t): noise at 0, data at N.
+        labels: (time, time step) pairs that fall, between which time steps are linear; None: as `steps` says.
     """
 
     process: ScalarProcess
@@ -56,20 +74,33 @@ class Convention:
     sigma_data: float | None = None
     sign: float = 1.0
     inverted: bool = False
+    labels: tuple[tuple[float, float], ...] | None = None
 
     def timestep(self, t: Tensor) -> Tensor:
         """The network's time steps for float64 times."""
+        if self.labels is not None:
+            return _along(t, *zip(*self.labels, strict=True))
         if self.steps == "share":
             return self.count * (1 - t if self.inverted else t)
-        return self.count * t - 1 if self.steps == "index" else -self.process.log_snr(t) / 4
+        if self.steps == "index":
+            return self.count * t - 1
+        level = -self.process.log_snr(t)
+        return level / 4 if self.steps == "level" else 2 / math.pi * level.exp().atan()
 
     def time(self, timestep: Tensor) -> Tensor:
         """The inverse of `timestep`, in float64."""
         timestep = timestep.double()
+        if self.labels is not None:
+            times, steps = zip(*self.labels, strict=True)
+            return _along(timestep, steps, times)
         if self.steps == "share":
             t = timestep / self.count
             return 1 - t if self.inverted else t
-        return (timestep + 1) / self.count if self.steps == "index" else self.process.inverse_log_snr(-4 * timestep)
+        if self.steps == "index":
+            return (timestep + 1) / self.count
+        return self.process.inverse_log_snr(
+            -4 * timestep if self.steps == "level" else -(math.pi / 2 * timestep).tan().log()
+        )
 
     def level(self, t: Tensor) -> Tensor:
         """The "sigma" of diffusers at float64 times."""
@@ -102,8 +133,9 @@ def convention_of(config: Mapping[str, Any]) -> Convention:
     """The convention of a scheduler's config; see the table above.
 
     Raises:
-        ValueError: where the config does not say what the network predicts.
+        ValueError: where the config does not say what the network predicts, or is of another kind of model.
     """
+    config = translated(config)
     count, kind = int(config.get("num_train_timesteps") or 1000), config.get("prediction_type")
     if config.get("process") is not None:
         given = config["process"]
@@ -123,20 +155,38 @@ def convention_of(config: Mapping[str, Any]) -> Convention:
         )
     low, high = config.get("sigma_min"), config.get("sigma_max")
     if (data := config.get("sigma_data")) is not None:
-        pick({"epsilon": 1, "v_prediction": -1}, str(kind), "prediction_type")
+        pick({"epsilon": 1, "v_prediction": -1}, _predicts(kind) and str(kind), "prediction_type")
         return Convention(
             process=EDM(sigma_min=0.002 if low is None else low, sigma_max=80.0 if high is None else high),
             predicts="edm",
-            steps="level",
+            steps="angle" if config.get("timestep_type") == "angle" else "level",
             sigma_data=data,
             sign=1.0 if kind == "epsilon" else -1.0,
         )
-    predicts = _predicts(kind)
-    if config.get("timestep_type") == "continuous" and low is not None and high is not None:
+    predicts, process = _predicts(kind), Discrete(alphas_cumprod=_alphas_cumprod(config))
+    if config.get("timestep_type") == "continuous" and predicts == "v":
         every = VP(t_max=1e6, t_min=1e-12)
-        t_max, t_min = (every.inverse_log_snr(-math.log(level)) for level in (high, low))
+        ends = ((high, process.t_max), (low, process.t_min))
+        levels = [-process.log_snr(t) if level is None else math.log(level) for level, t in ends]
+        t_max, t_min = (every.inverse_log_snr(-level) for level in levels)
         return Convention(process=VP(t_max=t_max, t_min=t_min), predicts=predicts, steps="level")
-    return Convention(process=Discrete(alphas_cumprod=_alphas_cumprod(config)), predicts=predicts, count=count)
+    return Convention(process=process, predicts=predicts, count=count)
+
+
+def translated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with what it says by being one scheduler's written in options that all have.
+
+    Raises:
+        ValueError: for the config of another kind of model.
+    """
+    if other := next((why for key, why in OTHERS.items() if config.get(key) is not None), None):
+        raise ValueError(f"got the config of a scheduler that no table can stand in for ({other}): leave it its own")
+    written = dict(config)
+    if config.get("scaler") is not None:  # DDPMWuerstchenScheduler
+        written |= {"trained_betas": _cosine_betas(config), "prediction_type": "epsilon"}
+    if config.get("sigma_data") is not None and "solver_order" in config and "algorithm_type" not in config:
+        written["timestep_type"] = "angle"  # CosineDPMSolverMultistepScheduler
+    return written
 
 
 def _predicts(kind: str | None) -> str:
@@ -151,12 +201,45 @@ def _predicts(kind: str | None) -> str:
 def _alphas_cumprod(config: Mapping[str, Any]) -> tuple[float, ...]:
     """The table that diffusers makes of a config's betas, in its own float32."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 
-    names = (
-        "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"
-    )  # fmt: skip
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
     known = {name: config[name] for name in names if config.get(name) is not None}
-    a = DDPMScheduler(**known).alphas_cumprod.double()
-    if (shift := config.get("snr_shift_scale")) is not None:
+    schedule = known.get("beta_schedule", "linear")
+    makes: Any = pick(
+        dict.fromkeys(("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"), DDPMScheduler)
+        | {"exp": HeunDiscreteScheduler},
+        schedule,
+        "beta_schedule",
+    )
+    shift, zero = config.get("snr_shift_scale"), bool(config.get("rescale_betas_zero_snr"))
+    if shift is None and makes is DDPMScheduler:
+        known["rescale_betas_zero_snr"] = zero
+    a = makes(**known).alphas_cumprod.double()
+    if shift is not None:
         a = a / (shift + (1 - shift) * a)
+        if zero:  # behind the shift: the root of a moved to end at 0 (Lin et al. 2023, algorithm 1)
+            root = a.sqrt()
+            a = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return tuple(a.clamp(min=0.0).tolist())
+
+
+def _cosine_betas(config: Mapping[str, Any], count: int = 1000) -> list[float]:
+    """Betas of Stable Cascade's cosine, cos^2(pi/2 (r + s)/(1 + s)) by its value at 0, up to where it is 1e-4."""
+    if config["scaler"] != 1:
+        raise ValueError(f"got scaler={config['scaler']} for a cosine that only scaler=1 stands for: leave it its own")
+    s = float(config.get("s") or 0.008)
+    angle = math.pi / 2 / (1 + s)
+    first = math.cos(angle * s)
+    last = math.acos(1e-2 * first) / angle - s
+    ratio = last * torch.arange(1, count + 1, dtype=torch.float64) / count
+    a = ((angle * (ratio + s)).cos() / first) ** 2
+    return (1 - a / torch.cat([torch.ones(1, dtype=torch.float64), a[:-1]])).tolist()
+
+
+def _along(x: Tensor, at: tuple[float, ...], values: tuple[float, ...]) -> Tensor:
+    """The piecewise linear function through points whose abscissas fall."""
+    a, v = (torch.tensor(numbers, dtype=torch.float64) for numbers in (at, values))
+    right = torch.searchsorted(-a, -x).clamp(1, len(a) - 1)
+    share = (x - a[right - 1]) / (a[right] - a[right - 1])
+    return v[right - 1] + share * (v[right] - v[right - 1])

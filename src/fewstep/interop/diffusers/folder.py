@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.denoiser import Wrapped
 from fewstep.files import read_json, sha256
 from fewstep.interop.diffusers.convention import Convention, convention_of
 from fewstep.model import WEIGHTS, Model
@@ -37,9 +38,7 @@ class DiffusersModel(Model):
     convention: Convention
     texts: Callable[..., Any] | None = None
 
-    def denoiser(
-        self, label: Any = None, *, prompt: str | list[str] | None = None, **conditions: Any
-    ) -> Callable[[Tensor, Any], Tensor]:
+    def denoiser(self, label: Any = None, *, prompt: str | list[str] | None = None, **conditions: Any) -> Wrapped:
         """The denoiser (z, t) -> x0_hat with the network's conditions bound to it.
 
         Args:

@@ -36,11 +36,20 @@ class Run:
         self.live: dict[Any, Tensor] = {}
         self.kept: Tensor | None = None  # the state that went out
         self.output = torch.empty(0)
-        self.start, self.generator = torch.empty(0), None
+        self.start = torch.empty(0)
+        self.generator: torch.Generator | None = None
         denoiser: Any = schedule.convention.denoiser(lambda x, t: self.output)
         if schedule.clipping is not None:
             denoiser = replace(schedule.clipping, inner=denoiser)
         self.plan = Plan.of(schedule.table, denoiser, reuse=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Run:  # noqa: ARG002
+        """The same run, to go on by itself: the plan reads the output of its own run."""
+        twin = Run(self.schedule)
+        twin.done, twin.kept, twin.start = self.done, self.kept, self.start
+        twin.live = {symbol: z.clone() for symbol, z in self.live.items()}
+        twin.generator = None if self.generator is None else self.generator.clone_state()
+        return twin
 
     @property
     def finished(self) -> bool:

@@ -19,6 +19,10 @@ class Runs:
         self.unfinished: list[Run] = []
         self.current: Run | None = None
 
+    def fresh(self, timestep: float) -> bool:
+        """Whether nothing has run since `set_timesteps`, nor waits for this time step from before."""
+        return self.current is None and not any(run.expects(timestep) for run in self.unfinished)
+
     def at(self, timestep: float, sample: Tensor, schedule: Schedule) -> Run:
         """The run that a state belongs to, or a new one at the schedule's first time step.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -19,12 +19,12 @@ from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from fewstep.interop.diffusers.clipping import Clipped
-from fewstep.interop.diffusers.convention import convention_of
+from fewstep.interop.diffusers.convention import convention_of, translated
 from fewstep.interop.diffusers.rest import from_row
 from fewstep.interop.diffusers.runs import Runs
 from fewstep.interop.diffusers.schedule import Schedule
 from fewstep.interop.diffusers.solvers import solver_of
-from fewstep.interop.diffusers.times import from_levels, from_timesteps, spaced
+from fewstep.interop.diffusers.times import asked_for, is_ramp
 from fewstep.process import Process
 from fewstep.process.config import process_to_json
 from fewstep.tableau import Tableau
@@ -78,6 +78,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     _compatibles = [kind.name for kind in KarrasDiffusionSchedulers] + [
         "UniPCMultistepScheduler", "SASolverScheduler", "FlowMatchEulerDiscreteScheduler",
         "FlowMatchHeunDiscreteScheduler", "EDMDPMSolverMultistepScheduler", "CogVideoXDDIMScheduler", "LCMScheduler",
+        "DDPMWuerstchenScheduler", "UnCLIPScheduler", "FlowMatchLCMScheduler", "EDMEulerScheduler", "TCDScheduler",
     ]  # fmt: skip
     order = 1
 
@@ -135,6 +136,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         self._runs = Runs()
         self._schedule: Schedule | None = None  # from the begin index on
         self._whole: Schedule | None = None
+        self._noisy: dict[float, Schedule] = {}  # by eta
         self._begin_index: int | None = None
         self.num_inference_steps: int | None = None
         t = torch.linspace(self.process.t_max, self.process.t_min, self.convention.count, dtype=torch.float64)
@@ -153,7 +155,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         if not return_unused_kwargs and (unknown := sorted(set(kwargs) - known)):
             pick({name: 0 for name in known}, unknown[0], "option")
         # Defaults of the other class are not ours: every value counts as given.
-        given = {k: v for k, v in (config or {}).items() if k != "_use_default_values"}
+        given = {k: v for k, v in translated(config or {}).items() if k != "_use_default_values"}
         return super().from_config(given, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @property
@@ -180,6 +182,19 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         return self.convention.level(torch.tensor([*at, table.rows[-1].t], dtype=torch.float64)).float()
 
     @property
+    def betas(self) -> Tensor:
+        """(N,) the betas of a table of them, float32, for pipelines that look up what they tell the network."""
+        return 1 - self.alphas_cumprod / torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """(N,) alpha^2 at the process's whole time steps, float32; other processes have none."""
+        if self.convention.steps != "index":
+            raise AttributeError(f"{type(self).__name__} of {self.process} has no table of betas")
+        t = torch.arange(1, self.convention.count + 1, dtype=torch.float64) / self.convention.count
+        return (self.process.alpha(t) ** 2).float()
+
+    @property
     def begin_index(self) -> int | None:
         """The index in `timesteps` that a run begins at."""
         return self._begin_index
@@ -197,40 +212,37 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         timesteps: Sequence[float] | Tensor | None = None,
         sigmas: Sequence[float] | Tensor | None = None,
         mu: float | None = None,
+        **others: Any,
     ) -> None:
-        """Sets up runs. Give one of the first three; unfinished runs may only go on as they are.
+        """Sets up runs; unfinished runs may only go on as they are.
+
+        Levels 1, 1 - 1/n, ..., 1/n of a flow are those that pipelines make of num_inference_steps, and count as it.
 
         Args:
             num_inference_steps: the most network calls.
             device: where `timesteps` lives.
             timesteps: (n,) the network's time steps, used exactly; steps of the solver begin there.
-            sigmas: levels, used exactly: (n + 1,) with the last one the end, or on flow (n,) before shift.
-            mu: logarithm of a flow's shift (or, with time_shift_type="linear", the shift), for `use_dynamic_shifting`.
+            sigmas: levels, used exactly: (n + 1,) with the last one the end, or on flow (n,) before shift. With
+                timesteps too (flow), these are what the network is told at the levels.
+            mu: logarithm of a flow's shift (or, with time_shift_type="linear", the shift); no other shift reads it.
+            others: what some scheduler of diffusers takes and none here.
         """
-        given = [value is not None for value in (timesteps, sigmas)]
-        if sum(given) > 1 or not (any(given) or num_inference_steps):
+        _none(others, "set_timesteps")
+        if self.convention.steps == "share" and timesteps is None and is_ramp(sigmas):
+            num_inference_steps, sigmas = len(torch.as_tensor(sigmas)), None
+        if self._table is None:
+            assert self._solver is not None
+            asked = (num_inference_steps, timesteps, sigmas, mu)
+            times, convention = asked_for(self.config, self.convention, self._solver, *asked)
+            table = self._solver.tabulate(self.process, times)
+            return self._take(Schedule.of(table, convention, self._clipping), device)
+        nfe = self._table.nfe
+        if timesteps is not None or sigmas is not None or num_inference_steps != nfe:
             raise ValueError(
-                f"got {'timesteps and sigmas' if all(given) else 'no steps'}: give one of num_inference_steps, "
-                "timesteps, sigmas"
+                f"got other steps than the {nfe} of the table this scheduler runs, which has its own times: give "
+                f"num_inference_steps={nfe}"
             )
-        if self._table is not None:
-            nfe = self._table.nfe
-            if any(given) or num_inference_steps != nfe:
-                raise ValueError(
-                    f"got other steps than the {nfe} of the table this scheduler runs, which has its own times: give "
-                    f"num_inference_steps={nfe}"
-                )
-            return self._take(Schedule.of(self._table, self.convention, self._clipping), device)
-        config, solver = self.config, self._solver
-        assert solver is not None
-        if timesteps is not None:
-            times = from_timesteps(config, self.convention, timesteps)
-        elif sigmas is not None:
-            times = from_levels(config, self.convention, sigmas, mu)
-        else:
-            times = spaced(config, self.convention, solver, num_inference_steps or 0, mu)
-        table = solver.tabulate(self.process, _falling(times, self.process))
-        return self._take(Schedule.of(table, self.convention, self._clipping), device)
+        return self._take(Schedule.of(self._table, self.convention, self._clipping), device)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begins runs at a later time step, as image-to-image does, with the calls that are left and no others."""
@@ -242,10 +254,20 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             )
         if (begin_index or 0) != (self._begin_index or 0):
             self._schedule = from_row(whole, self._solver, begin_index) if begin_index else whole
+            self._noisy = {}
         self._begin_index = begin_index
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """What the network is called with: the state, but for EDM's preconditioning."""
+        """What the network is called with: the state, but for EDM's preconditioning.
+
+        Raises:
+            ValueError: for a number, which pipelines scale that reckon with states x0 + sigma eps (latent upscale).
+        """
+        if sample.ndim == 0:
+            raise ValueError(
+                "got a number to scale, from a pipeline whose own sums need states x0 + sigma eps, where these are "
+                "alpha x0 + sigma eps: leave it the scheduler it came with"
+            )
         if self.convention.sigma_data is None:
             return sample
         return sample * float(self.convention.input_scale(self._time(timestep)))
@@ -257,7 +279,13 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> FewStepSchedulerOutput | tuple[Tensor]:
+        *,
+        eta: float | None = 0.0,
+        per_token_timesteps: Tensor | None = None,
+        prev_timestep: Any = None,
+        use_clipped_model_output: Any = None,
+        **others: Any,
+    ) -> FewStepSchedulerOutput | tuple[Tensor, Tensor]:
         """The state at the next time step.
 
         Args:
@@ -267,17 +295,31 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             sample: (batch, ...) the state the network was called with, before `scale_model_input`.
             generator: of the noise of stochastic solvers; None draws it from a generator that the run's first state
                 seeds, since some pipelines hand none over.
-            return_dict: whether to return a `FewStepSchedulerOutput`, or a tuple of the state alone.
+            return_dict: whether to return a `FewStepSchedulerOutput`, or the tuple of its two tensors.
+            eta: unless 0 or None, the solver's option of that name for this run.
+            per_token_timesteps: (batch, tokens) for states (batch, tokens, channels): tokens at other time steps stay,
+                and model_output is the negative of what is predicted, as flow matching has it in diffusers.
+            prev_timestep, use_clipped_model_output: pipelines give them; the table knows the one, and the other is
+                always so here.
+            others: what some scheduler of diffusers takes and none here.
 
         Raises:
-            ValueError: for a time step that no run is at, as when two runs that pipelines change are interleaved.
+            ValueError: for a time step that no run is at, as when two runs that pipelines change are interleaved; for
+                an option without effect.
         """
-        run = self._runs.at(float(timestep), sample, self._ready())
+        _none(others, "step")
+        if self._begin_index is None and self._runs.fresh(float(timestep)):
+            self._begin_at(float(timestep))
+        run = self._runs.at(float(timestep), sample, self._ready(float(eta or 0.0)))
         if sample.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]
+        if per_token_timesteps is not None:
+            model_output = -model_output
         new, x0 = run.step(model_output, sample, run.noises(sample, generator))
+        if per_token_timesteps is not None:
+            new = torch.where((per_token_timesteps == timestep)[..., None], new, sample)
         if not return_dict:
-            return (new,)
+            return new, x0
         return FewStepSchedulerOutput(prev_sample=new, pred_original_sample=x0)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -303,19 +345,40 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     def _take(self, schedule: Schedule, device: Any) -> None:
         self._schedule = self._whole = schedule
         self._begin_index = None
+        self._noisy = {}
         self._runs.current = None
         self.timesteps = schedule.timesteps.float().to(device)
         self.num_inference_steps = len(self.timesteps)
 
-    def _ready(self) -> Schedule:
-        if self._schedule is None:
+    def _ready(self, eta: float = 0.0) -> Schedule:
+        """The schedule that runs begin with; its solver's eta is another where a pipeline gives one."""
+        if self._schedule is None or self._whole is None:
             raise ValueError("got a scheduler without time steps: call set_timesteps first")
-        return self._schedule
+        if not eta:
+            return self._schedule
+        if eta not in self._noisy:
+            if not hasattr(self._solver, "eta"):
+                name = "a table" if self._solver is None else type(self._solver).__name__
+                raise ValueError(f"got eta={eta:g} for {name}, which has no eta: leave it out, or choose ddim")
+            solver: Any = replace(self._solver, eta=eta)  # type: ignore[type-var]
+            table = solver.tabulate(self.process, self._whole.table.grid)
+            made = Schedule.of(table, self._whole.convention, self._clipping)
+            self._noisy[eta] = from_row(made, solver, self._begin_index) if self._begin_index else made
+        return self._noisy[eta]
+
+    def _begin_at(self, timestep: float) -> None:
+        """Begins at a later time step where a pipeline goes through the end of `timesteps` and does not say so.
+
+        Of two calls at one time it is the second, with which a step begins.
+        """
+        steps = self._ready().timesteps.float().tolist()
+        if timestep in steps and timestep != steps[0]:
+            self.set_begin_index([i for i, t in enumerate(steps) if t == timestep][:2][-1])
 
     def _time(self, timestep: Any) -> Tensor:
         """Float64 times (n,) of time steps; those of the run are exact."""
         asked = torch.as_tensor(timestep).detach().cpu().double().flatten()
-        times = self.convention.time(asked)
+        times = (self._whole or self).convention.time(asked)
         if self._whole is not None:
             rows = self._whole.table.rows
             for label, k in zip(self._whole.timesteps.float().double(), self._whole.calls, strict=True):
@@ -323,11 +386,12 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         return times
 
 
-def _falling(times: Tensor, process: Any) -> Tensor:
-    """The times as a grid; refused where they do not fall or lie outside."""
-    from fewstep.grid import as_grid
-
-    return as_grid(times, process, None)
+def _none(others: dict[str, Any], where: str) -> None:
+    """Refuses options of some scheduler of diffusers that say something."""
+    if strange := [name for name, value in others.items() if value is not None]:
+        raise ValueError(
+            f"got {strange[0]} in {where}, which no table can follow: leave the pipeline the scheduler it came with"
+        )
 
 
 FewStepScheduler.__module__ = "fewstep.interop.diffusers"  # the name that a saved pipeline imports it by

@@ -11,20 +11,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.grid import GRIDS, to_zero
+from fewstep.grid import GRIDS, as_grid, to_zero
 from fewstep.grid.spacing import beta_quantile
 from fewstep.interop.diffusers.convention import Convention
 from fewstep.solver import Solver
 from fewstep.words import pick, whole
 
-__all__ = ["from_levels", "from_timesteps", "spaced"]
+__all__ = ["asked_for", "is_ramp"]
 
 SPACINGS = ("karras", "exponential", "beta")
+
+
+def asked_for(
+    config: Mapping[str, Any],
+    convention: Convention,
+    solver: Solver,
+    calls: int | None,
+    timesteps: Sequence[float] | Tensor | None,
+    sigmas: Sequence[float] | Tensor | None,
+    mu: float | None,
+) -> tuple[Tensor, Convention]:
+    """The times of a run, and how its network is told of them; see `FewStepScheduler.set_timesteps`."""
+    both = timesteps is not None and sigmas is not None
+    if both and convention.steps != "share" or timesteps is sigmas is None and not calls:
+        raise ValueError(
+            f"got {'timesteps and sigmas' if both else 'no steps'}: give one of num_inference_steps, timesteps, sigmas"
+        )
+    if sigmas is not None:
+        times = from_levels(config, convention, sigmas, mu)
+    elif timesteps is not None:
+        times = from_timesteps(config, convention, timesteps)
+    else:
+        times = spaced(config, convention, solver, calls or 0, mu)
+    times = as_grid(inside(times, convention, solver), convention.process, None)
+    if timesteps is not None and sigmas is not None:
+        convention = replace(convention, labels=labelled(times, timesteps))
+    return times, convention
+
+
+def is_ramp(levels: Any) -> bool:
+    """Whether a flow's levels are those that pipelines make of a number of steps."""
+    given = torch.as_tensor([] if levels is None else levels, dtype=torch.float64, device="cpu").flatten()
+    return len(given) > 0 and torch.allclose(given, ramp(len(given)), rtol=0, atol=1e-6)
 
 
 def spaced(
@@ -34,27 +68,44 @@ def spaced(
 
     The run ends at sigma = 0 where the config asks for it and the solver can end there.
     """
-    zero = _ends_at_zero(config, convention) and "sigma=0" in solver.ends
+    zero = _ends_at_zero(config, convention) and solver.reaches_zero(convention.process)
     steps = _intervals(solver, whole("num_inference_steps", calls), zero)
     process, name = convention.process, config.get("grid")
-    if mu is not None and (name is not None or not config.get("use_dynamic_shifting")):
-        raise ValueError(f"got mu={mu} for a scheduler that shifts by no mu: set use_dynamic_shifting, or leave it out")
+    if mu is not None and convention.steps != "share":
+        raise ValueError(f"got mu={mu} for a scheduler that is no flow's and shifts nothing: leave it out")
     spacing = _spacing(config)
     if name is None and (spacing is not None or convention.steps == "share"):
         if convention.steps == "share":
-            levels = shifted(config, torch.linspace(1, 1 / steps, steps, dtype=torch.float64), mu)
-            zero = True
+            count = convention.count if config.get("flow_shift") is not None else None
+            levels, zero = shifted(config, ramp(steps, count), mu), True
         else:
-            ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-            levels = convention.level(ends)
+            levels = convention.level(torch.tensor([process.t_max, process.t_min], dtype=torch.float64))
         if spacing is not None:
-            levels = _levels(spacing, levels[0].item(), levels[-1].item(), steps + (not zero), config.get("rho") or 7.0)
+            low, high = (config.get(name) for name in ("sigma_min", "sigma_max"))
+            ends = levels[0].item() if high is None else high, levels[-1].item() if low is None else low
+            levels = _levels(spacing, *ends, steps + (not zero), config.get("rho") or 7.0)
+            if convention.steps == "share" and high is not None:
+                levels = levels / (1 + levels)  # they are sigma / alpha
         times = convention.time_at(levels)
         times = torch.cat([times, _zero(convention)]) if zero else times
     else:
         grid = pick(GRIDS, name or "default", "grid")
         times = (to_zero(grid, append=False) if zero else grid)(process, steps)
-    return _inside(times, convention, solver) if convention.steps == "share" else times
+    return times
+
+
+def ramp(steps: int, count: int | None = None) -> Tensor:
+    """A flow's levels before shift: from 1, n steps to 0 as pipelines have it, or to 1/N as `flow_shift` schedulers."""
+    last = 1 / steps if count is None else 1 - (1 - 1 / count) * (steps - 1) / steps
+    return torch.linspace(1, last, steps, dtype=torch.float64)
+
+
+def labelled(times: Tensor, timesteps: Sequence[float] | Tensor) -> tuple[tuple[float, float], ...]:
+    """Pairs (time, time step) for a network that is told other time steps than those of its times, and (0, 0)."""
+    told = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu").flatten().tolist()
+    if len(told) != len(times) - 1:
+        raise ValueError(f"got {len(told)} timesteps and {len(times) - 1} sigmas: give as many of one as of the other")
+    return tuple(zip(times.tolist(), [*told, 0.0], strict=True))
 
 
 def from_levels(
@@ -132,11 +183,13 @@ def _zero(convention: Convention) -> Tensor:
     return torch.tensor([max(0.0, convention.process.domain[0])], dtype=torch.float64)
 
 
-def _inside(times: Tensor, convention: Convention, solver: Solver) -> Tensor:
-    """Flow times, their singular ends moved to the network's first and last step for solvers that refuse them."""
-    inset, times = 1 / convention.count, times.clone()
-    if "alpha=0" not in solver.ends and times[0] == 1:
-        times[0] = 1 - inset
-    if "sigma=0" not in solver.ends and times[-1] == 0:
-        times[-1] = min(inset, times[-2].item() / 2)
+def inside(times: Tensor, convention: Convention, solver: Solver) -> Tensor:
+    """The times, singular ends that the solver refuses moved to the network's first and last time step."""
+    process, inset, times = convention.process, 1 / convention.count, times.clone()
+    if len(times) < 2:
+        return times
+    if "alpha=0" not in solver.ends and process.alpha(float(times[0])) == 0:
+        times[0] = max(times[0].item() - inset, (times[0] + times[1]).item() / 2)
+    if "sigma=0" not in solver.ends and process.sigma(float(times[-1])) == 0:
+        times[-1] = min(max(process.t_min, 0.0) or inset, times[-2].item() / 2)
     return times
