@@ -1,6 +1,7 @@
 # make demo   installs what a user needs into .venv and runs the main job
 # make test   installs what a developer needs, then lint, types and tests; stops at the first failure
 # make lint   lint, format and types alone
+# make docs   installs what the site needs and builds it, strictly, in build/site (DOCS_ARGS for Sphinx)
 # make clean  removes everything that was made here (.venv, build output, out/)
 #
 # Versions are pinned in constraints.txt. The build backend comes from the same pins (no build isolation),
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 PYTEST_ARGS ?= -q -n $(JOBS)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -27,6 +28,10 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
+
+docs: $(VENV)/.installed-docs
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -W --keep-going -q -a -d build/doctrees $(DOCS_ARGS) docs build/site
+	@echo "build/site/index.html"
 
 clean:
 	rm -rf $(VENV) build dist out src/*.egg-info .pytest_cache .ruff_cache
@@ -43,7 +48,11 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml
 	$(PIP) install -q --no-build-isolation -c constraints.txt -e '.[all]'
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.python pyproject.toml
+	$(PIP) install -q --no-build-isolation -c constraints.txt -e '.[docs]'
+	@touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-dev: $(VENV)/.python pyproject.toml
 	$(PIP) install -q --no-build-isolation -c constraints.txt -e '.[dev]'
 	$(PIP) install -q --no-deps -c constraints.txt k-diffusion  # what it asks for is not needed to sample
-	@touch $@ $(VENV)/.installed
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-docs

@@ -86,6 +86,18 @@ def test_it_takes_a_file_and_an_object(user, name):
     assert report.solver.endswith(name)
 
 
+@pytest.mark.parametrize("name", ["Mine", "mine"])
+def test_it_takes_a_process_from_a_file(tmp_path, name, capsys):
+    path = tmp_path / "process.py"
+    path.write_text("import fewstep as fs\nclass Mine(fs.VP): ...\nmine, number = Mine(), 3\n")
+    report = fs.check.solver("ddim", f"{path}:{name}", only=["order", "calls"])
+    assert report.ok
+    assert f"ddim on {name}" in report.sheet()
+    assert main(["check", "ddim", "--process", f"{path}:{name}", "--only", "calls"]) == 0
+    assert main(["check", "ddim", "--process", f"{path}:number", "--only", "calls"]) == 1
+    assert "got a int as process" in capsys.readouterr().err
+
+
 def test_it_takes_a_module_and_an_object():
     assert fs.check.solver("fewstep.solver.ancestral:DDIM", "vp", only=["repeat"]).ok
 
