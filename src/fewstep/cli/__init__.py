@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fewstep import __version__
-from fewstep.cli import bench, check, demo, explain, export, fit, listing, sample, stats, train
+from fewstep.cli import bench, check, demo, explain, export, fit, listing, sample, stats, train, ui
 from fewstep.cli.common import Parser, Usage, pick
 
 __all__ = ["COMMANDS", "main"]
@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "fit": fit,
     "export": export,
     "bench": bench,
+    "ui": ui,
 }
 
 

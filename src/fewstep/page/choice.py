@@ -1,0 +1,171 @@
+"""What a person chose on the page, and the run it stands for.
+
+A choice that would have no effect is refused with a sentence, as on the command line. Pictures want no noise left, so
+the last step goes to sigma = 0 wherever solver and grid allow it, as `fewstep sample --final zero` does.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+import fewstep as fs
+from fewstep.cli.common import build, tabulated
+from fewstep.cli.sample import class_labels, describe
+from fewstep.draw import conditioned
+from fewstep.model import SHIPPED
+from fewstep.solver import Driver, Outcome
+from fewstep.stats import attach
+from fewstep.words import Typed, pick, whole
+
+__all__ = ["DEFAULT", "EACH", "NONE", "Choice", "Run"]
+
+DEFAULT = "default"  # the solver or grid of the model's process
+EACH, NONE = "every class in turn", "no class"  # the labels that are no class's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Typed):
+    """The fields of the page.
+
+    Attributes:
+        solver: a name in `fewstep.SOLVERS`, or `DEFAULT`.
+        options: of the solver, written as "eta=0.5, noise=1.003".
+        grid: a name in `fewstep.GRIDS`.
+        steps: at most this many network calls.
+        scale: of classifier-free guidance; 1 is none.
+        label: `EACH`, `NONE` or class names, separated by commas.
+        seed: of the noise.
+        num: how many samples.
+    """
+
+    solver: str = DEFAULT
+    options: str = ""
+    grid: str = DEFAULT
+    steps: int = 10
+    scale: float = 1.0
+    label: str = EACH
+    seed: int = 0
+    num: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "num"):
+            whole(name, getattr(self, name))
+        if self.seed < 0:
+            raise ValueError(f"got seed={self.seed}: give a whole number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A choice on a model, ready to run.
+
+    Attributes:
+        model, choice: what it was made of.
+        name: of the solver, in `fewstep.SOLVERS`.
+        solver: the table to run, or a driver, which has none before the run.
+        labels: a class number for each sample, or None for none.
+        final: "zero" where the last step goes to sigma = 0, else "state".
+        denoiser: the model's, with its labels and its guidance.
+    """
+
+    model: fs.Model
+    choice: Choice
+    name: str
+    solver: fs.Tableau | Driver
+    labels: list[int] | None
+    final: str
+    denoiser: Callable[[Tensor, Any], Tensor]
+
+    @staticmethod
+    def of(choice: Choice, model: fs.Model) -> Run:
+        """The run that a choice stands for; a ValueError for one that makes no sense."""
+        if len(model.shape) != 3 or model.shape[0] not in (1, 3):
+            raise ValueError(f"got a model of samples {model.shape}: the page shows pictures of 1 or 3 channels")
+        pick(fs.GRIDS, choice.grid, "grid")
+        wanted = None if choice.label == EACH else choice.label
+        labels = None if choice.label == NONE else class_labels(wanted, model.labels, choice.num)
+        if labels is None and choice.scale != 1:
+            raise ValueError(f"got guidance {choice.scale:g} without classes, where it has no effect: set it to 1")
+        name = fs.DEFAULT_SOLVERS[model.process.kind] if choice.solver == DEFAULT else choice.solver
+        solver = attach(build(fs.SOLVERS, name, "solver", _options(choice.options)), model.path)
+        final = "state"
+        if isinstance(solver, Driver):
+            if solver.own_times and choice.grid != DEFAULT:
+                raise ValueError(
+                    f"got the grid {choice.grid} for {name}, which takes its own times: set it to {DEFAULT}"
+                )
+        else:
+            to_zero = solver.reaches_zero(model.process)
+            final = "zero" if to_zero else "state"
+            solver = tabulated(solver, model.process, to_zero=to_zero, grid=choice.grid, steps=choice.steps)
+        denoiser = conditioned(model, labels, choice.scale)
+        return Run(model=model, choice=choice, name=name, solver=solver, labels=labels, final=final, denoiser=denoiser)
+
+    def solve(self, denoiser: Callable[[Tensor, Any], Any], progress: Callable[[float], object]) -> Outcome:
+        """Runs with a denoiser that stands for this one's; a ValueError where a sample did not reach the end."""
+        driven = {} if isinstance(self.solver, fs.Tableau) else {"grid": self.choice.grid, "steps": self.choice.steps}
+        outcome = fs.solve(denoiser, self.model.process, solver=self.solver, seed=self.choice.seed, progress=progress,
+                           shape=(self.choice.num, *self.model.shape), **driven)  # fmt: skip
+        if not outcome.ok:
+            raise ValueError(str(outcome))
+        return outcome
+
+    @property
+    def python(self) -> str:
+        """The lines of Python that repeat it: `x` is the samples, to the bit."""
+        choice, process, path = self.choice, "model.process", self.model.path
+        options = ", ".join(f"{name}={value!r}" for name, value in _options(choice.options))
+        solver = f"fs.SOLVERS[{self.name!r}]({options})" if options else repr(self.name)
+        table = isinstance(self.solver, fs.Tableau)
+        if getattr(self.solver.solver if isinstance(self.solver, fs.Tableau) else self.solver, "statistics", None):
+            solver = f"fs.stats.attach(fs.SOLVERS[{self.name!r}]({options}), model.path)"
+        grid = f"fs.to_zero(fs.GRIDS[{choice.grid!r}], append=False)" if self.final == "zero" else repr(choice.grid)
+        denoiser = f"model.denoiser({'' if self.labels is None else _spelt(self.labels)})"
+        if choice.scale != 1:
+            denoiser = f"fs.guide({denoiser}, model.denoiser(), {choice.scale!r})"
+        placed = f"grid={grid}, steps={choice.steps}"
+        lines = [
+            "import fewstep as fs",
+            f"model = fs.load({'' if path == SHIPPED else repr(str(path))})",
+            f"denoiser = {denoiser}",
+            f"solver = fs.tabulate({solver}, {process}, {placed})" if table else f"solver = {solver}",
+            f"x = fs.sample(denoiser, {process}, solver=solver, {'' if table else placed + ', '}"
+            f"shape=({choice.num}, *model.shape), seed={choice.seed})",
+        ]
+        if self.model.process.kind != "scalar":
+            lines.append(f"x = {process}.to_data(x)")
+        return "\n".join(lines) + "\n"
+
+    def record(self) -> dict[str, Any]:
+        """What makes the samples, ready for run.json."""
+        choice = self.choice
+        return describe(self.model, self.solver, file=None, final=self.final, num=choice.num, labels=self.labels,
+                        seed=choice.seed, batch=choice.num, device="cpu", grid=choice.grid, steps=choice.steps,
+                        guidance=choice.scale)  # fmt: skip
+
+
+def _options(text: str) -> list[tuple[str, Any]]:
+    """The options in a text, written as in a call: numbers, or words with or without quotes."""
+    wrong = f"got the options {text!r}: write them as eta=0.5, noise=1.003"
+    try:
+        call = ast.parse(f"_({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or not all(part.arg for part in call.keywords):
+            raise ValueError(wrong)
+        parts = [(str(part.arg), part.value) for part in call.keywords]
+        return [(name, v.id if isinstance(v, ast.Name) else ast.literal_eval(v)) for name, v in parts]
+    except (SyntaxError, ValueError):
+        raise ValueError(wrong) from None
+
+
+def _spelt(labels: list[int]) -> str:
+    """A list as short as Python writes it."""
+    count, classes = len(labels), max(labels) + 1
+    if len(set(labels)) == 1:
+        return f"[{labels[0]}] * {count}"
+    if labels == [k % classes for k in range(count)]:
+        return f"[k % {classes} for k in range({count})]"
+    return repr(labels)

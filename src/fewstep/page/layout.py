@@ -1,0 +1,197 @@
+"""The page as gradio's components; what they do is in the other files of this folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fewstep as fs
+from fewstep.cli import sentence
+from fewstep.files import extra
+from fewstep.page import figures, html
+from fewstep.page.choice import DEFAULT, EACH, NONE, Choice, Run
+from fewstep.page.plane import MIXTURES, SCALAR, Plane
+from fewstep.page.watch import Finished, Frame, side_by_side
+
+__all__ = ["build"]
+
+SHIPPED = "Fashion-MNIST, shipped"
+NOTHING = "nothing"  # beside the solver
+
+Updates = Iterator[dict[Any, Any]]
+
+
+def build(models: dict[str, fs.Model], folder: str | Path) -> Any:
+    """The page as gradio Blocks.
+
+    Args:
+        models: by the names they have on the page; folders whose paths are typed there are added.
+        folder: where files for download are written.
+    """
+    gr = extra("gradio", "ui", "the local page")
+    with gr.Blocks(title="fewstep", analytics_enabled=False) as page:
+        gr.HTML("<h1>fewstep</h1><p>A sampler is a table: choose one, watch it run, take it with you.</p>")
+        with gr.Tab("Samples"):
+            _samples(gr, models, Path(folder))
+        with gr.Tab("Playground") as tab:
+            _playground(gr, tab)
+    return page
+
+
+def _samples(gr: Any, models: dict[str, fs.Model], folder: Path) -> None:
+    """Samples of a model, by one solver or two."""
+    first, *_ = models
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            model = gr.Dropdown(list(models), value=first, label="Model", info="or type the path of a model folder",
+                                allow_custom_value=True)  # fmt: skip
+            solver = gr.Dropdown([DEFAULT, *fs.SOLVERS], value=DEFAULT, label="Solver")
+            options = gr.Textbox("", label="Options of the solver", placeholder="eta=0.5", max_lines=1)
+            second = gr.Dropdown([NOTHING, DEFAULT, *fs.SOLVERS], value=NOTHING, label="Beside it, from the same noise")
+            grid = gr.Dropdown(list(fs.GRIDS), value=DEFAULT, label="Grid")
+            steps = gr.Slider(1, 100, value=10, step=1, label="Network calls, at most")
+            label = gr.Dropdown(_labels(models[first]), value=EACH, label="Class")
+            scale = gr.Slider(0, 10, value=1, step=0.25, label="Guidance scale", info="1 is none")
+            with gr.Row():
+                seed = gr.Number(0, precision=0, label="Seed", min_width=100)
+                num = gr.Number(16, precision=0, label="Samples", min_width=100)
+            with gr.Row():
+                go = gr.Button("Sample", variant="primary", min_width=100)
+                stop = gr.Button("Stop", min_width=100)
+        with gr.Column(scale=3, min_width=280):
+            status = gr.HTML(html.words("Press Sample."))
+            with gr.Row():
+                sides = [_Side(gr, shown=k == 0) for k in range(2)]
+            placement = gr.HTML()
+            with gr.Row():
+                for side in sides:
+                    side.below(gr)
+
+    def run(name: str, solver: str, second: str, options: str, *rest: Any) -> Updates:
+        fields = dict(zip(("grid", "steps", "label", "scale", "seed", "num"), rest, strict=True))
+        choice = Choice(solver=solver, options=options, **fields)
+        chosen = [choice] if second == NOTHING else [choice, replace(choice, solver=second, options="")]
+        runs = [Run.of(one, _model(models, name)) for one in chosen]
+        yield {placement: ""} | sides[0].empty(shown=True) | sides[1].empty(shown=len(runs) > 1)
+        seen: list[Frame | Finished] = []
+        for seen in side_by_side(runs):
+            now = {status: html.words("Sampling ...")}
+            for side, one in zip(sides, seen, strict=False):
+                now |= side.shows(one)
+            yield now
+        ended = [one for one in seen if isinstance(one, Finished)]
+        tables = [(one.run.name, one.outcome.table(0)) for one in ended]
+        now = {status: html.words("Done."), placement: html.plot(figures.placement(tables), figures.PLACEMENT)}
+        for side, one in zip(sides, ended, strict=False):
+            now |= side.ends(one, folder)
+        yield now
+
+    def chosen(name: str) -> Any:
+        with suppress(Exception):  # said when it is run
+            return gr.update(choices=_labels(_model(models, name)), value=EACH)
+        return gr.skip()
+
+    outputs = [status, placement, *sides[0].parts, *sides[1].parts]
+    choices = [model, solver, second, options, grid, steps, label, scale, seed, num]
+    running = go.click(_said(run, status), choices, outputs, show_progress="hidden")
+    stopped = stop.click(None, cancels=running, show_progress="hidden")
+    stopped.then(lambda: html.words("Stopped."), None, status, show_progress="hidden")
+    model.change(chosen, model, label, show_progress="hidden")
+
+
+class _Side:
+    """One solver's columns: its samples, and below what repeats them, its table."""
+
+    def __init__(self, gr: Any, *, shown: bool) -> None:
+        self.gr = gr
+        with gr.Column(min_width=260, visible=shown) as self.upper:
+            self.samples = gr.HTML()
+
+    def below(self, gr: Any) -> None:
+        """Puts the second column in place."""
+        with gr.Column(min_width=260, visible=False) as self.lower:
+            self.table = gr.HTML()
+
+    @property
+    def parts(self) -> list[Any]:
+        """All that changes."""
+        return [self.upper, self.samples, self.lower, self.table]
+
+    def empty(self, *, shown: bool) -> dict[Any, Any]:
+        """What clears it, and shows or hides it."""
+        return {self.upper: self.gr.update(visible=shown), self.samples: "", self.lower: self.gr.update(visible=False)}
+
+    def shows(self, seen: Frame | Finished) -> dict[Any, Any]:
+        """What shows a run under way."""
+        return {self.samples: html.image(seen.samples, str(seen))}
+
+    def ends(self, end: Finished, folder: Path) -> dict[Any, Any]:
+        """What shows a run at its end."""
+        name, table = end.run.name, end.outcome.table(0)
+        files = html.links(end.save(tempfile.mkdtemp(dir=folder)))
+        below = [
+            html.code(end.run.python, f"Python that repeats {name}"),
+            html.plot(figures.weights(table), f"{name} {figures.WEIGHTS}"),
+            html.text(table.explain(), f"{name} as a table, in numbers"),
+        ]
+        return {self.samples: html.image(end.samples, str(end)) + files, self.lower: self.gr.update(visible=True),
+                self.table: "".join(below)}  # fmt: skip
+
+
+def _playground(gr: Any, tab: Any) -> None:
+    """Runs in the plane."""
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            mixture = gr.Dropdown(list(MIXTURES), value=Plane().mixture, label="Mixture")
+            process = gr.Dropdown(list(SCALAR), value=Plane().process, label="Process")
+            solver = gr.Dropdown([DEFAULT, *fs.TABLES], value=DEFAULT, label="Solver")
+            grid = gr.Dropdown(list(fs.GRIDS), value=DEFAULT, label="Grid")
+            steps = gr.Slider(1, 100, value=Plane().steps, step=1, label="Network calls, at most")
+            seed = gr.Number(0, precision=0, label="Seed")
+            go = gr.Button("Draw", variant="primary")
+        with gr.Column(scale=3, min_width=280):
+            status = gr.HTML(html.words("Press Draw."))
+            with gr.Row():
+                with gr.Column(min_width=260):
+                    paths = gr.HTML()
+                with gr.Column(min_width=260):
+                    field = gr.HTML()
+
+    def draw(*values: Any) -> Updates:
+        names = ("mixture", "process", "solver", "grid", "steps", "seed")
+        walk = Plane(**dict(zip(names, values, strict=True))).walk()
+        yield {status: html.words(str(walk)), paths: html.plot(figures.paths(walk), figures.PATHS),
+               field: html.plot(figures.field(walk), figures.FIELD)}  # fmt: skip
+
+    choices = [mixture, process, solver, grid, steps, seed]
+    triggers = [go.click, tab.select, *(one.change for one in choices[:4]), steps.release]
+    gr.on(triggers, _said(draw, status), choices, [status, paths, field], show_progress="hidden",
+          trigger_mode="always_last")  # fmt: skip
+
+
+def _said(work: Any, status: Any) -> Any:
+    """Work on the page, whose errors are sentences there."""
+
+    def told(*values: Any) -> Updates:
+        yield {status: html.words("Working ...")}
+        try:
+            yield from work(*values)
+        except Exception as error:
+            yield {status: html.refusal(sentence(error))}
+
+    return told
+
+
+def _labels(model: fs.Model) -> list[str]:
+    return [EACH, NONE, *model.labels] if model.labels else [EACH]
+
+
+def _model(models: dict[str, fs.Model], name: str) -> fs.Model:
+    """The model of a name on the page, or in the folder that is no such name."""
+    if name not in models:
+        models[name] = fs.load(name)
+    return models[name]

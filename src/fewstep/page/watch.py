@@ -1,0 +1,199 @@
+"""A run that is watched: what the network makes of the state, after each of its calls.
+
+The samples are those of the same run unwatched, to the bit: the denoiser is looked at, and the loop is not touched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Semaphore, Thread
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.cli.sample import npz
+from fewstep.denoiser.network import bound
+from fewstep.denoiser.predict import conversion
+from fewstep.denoiser.samples import of_samples
+from fewstep.files import Results, json_text
+from fewstep.page.choice import Run
+from fewstep.process import Process
+from fewstep.process.base import Time
+from fewstep.process.operator import apply
+from fewstep.solver import Outcome
+from fewstep.tableau import Tableau
+from fewstep.ui import png
+
+__all__ = ["Finished", "Frame", "Watched", "frames", "side_by_side"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """A run under way: the share of it that is done, and x0_hat (num, *shape) as each sample's last call left it."""
+
+    run: Run
+    share: float
+    samples: Tensor
+
+    def __str__(self) -> str:
+        if not isinstance(self.run.solver, Tableau):
+            return f"{self.run.name}: {self.share:.0%} of the way"
+        return f"{self.run.name}: call {round(self.share * self.run.solver.nfe)} of {self.run.solver.nfe}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finished:
+    """A run at its end: what became of it, the samples in data space, and the seconds it ran for."""
+
+    run: Run
+    outcome: Outcome
+    samples: Tensor
+    seconds: float
+
+    @property
+    def calls(self) -> int:
+        """Network calls of a sample; of a driver, whose samples differ, the mean."""
+        return round(float(self.outcome.calls.double().mean()))
+
+    def __str__(self) -> str:
+        each = "each" if isinstance(self.run.solver, Tableau) else "on average"
+        return f"{self.run.name}: {self.calls} network calls {each}, {self.seconds:.1f} s"
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes samples.npz, sheet.png, run.json and run.py into a folder; returns where they are."""
+        record = self.run.record() | {"network_calls": self.calls, "seconds": round(self.seconds, 3)}
+        writers: dict[str, Callable[[Any], object]] = {
+            "samples.npz": npz(self.samples, self.run.labels),
+            "sheet.png": partial(png, self.samples),
+            "run.json": lambda file: file.write(json_text(record).encode() + b"\n"),
+            "run.py": lambda file: file.write(self.run.python.encode()),
+        }
+        with Results(folder) as results:
+            return [results.write(name, writer) for name, writer in writers.items()]
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A denoiser that keeps what it returned last in `seen` (num, *shape), and is the same otherwise.
+
+    Args:
+        denoiser: what is watched.
+        process: its process.
+        seen: x0_hat of every sample of the run, in data space.
+        index: the samples that this one is for, as `of_samples` chose them.
+    """
+
+    denoiser: Callable[[Tensor, Time], Any]
+    process: Process
+    seen: Tensor
+    index: Tensor
+
+    @property
+    def needs_grad(self) -> bool:
+        return getattr(self.denoiser, "needs_grad", False)
+
+    def select(self, index: Tensor) -> Watched:
+        """The same for some of its samples."""
+        return replace(self, denoiser=of_samples(self.denoiser, index, len(self.index)), index=self.index[index])
+
+    def __call__(self, z: Tensor, t: Time) -> Any:
+        """What the denoiser returns."""
+        return self.at(t)(z)
+
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+        """The denoiser at one time; a raw output is turned into x0_hat for the eyes alone."""
+        call = bound(self.denoiser, t, output)
+        p, q = (0.0, 1.0) if output == "x0" else conversion(output, self.process, t)
+
+        def watched(z: Tensor) -> Any:
+            out = call(z)
+            self._keep(out if output == "x0" else self.process.from_coordinates(apply(p, z) + apply(q, out)))
+            return out
+
+        return watched
+
+    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
+        """What the denoiser offers beside x0_hat; of one that is taken apart, the model alone is seen."""
+        found = self.denoiser.head(name, t) if hasattr(self.denoiser, "head") else None  # type: ignore[attr-defined]
+        if found is None or name != "base":
+            return found
+
+        def watched(z: Tensor) -> Tensor:
+            out = found(z)
+            self._keep(self.process.from_coordinates(out))
+            return out
+
+        return watched
+
+    def _keep(self, x0: Tensor) -> None:
+        self.seen[self.index] = x0.detach().to(self.seen)
+
+
+class _Ended(Exception):
+    """Nobody watches any more."""
+
+
+def frames(run: Run) -> Generator[Frame | Finished, None, None]:
+    """Runs, and gives a frame after each call, `Finished` at the end; closing it ends the run at its next call.
+
+    The run waits while nobody asks for the next frame, so that two runs taken in turns do not slow each other.
+    """
+    told: SimpleQueue[Frame | Finished | BaseException] = SimpleQueue()
+    go, ended = Semaphore(0), Event()
+    seen = torch.zeros(run.choice.num, *run.model.shape)
+    spent = 0.0
+
+    def work() -> None:
+        began, shown = time.perf_counter(), 0.0
+
+        def tell(share: float) -> None:
+            nonlocal began, shown, spent
+            if share <= shown:
+                return
+            shown, spent = share, spent + time.perf_counter() - began
+            told.put(Frame(run=run, share=share, samples=seen.clone()))
+            go.acquire()
+            if ended.is_set():
+                raise _Ended
+            began = time.perf_counter()
+
+        try:
+            outcome = run.solve(Watched(run.denoiser, run.model.process, seen, torch.arange(len(seen))), tell)
+            samples = run.model.process.to_data(outcome.state).float()
+            told.put(Finished(run=run, outcome=outcome, samples=samples, seconds=spent))
+        except BaseException as error:  # of any kind: it is raised where the frames are read
+            told.put(error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            got = told.get()
+            if isinstance(got, BaseException):
+                raise got
+            yield got
+            if isinstance(got, Finished):
+                return
+            go.release()
+    finally:
+        ended.set()
+        go.release()
+        thread.join()
+
+
+def side_by_side(runs: Sequence[Run]) -> Generator[list[Frame | Finished], None, None]:
+    """Runs in turns, and gives what each was seen at last; all have finished in the last that is given."""
+    with ExitStack() as stack:
+        watched = [stack.enter_context(closing(frames(run))) for run in runs]
+        seen = [next(one) for one in watched]
+        yield list(seen)
+        while not all(isinstance(one, Finished) for one in seen):
+            seen = [next(one, last) for one, last in zip(watched, seen, strict=True)]
+            yield list(seen)
