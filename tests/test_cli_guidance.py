@@ -49,6 +49,13 @@ def test_evaluations_are_counted_at_the_network(tiny, solver, guidance, calls, e
     table = fs.tabulate(solver, model.process, nfe=calls)
     drawn = draw(model, table, num=3, batch=2, labels=[0, 1, 2], guidance=guidance)
     assert (drawn.calls, drawn.evaluations) == (calls, evaluations)
+    limited = draw(model, table, num=3, batch=2, labels=[0, 1, 2], guidance=guidance, memory="64GiB")
+    assert (limited.calls, limited.evaluations) == (calls, evaluations)
+
+
+def test_a_solver_of_guided_models_asks_for_guidance(tiny, tmp_path, capsys):  # noqa: F811
+    assert sample(tiny, tmp_path, "--solver", "ddim-cfgpp") == 1
+    assert "guidance (fewstep.guide, fewstep.Guided, --guidance) makes one that does" in capsys.readouterr().err
 
 
 def test_the_two_predictions_are_one_network_call(tiny, monkeypatch):  # noqa: F811

@@ -147,6 +147,19 @@ def test_a_table_file_runs_like_its_solver(tiny, tmp_path):
     assert record["network_calls"] == 3
 
 
+def test_a_table_file_that_ends_at_sigma_zero_is_recorded_so(tiny, tmp_path, capsys):
+    path = tmp_path / "table.safetensors"
+    fs.tabulate("dpmpp-2m", fs.VP(), grid=fs.to_zero(fs.GRIDS["uniform"], append=False), steps=3).save(path)
+    argv = ["sample", str(tiny), "--num", "2", "--out", str(tmp_path), "--solver", str(path)]
+    for final in ([], ["--final", "zero"]):
+        assert main([*argv, *final]) == 0
+        record = json.loads((tmp_path / "run.json").read_text())
+        assert (record["final"], record["network_calls"]) == ("zero", 3)
+    for final in ("state", "denoise"):
+        assert main([*argv, "--final", final]) == 2
+        assert "which ends at sigma = 0: leave --final out" in capsys.readouterr().err
+
+
 def test_a_driver_takes_the_steps_it_needs(tiny, tmp_path, capsys):
     argv = ["sample", str(tiny), "--num", "3", "--solver", "rk45", "--option", "rtol=0.01", "--option", "atol=0.01"]
     assert main([*argv, "--batch", "2", "--out", str(tmp_path)]) == 0

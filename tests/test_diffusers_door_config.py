@@ -97,7 +97,7 @@ def test_a_learned_variance_is_left_out() -> None:
         (lambda: scheduler("rk45"), "before the run"),
         (lambda: scheduler("taylor-2"), "derivative"),
         (lambda: scheduler("sscs"), "covers block"),
-        (lambda: FewStepScheduler.from_config({**SD}, slover="ddim"), "did you mean"),
+        (lambda: FewStepScheduler.from_config({**SD}, slover="ddim"), r"did you mean solver\?"),
         (lambda: scheduler("heun", 1), "at least 2"),
         (lambda: scheduler().set_timesteps(), "give one of"),
         (lambda: scheduler().set_timesteps(sigmas=[1.0, 2.0]), "rises"),

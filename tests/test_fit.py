@@ -335,6 +335,10 @@ def test_a_table_of_another_model_warns():
         ({"real": torch.zeros(9, 2)}, "with objective='paired'"),
         ({"objective": "kid", "features": torch.flatten, "real": torch.zeros(9)}, r"\(m, d\)"),
         ({"final": "denoise"}, "final='denoise'"),
+        (
+            {"objective": "kid", "features": torch.flatten, "real": torch.zeros(9, 2), "method": "dp"},
+            "real samples with method='dp'",
+        ),
         ({"features": torch.flatten}, "no use for them"),
         ({"solver": "heun", "steps": 3}, "heun|4 calls|2 or 4"),
         ({"conditioned": lambda _: mixture()}, "both a denoiser and conditioned"),

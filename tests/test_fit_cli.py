@@ -11,6 +11,7 @@ import torch
 
 import fewstep as fs
 from fewstep.cli import main
+from fewstep.cli.fit import feature_space
 from test_cli_sample import tiny  # noqa: F401 - a fixture
 
 FEW = ["--steps", "2", "--samples", "8", "--held-out", "4", "--batch", "4", "--teacher-steps", "4", "--iterations", "2"]
@@ -65,7 +66,7 @@ def test_the_recording_serves_further_fits(tiny, tmp_path, capsys):  # noqa: F81
 
 
 def test_features_by_name(tiny, tmp_path):  # noqa: F811
-    assert run(tiny, tmp_path / "a.table", "--objective", "kid", "--features", "test_fit_cli:features") == 0
+    assert run(tiny, tmp_path / "a.table", "--objective", "kid", "--features", f"{__file__}:features") == 0
     card = fs.Tableau.load(tmp_path / "a.table").card
     assert (card["objective"], card["real"], card["final"]) == ("kid", 0, "zero")
     shape = fs.load(tiny).shape
@@ -75,6 +76,13 @@ def test_features_by_name(tiny, tmp_path):  # noqa: F811
     assert run(tiny, tmp_path / "a.table", *features, str(data), "--final", "state") == 0
     card = fs.Tableau.load(tmp_path / "a.table").card
     assert (card["real"], card["final"]) == (12, "state")
+    assert (card["features"], card["data"]) == ("test_fit_cli:features", str(data))
+
+
+def test_the_classifier_goes_where_the_samples_are():
+    found = feature_space("classifier", (1, 28, 28))
+    assert found(torch.zeros(2, 1, 28, 28)).device.type == "cpu"
+    assert found(torch.zeros(2, 1, 28, 28, device="meta")).device.type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -82,8 +90,12 @@ def test_features_by_name(tiny, tmp_path):  # noqa: F811
     [
         (["--features", "classifier"], "no use for them", 2),
         (["--data", "shipped"], "give kid", 2),
-        (["--objective", "kid", "--features", "nowhere:f"], "cannot be imported", 2),
+        (["--objective", "kid", "--features", "nowhere:f"], "No module named", 2),
         (["--objective", "kid", "--features", "math"], "MODULE:FUNCTION", 2),
+        (["--objective", "kid", "--features", "math:nothing"], "math has no nothing", 2),
+        (["--objective", "kid", "--features", "math:pi"], "MODULE:FUNCTION", 2),
+        (["--objective", "kid"], "it sees (1, 28, 28)", 2),
+        (["--objective", "kid", "--features", "test_fit_cli:features", "--data", "shipped"], "give --features", 2),
         (["--solver", "dpmp"], "did you mean", 2),
         (["--grid", "logistc"], "did you mean", 2),
         (["--solver", "rk45"], "got --solver rk45, which chooses its steps while it runs", 2),

@@ -97,6 +97,16 @@ def test_of_a_solver_that_takes_guidance_apart_the_model_is_seen(model, solver):
     assert all((frame.samples.flatten(1).abs().sum(1) > 0).all() for frame in under_way[1:])
 
 
+def test_a_watched_call_evaluates_what_an_unwatched_one_does(model, monkeypatch):
+    seen, forward = [], Net.forward
+    monkeypatch.setattr(Net, "forward", lambda self, *x, **y: seen.append(len(x[0])) or forward(self, *x, **y))
+    watched(Choice(solver="ddim-cfgpp", scale=2.0, steps=3, label="shoe"), model)
+    watching, seen[:] = list(seen), []
+    run = Run.of(Choice(solver="ddim-cfgpp", scale=2.0, steps=3, label="shoe"), model)
+    run.solve(run.denoiser, lambda _: None)
+    assert sum(watching) == sum(seen) == 3 * 2 * 16
+
+
 def test_a_driver_shows_every_sample(model):
     under_way, end = watched(Choice(solver="rk45", steps=500, num=3), model)
     assert (under_way[-1].samples.flatten(1).abs().sum(1) > 0).all()
@@ -202,6 +212,13 @@ def test_the_density_is_one_and_flows_along_the_field(name, phi):
     assert float((change + spread)[2:-2, 2:-2].abs().max()) < 0.03 * float(change.abs().max())
 
 
+@pytest.mark.parametrize("solver", ["ltsp", "ddim-cfgpp"])
+def test_a_walk_has_the_state_of_every_call(solver):
+    walk = Plane(solver=solver, steps=6).walk()
+    assert len(walk.points) == len(walk.angles) == walk.calls + 1
+    assert walk.distance > 0.0
+
+
 def test_a_solver_that_adds_noise_has_no_exact_path():
     walk = Plane(solver="ddpm").walk()
     assert walk.exact is None
@@ -286,8 +303,16 @@ def test_a_port_in_use_is_refused(capsys):
         port = taken.getsockname()[1]
         assert main(["ui", "--port", str(port)]) == 1
     err = capsys.readouterr().err
-    assert f"cannot serve on 127.0.0.1:{port} (Address already in use): choose another --port" in err
+    assert f"cannot serve on 127.0.0.1:{port} (Address already in use): choose another --host or --port" in err
     assert err.count("\n") == 1
+
+
+def test_a_host_that_is_none_is_refused(capsys):
+    assert main(["ui", "--host", "nowhere.invalid", "--port", str(free_port())]) == 1
+    err = capsys.readouterr().err
+    assert "cannot serve on nowhere.invalid" in err
+    assert "Unknown error" not in err
+    assert "another --host or --port" in err
 
 
 @pytest.mark.parametrize("port", ["0", "70000", "x"])

@@ -229,6 +229,21 @@ def test_a_compiled_network_is_one_graph_for_all_steps_and_labels():
     assert [count.calls for count in counted] == [4, 4]
 
 
+def test_a_compiled_network_is_called_once_for_both_predictions_of_a_guided_one():
+    graphs = []
+
+    def back_end(graph, inputs):
+        graphs.append(max(len(x) for x in inputs if isinstance(x, torch.Tensor)))
+        return graph.forward
+
+    net = lambda x, t, *, label: torch.tanh(x * t[:, None]) + label[:, None]  # noqa: E731
+    one, other = (fs.wrap(partial(net, label=torch.full((2,), v)), VP, dtype=torch.float32) for v in (0.3, 0.4))
+    guided, z = fs.guide(one, other, 2.0), torch.randn(2, 3)
+    with torch.no_grad():
+        assert torch.allclose(fs.denoiser.compiled(guided, backend=back_end)(z, 0.5), guided(z, 0.5), atol=1e-6)
+    assert graphs == [4]
+
+
 def test_what_has_no_network_is_not_compiled():
     with pytest.raises(ValueError, match="got a function to compile, in which there is no wrapped network"):
         fs.sample(lambda z, t: z, VP, shape=(2, 3), compile=True)

@@ -124,6 +124,6 @@ def png(images: Tensor, file: BinaryIO, *, columns: int | None = None) -> None:
     """Writes images in [-1, 1], shape (n, 1 or 3, height, width), as one PNG sheet into an open file."""
     from fewstep.files import extra
 
-    image = extra("PIL.Image", "ui", "writing a PNG sheet")
+    image = extra("PIL.Image", "diffusers", "writing a PNG sheet")
     pixels = images.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu().numpy()
     image.fromarray(sheet(pixels, columns=columns)).save(file, format="PNG")

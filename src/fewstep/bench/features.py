@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fewstep.bench.subject import Subject
 from fewstep.check.subject import named_object
 from fewstep.files import extra, load_tensors, read_json, save_tensors, sha256
-from fewstep.quality import load_classifier, load_reference
+from fewstep.quality import images_to_tensor, load_classifier, load_reference
 from fewstep.quality.classifier import KIND, SHIPPED
 from fewstep.train.data import read_images
 
@@ -108,9 +108,7 @@ def _samples(subject: Subject, data: str | Path | None) -> tuple[Tensor, str, st
         raise ValueError(
             f"got pictures of shape {found.shape} in {data} for a model of {subject.shape}: give its own data"
         )
-    images = torch.from_numpy(found.images)
-    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    return images.float() / 127.5 - 1, found.source, found.fingerprint()
+    return images_to_tensor(found.images), found.source, found.fingerprint()
 
 
 def _classifier(folder: Path, subject: Subject) -> Features | None:

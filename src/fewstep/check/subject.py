@@ -84,7 +84,7 @@ def named_object(text: str) -> Any:
     else:
         try:
             module = importlib.import_module(where)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             raise ValueError(f"got {text!r}, and {error}: give a module that can be imported, or a file") from None
     try:
         found: Any = module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=("gradient", "dp"), default="gradient", help=f"{text} (default: gradient)")
     text = "distance to the teacher: paired pixels, pixels and features, or kernel distance of features"
     add("--objective", choices=("paired", "features", "kid"), default="paired", help=f"{text} (default: paired)")
-    text = f"{CLASSIFIER} (the shipped one), the folder of another, or MODULE:FUNCTION from (B, C, H, W) to (B, d)"
+    text = f"{CLASSIFIER} (the shipped one), the folder of another, or MODULE:FUNCTION, FILE.py:FUNCTION"
     add("--features", help=f"feature space of the last two: {text} (default: {CLASSIFIER})")
     text = f"real samples that kid goes to, an npz file or a folder of pictures; {SHIPPED}: those of the shipped model"
     add("--data", help=f"{text} (default: the teacher's samples)")
@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
         raise Usage("got --features with --objective paired, which has no use for them: give features or kid")
     if args.objective != "kid" and args.data:
         raise Usage(f"got --data with --objective {args.objective}, which goes to the teacher: give kid")
-    features = None if args.objective == "paired" else feature_space(args.features or CLASSIFIER)
+    if args.data == SHIPPED and args.features not in (None, CLASSIFIER):
+        raise Usage(f"got --data {SHIPPED}, which are features of the shipped classifier: give --features {CLASSIFIER}")
     if args.solver in fs.DRIVERS:
         raise Usage(f"got --solver {args.solver}, which chooses its steps while it runs: a fit begins at a table")
     if args.solver is not None:
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
     model = fs.load(args.model, device=args.device)
     if args.guidance != 1 and not model.labels:
         raise Usage(f"got --guidance {args.guidance:g} for a model that was trained without classes: leave it out")
+    features = None if args.objective == "paired" else feature_space(args.features or CLASSIFIER, model.shape)
     labels = class_labels(args.label, model.labels, args.samples + args.held_out)
     with Results(out.parent):  # one that cannot be written is refused before the work
         pass
@@ -91,34 +93,40 @@ def run(args: argparse.Namespace) -> None:
         conditioned=lambda where: conditioned(model, labels and labels[where], args.guidance),
         about={"guidance": args.guidance, "labels": args.label},
     )  # fmt: skip
-    assert table.card is not None
-    rmse, names = table.card["rmse"], table.card["start"]
+    card = dict(table.card or {})
+    if features is not None:  # by the names they were given, which the functions do not know
+        card |= {"features": args.features or CLASSIFIER, "data": args.data}
+        replace(table, card=card).save(out)
+    rmse, names = card["rmse"], card["start"]
     print(f"{args.steps} network calls, from {names['solver']} on {names['grid']}: held-out distance to the teacher "
-          f"{rmse['start']:.4f} -> {rmse['fitted']:.4f}, {table.card['seconds']:.0f} s: {out}")  # fmt: skip
+          f"{rmse['start']:.4f} -> {rmse['fitted']:.4f}, {card['seconds']:.0f} s: {out}")  # fmt: skip
 
 
-def feature_space(name: str) -> Callable[[Any], Any]:
+def feature_space(name: str, shape: tuple[int, ...]) -> Callable[[Any], Any]:
     """The features of a name, differentiable."""
+    from fewstep.check.subject import named_object
+
     if name == CLASSIFIER:
-        return classifier(None)
+        return classifier(None, shape)
     if Path(name).is_dir():
-        return classifier(Path(name))
-    module, colon, function = name.partition(":")
+        return classifier(Path(name), shape)
     try:
-        found = getattr(import_module(module), function) if colon else None
-    except (ImportError, AttributeError) as error:
-        raise Usage(f"got --features {name}, which cannot be imported ({error}): give MODULE:FUNCTION") from None
+        found = named_object(name) if ":" in name else None
+    except ValueError as error:
+        raise Usage(str(error)) from None
     if not callable(found):
         raise Usage(f"got --features {name}: give {CLASSIFIER}, the folder of one, or MODULE:FUNCTION")
     return found
 
 
-def classifier(folder: Path | None) -> Callable[[Any], Any]:
-    """The features of a classifier's folder, differentiable."""
+def classifier(folder: Path | None, shape: tuple[int, ...]) -> Callable[[Any], Any]:
+    """The features of a classifier's folder, differentiable; refused where it sees samples of another shape."""
     from fewstep.quality import load_classifier
 
-    body = load_classifier(folder).requires_grad_(False).body
-    return lambda images: body(images.clamp(-1, 1))
+    net = load_classifier(folder).requires_grad_(False)
+    if shape != (sees := tuple(net.config["shape"])):
+        raise Usage(f"got --features {folder or CLASSIFIER} for samples of shape {shape}: it sees {sees}")
+    return lambda images: net.body.to(images.device)(images.clamp(-1, 1))
 
 
 def real_features(data: str | None, features: Any, model: Model) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -84,17 +85,20 @@ def run(args: argparse.Namespace) -> None:
         fs.check_prediction(model.denoiser(), model.shape, device=args.device)
     labels = class_labels(args.label, model.labels, args.num)
     count = {} if isinstance(solver, fs.Tableau) else {"grid": args.grid or "default", **budget(args)}
-    zero = isinstance(solver, fs.Solver) and solver.reaches_zero(model.process)
+    ended = isinstance(solver, fs.Tableau) and solver.process.log_snr(float(solver.grid[-1])) == math.inf
+    zero = ended or (isinstance(solver, fs.Solver) and solver.reaches_zero(model.process))
     if args.final == "zero" and not zero:
         raise Usage(f"got --final zero for {args.solver}, which takes no step to sigma = 0 here: leave --final out")
-    final = args.final or ("zero" if zero and args.solver is None and args.grid is None else "state")
+    if ended and args.final in ("state", "denoise"):
+        raise Usage(f"got --final {args.final} for {args.solver}, which ends at sigma = 0: leave --final out")
+    final = args.final or ("zero" if ended or (zero and args.solver is None and args.grid is None) else "state")
     driven: dict[str, Any] = {}
     if isinstance(solver, fs.Driver):
         most = args.steps or (None if args.nfe or solver.own_times else STEPS)
         driven = {"grid": count["grid"], "steps": most, "nfe": args.nfe}
         table = solver
     else:
-        table = tabulated(solver, model.process, to_zero=final == "zero", **count)
+        table = tabulated(solver, model.process, to_zero=final == "zero" and not ended, **count)
     file = args.solver if isinstance(solver, fs.Tableau) else None
     record = describe(model, table, file=file, final=final, num=args.num, labels=labels, guidance=guidance,
                       seed=args.seed, batch=args.batch, device=args.device, memory=args.memory, compile=args.compile,

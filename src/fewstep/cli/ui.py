@@ -62,6 +62,5 @@ def refuse_taken(host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise OSError(
-            f"cannot serve on {host}:{port} ({os.strerror(error.errno or 0)}): choose another --port"
-        ) from None
+        why, *_ = str(error.strerror).split(" (while")
+        raise OSError(f"cannot serve on {host}:{port} ({why}): choose another --host or --port") from None

@@ -28,7 +28,15 @@ def compiled(denoiser: Any, **options: Any) -> Any:
     Raises:
         ValueError: for a denoiser with no wrapped network in it.
     """
-    made = with_networks(denoiser, lambda net: torch.compile(net, **{"dynamic": False, **options}))
+    known: list[tuple[Any, Any]] = []  # one network in two denoisers stays one, and is called once for both
+
+    def once(net: Callable[..., Any]) -> Callable[..., Any]:
+        if not (same := [made for one, made in known if one == net]):
+            same = [torch.compile(net, **{"dynamic": False, **options})]
+            known.append((net, same[0]))
+        return same[0]
+
+    made = with_networks(denoiser, once)
     if made is denoiser:
         raise ValueError(
             f"got a {type(denoiser).__name__} to compile, in which there is no wrapped network: give one of wrap"

@@ -108,6 +108,8 @@ def fit(
         raise ValueError("got both a denoiser and conditioned, or none of them: give one")
     if method not in METHODS:
         raise ValueError(f"got method={method!r}: choose {' or '.join(METHODS)}")
+    if method == "dp" and real is not None:
+        raise ValueError("got real samples with method='dp', which looks at the teacher alone: leave them out")
     if final not in FINALS:
         raise ValueError(f"got final={final!r}: choose {' or '.join(FINALS)}")
     if whole("samples", samples) < 2 or whole("held_out", held_out) < 2:

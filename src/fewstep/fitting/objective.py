@@ -25,6 +25,7 @@ __all__ = ["OBJECTIVES", "Objective", "objective"]
 Objective = Callable[[Tensor, Tensor], Tensor]  # (x, y), both (B, *shape), of the same noises
 Features = Callable[[Tensor], Tensor]  # (B, *shape) -> (B, d), differentiable
 
+ROWS = 512  # of the kernel of real samples at once: that of 10,000 is a gigabyte
 OBJECTIVES = ("paired", "features", "kid")
 
 
@@ -69,13 +70,17 @@ def kid_to(real: Tensor, features: Features) -> Objective:
     """The same to real samples, by their features (m, d): all pairs across, i = j left out within."""
     if real.ndim != 2 or len(real) < 2 or not bool(real.isfinite().all()):
         raise ValueError(f"got features of real samples of shape {tuple(real.shape)}: give finite ones, (m, d), m >= 2")
-    constant = _apart(_kernel(real, real))
+    constant = torch.zeros((), dtype=torch.float64)
+    for first in range(0, len(real), ROWS):
+        kernel = _kernel(real[first : first + ROWS], real).cpu()
+        constant += (kernel.sum() - kernel.diagonal(first).sum()) / (len(real) * (len(real) - 1))
 
     def distance(x: Tensor, _: Tensor) -> Tensor:
-        seen, there = features(x), real.to(x.device)
+        seen = features(x)
+        there = real.to(seen.device)
         if seen.shape[1] != there.shape[1]:
             raise ValueError(f"got {there.shape[1]} features of real samples and {seen.shape[1]} of samples: take one")
-        return _apart(_kernel(seen, seen)) - 2 * _kernel(seen, there).mean() + constant.to(x.device)
+        return _apart(_kernel(seen, seen)) - 2 * _kernel(seen, there).mean() + constant.to(seen.device)
 
     return distance
 

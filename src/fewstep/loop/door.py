@@ -139,7 +139,8 @@ def sample(
         final: "state" returns the state at the last time; "denoise" spends one more call on x0_hat there.
         dtype: of the state when `shape` is given (float32 or float64), whatever the network's is.
         device: where the state lives when `shape` is given.
-        callback: called after each evaluated row with (row, t, state, x0_hat); treat the tensors as read-only.
+        callback: called after each row that makes x0_hat with (row, t, state, x0_hat); treat the tensors as
+            read-only.
         after: the hook (row, t, z) -> z on every made row.
         differentiable: keeps autograd through the run (and the history out of place).
         parallel: True, a window or a `Parallel`: run the table by Picard iteration, many calls at a time.

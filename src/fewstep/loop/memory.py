@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fewstep.denoiser.network import bound
 from fewstep.denoiser.samples import of_samples
-from fewstep.loop.walk import _offered
+from fewstep.loop.walk import _offered, with_heads
 from fewstep.process.base import Time
 from fewstep.words import as_bytes
 
@@ -94,6 +94,15 @@ class InPieces:
         if _offered(self.denoiser, name, t) is None:
             return None
         return self._split(lambda denoiser, t: _offered(denoiser, name, t), t)
+
+    @property
+    def together(self) -> tuple[str, ...]:
+        """The heads that the denoiser makes of the same evaluations."""
+        return getattr(with_heads(self.denoiser), "together", ())
+
+    def parts(self, t: Time) -> Callable[[Tensor], Any]:
+        """X0 and those heads."""
+        return self._split(lambda denoiser, t: with_heads(denoiser).parts(t), t)
 
     def _split(self, make: Callable[[Any, Time], Any], t: Time) -> Callable[[Tensor], Any]:
         whole = make(self.denoiser, t)

@@ -26,9 +26,10 @@ from fewstep.tableau.tableau import ONES
 __all__ = ["After", "Callback", "Denoiser", "Plan", "look_at", "walk"]
 
 # Heads that tables of this library read, and what makes a denoiser that has them.
+GUIDED = "guidance (fewstep.guide, fewstep.Guided, --guidance)"
 MAKERS = {
-    "base": "fewstep.guide or fewstep.Guided",
-    "guidance": "fewstep.guide or fewstep.Guided",
+    "base": GUIDED,
+    "guidance": GUIDED,
     "derivative": "fewstep.Differentiated",
     "sn": "fewstep.variance_head",
     "npr": "fewstep.variance_head",
@@ -186,16 +187,20 @@ def _rows(plan: Plan, start: Tensor, live: dict[Symbol, Tensor] | None, *, watch
 
 def _offered(denoiser: Any, head: str, t: float) -> Callable[[Tensor], Tensor] | None:
     """What a closed-form denoiser, or one that wraps it, offers under `head(name, t)`; None where it does not."""
+    denoiser = with_heads(denoiser)
+    return denoiser.head(head, t) if hasattr(denoiser, "head") else None
+
+
+def with_heads(denoiser: Any) -> Any:
+    """The outermost denoiser with heads in those that wrap one another, or the innermost of all."""
     while hasattr(denoiser, "denoiser") and not hasattr(denoiser, "head"):
         denoiser = denoiser.denoiser
-    return denoiser.head(head, t) if hasattr(denoiser, "head") else None
+    return denoiser
 
 
 def _parts(denoiser: Any, heads: Sequence[str], t: float | None) -> Callable[[Tensor], Any] | None:
     """One call for x0 and several heads, where the denoiser makes them of the same evaluations (`parts(t)`)."""
-    inner = denoiser
-    while hasattr(inner, "denoiser") and not hasattr(inner, "head"):
-        inner = inner.denoiser
+    inner = with_heads(denoiser)
     if len(heads) < 2 or t is None or not set(heads) <= set(getattr(inner, "together", ())):
         return None
     return partial(denoiser.count, inner.parts(t)) if hasattr(denoiser, "count") else inner.parts(t)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import fewstep as fs
 from fewstep.cli.common import tabulated
+from fewstep.noise import noise_source
 from fewstep.page.choice import DEFAULT
 from fewstep.process import ScalarProcess
 from fewstep.words import Typed, pick, whole
@@ -149,9 +150,11 @@ class Plane(Typed):
             solver, process, to_zero=solver.reaches_zero(process), grid=self.grid, steps=whole("steps", self.steps)
         )
         denoiser = fs.Mixture(process, shape.means, shape.std, shape.weights)
-        passed: list[tuple[float, Tensor]] = []
-        last = fs.sample(denoiser, process, solver=table, shape=(self.num, 2), seed=self.seed, dtype=torch.float64,
-                         progress=False, callback=lambda _, t, z, d: passed.append((t, z.clone())))  # fmt: skip
+        noise = noise_source(None, self.seed, 0).initial((self.num, 2), torch.float64, "cpu")
+        states = [process.prior(noise, table.rows[0].t)]  # of every row: some solvers' calls make no x0_hat
+        last = fs.sample(denoiser, process, solver=table, x=states[0], seed=self.seed, progress=False,
+                         after=lambda _, t, z: states.append(z) or z)  # fmt: skip
+        passed = [(row.at, z) for row, z in zip(table.rows, states, strict=True) if row.at is not None]
         levels = [
             (float(process.alpha(t)), float(process.sigma(t)), z) for t, z in [*passed, (float(table.grid[-1]), last)]
         ]

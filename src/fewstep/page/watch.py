@@ -132,6 +132,22 @@ class Watched:
 
         return watched
 
+    @property
+    def together(self) -> tuple[str, ...]:
+        """The heads that the denoiser makes of the same evaluations."""
+        return getattr(self.denoiser, "together", ())
+
+    def parts(self, t: Time) -> Callable[[Tensor], dict[str, Tensor]]:
+        """X0_hat and those heads."""
+        call = self.denoiser.parts(t)  # type: ignore[attr-defined]
+
+        def watched(z: Tensor) -> dict[str, Tensor]:
+            out = call(z)
+            self._keep(out["x0"])
+            return out
+
+        return watched
+
     def _keep(self, x0: Tensor) -> None:
         self.seen[self.index] = x0.detach().to(self.seen)
 

@@ -94,7 +94,7 @@ def _npz(path: Path) -> Images:
 
 
 def _folder(path: Path) -> Images:
-    opened = extra("PIL.Image", "ui", "reading pictures")
+    opened = extra("PIL.Image", "diffusers", "reading pictures")
     groups = sorted(p for p in path.iterdir() if p.is_dir() and any(q.suffix.lower() in PICTURES for q in p.iterdir()))
     files = [(i, p) for i, g in enumerate(groups) for p in sorted(g.iterdir()) if p.suffix.lower() in PICTURES]
     labelled = bool(files)

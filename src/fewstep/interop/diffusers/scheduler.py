@@ -151,7 +151,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: for an option that does not exist.
         """
-        known = set(signature(cls.__init__).parameters)
+        known = set(signature(cls.__init__).parameters) - {"self"}
         if not return_unused_kwargs and (unknown := sorted(set(kwargs) - known)):
             pick({name: 0 for name in known}, unknown[0], "option")
         # Defaults of the other class are not ours: every value counts as given.
