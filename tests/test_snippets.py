@@ -41,7 +41,8 @@ def fences(page: Path) -> list[tuple[str, str, int, str | None]]:
 
 
 def commands(page: Path) -> list[str]:
-    lines = [line for language, code, *_ in fences(page) if language != "python" for line in code.splitlines()]
+    texts = [code.replace("\\\n", " ") for language, code, *_ in fences(page) if language != "python"]
+    lines = [line for text in texts for line in text.splitlines()]
     return [line.partition(" #")[0].strip() for line in lines if line.startswith("fewstep ")]
 
 
