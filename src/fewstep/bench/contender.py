@@ -34,7 +34,7 @@ from fewstep.words import pick
 if TYPE_CHECKING:
     from fewstep.bench.subject import Subject
 
-__all__ = ["FITTED", "OURS", "PEERS", "SAME", "Contender", "Run", "exact", "ours", "without"]
+__all__ = ["FITTED", "OURS", "PEERS", "SAME", "Contender", "Run", "exact", "is_table", "ours", "without"]
 
 OURS, FITTED, PEERS, SAME = "fewstep", "fitted", "peers", "peers on our grid"
 ENDS: dict[str, Callable[[Grid], Grid]] = {
@@ -90,7 +90,7 @@ def ours(specs: Sequence[str], subject: Subject) -> list[Contender]:
     found: dict[str, Contender] = {}
     for spec in dict.fromkeys(specs):
         path = Path(spec)
-        if path.is_file() and path.suffix != ".py":
+        if is_table(spec):
             taken = path.stem in found or path.stem in TABLES
             made = [_table(path, spec if taken else path.stem, subject)]
         else:
@@ -103,6 +103,11 @@ def exact(subject: Subject, calls: int) -> Run:
     """The run whose end stands for the exact one: a multistep method of order 3 with corrector at many calls."""
     run = _prepare("multistep-pc-3", "default", subject, subject.process, calls)
     return replace(run, digest=f"exact {run.digest}")  # other cells than that solver's as a contender
+
+
+def is_table(spec: str) -> bool:
+    """Whether a word of the command line is the file of a table."""
+    return Path(spec).is_file() and Path(spec).suffix != ".py"
 
 
 def without(contenders: Sequence[Contender], patterns: Sequence[str]) -> list[Contender]:

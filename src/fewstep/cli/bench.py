@@ -6,7 +6,6 @@ import argparse
 import shlex
 import sys
 from functools import partial
-from pathlib import Path
 
 from fewstep.cli.common import at_least, check_device, guidance_argument, guidance_of
 
@@ -52,11 +51,12 @@ def run(args: argparse.Namespace) -> None:
     any moment, the same command goes on where it was; with more samples, seeds or solvers it makes only those.
     """
     from fewstep import Tableau, bench
+    from fewstep.bench.contender import is_table
     from fewstep.files import Results, json_text
 
     check_device(args.device)
-    files = [name for name in args.solver if Path(name).is_file() and not name.endswith(".py")]
-    args.guidance = guidance_of(args.guidance, {name: Tableau.load(name) for name in files}, classes=True)
+    files = {name: Tableau.load(name) for name in args.solver if is_table(name)}
+    args.guidance = guidance_of(args.guidance, files, classes=True)
     names = ("model", "peers", "without", "guidance", "calls", "images", "seeds", "select", "select_images", "exact",
              "features", "data", "resamples", "batch", "device", "out")  # fmt: skip
     ready = bench.prepare(bench.Asked(solvers=args.solver, **{name: getattr(args, name) for name in names}))
