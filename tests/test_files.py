@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from fewstep.files import Results, atomic, json_text
+from fewstep.files import Results, atomic, json_text, load_tensors, read_json
 
 
 def test_all_files_appear_together(tmp_path):
@@ -131,3 +131,50 @@ def test_json_has_no_numbers_that_json_lacks():
 
     again = json.loads(text, parse_constant=refuse)
     assert again == {"a": [1.5, "inf", ["-inf", "nan"]], "b": "inf", "c": None, "d": True}
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":', '[{"a":'])
+@pytest.mark.parametrize("levels", [65, 100_000])
+def test_json_that_is_nested_too_deep_is_one_sentence(tmp_path, opening, levels):
+    path = tmp_path / "deep.json"
+    path.write_text('{"a":' + opening * levels)
+    with pytest.raises(ValueError, match=r"deep.json cannot be read as JSON"):
+        read_json(path, "a folder")
+    close = {"[": "[" * levels + "]" * levels, '{"a":': '{"a":' * levels + "1" + "}" * levels}
+    if opening in close:
+        path.write_text('{"a":' + close[opening] + "}")
+        with pytest.raises(ValueError, match=r"nested too deep"):
+            read_json(path, "a folder")
+
+
+def test_json_at_the_bounds_is_read(tmp_path):
+    path = tmp_path / "some.json"
+    path.write_text("".join(['{"a":' * 64, "-Infinity", "}" * 64]))
+    value = read_json(path, "a folder", limit=path.stat().st_size)
+    for _ in range(64):
+        value = value["a"]
+    assert value == -math.inf  # as schedulers of diffusers write it
+    with pytest.raises(ValueError, match=r"larger than"):
+        read_json(path, "a folder", limit=path.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("read", [lambda path: read_json(path, "a folder"), load_tensors])
+def test_only_regular_files_are_read(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "zero", "folder"):
+        with pytest.raises(ValueError, match=f"{name} is no regular file"):
+            read(tmp_path / name)
+
+
+def test_a_header_that_is_too_long_is_not_read(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    with path.open("wb") as file:
+        file.write((40 * 2**20).to_bytes(8, "little"))
+        file.truncate(50 * 2**20)
+    with pytest.raises(ValueError, match="header says it has 41943040 bytes; at most 16777216"):
+        load_tensors(path)
+    path.write_bytes((2**64 - 1).to_bytes(8, "little"))
+    with pytest.raises(ValueError, match="truncated or corrupt"):
+        load_tensors(path)

@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+DEPTH = 64  # levels of lists and objects in a JSON file that is read
+HEADER = 16 * 2**20  # bytes of a safetensors header that is read; 100,000 tensors need about as many
 
 
 def extra(module: str, extra_name: str, purpose: str) -> ModuleType:
@@ -184,18 +186,40 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json_text(value) + "\n")
 
 
-def read_json(path: str | Path, belongs_to: str) -> dict[str, Any]:
-    """The object in the JSON file `path`; `belongs_to` ("a model folder") says in an error what the file is part of."""
+def read_json(path: str | Path, belongs_to: str, *, limit: int = 16 * 2**20) -> dict[str, Any]:
+    """The object in the JSON file `path`; `belongs_to` ("a model folder") says in an error what the file is part of.
+
+    Refused before it fills memory or the stack: what is no regular file, more than `limit` bytes, more than 64 levels.
+    """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is missing; {belongs_to} holds a file {path.name}; name a whole folder.")
+        wrong = "no regular file" if path.exists() else "missing"
+        raise ValueError(f"{path} is {wrong}; {belongs_to} holds a file {path.name}; name a whole folder.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}); fetch or write the folder again.") from error
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
+            raise ValueError(f"it is larger than {limit / 2**20:g} MiB")
+        value = json.loads(raw.decode("utf-8"))
+        _check_depth(value)
+    except (ValueError, OSError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path} cannot be read as JSON ({reason}); fetch or write the folder again.") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object; fetch or write the folder again.")
     return value
+
+
+def _check_depth(value: Any) -> None:
+    """Refuses lists and objects within each other beyond `DEPTH`, level by level: the stack stays flat."""
+    level = [value]
+    for _ in range(DEPTH + 1):
+        level = [
+            entry for v in level if isinstance(v, dict | list) for entry in (v.values() if isinstance(v, dict) else v)
+        ]
+        if not level:
+            return
+    raise RecursionError
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -209,8 +233,8 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
 def load_tensors(path: str | Path, *, digest: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
-    Refuses with one sentence: a missing file (and names a pickled one lying in its place), a truncated or corrupt one,
-    and, when `digest` is given, one whose SHA-256 differs from it.
+    Refuses with one sentence: a missing file (and names a pickled one lying in its place), what is no regular file, a
+    truncated or corrupt one, and, when `digest` is given, one whose SHA-256 differs from it.
     """
     path = Path(path)
     safe_open = extra("safetensors", "diffusers", "reading weights").safe_open
@@ -225,10 +249,15 @@ def load_tensors(path: str | Path, *, digest: str | None = None) -> dict[str, Te
                 f"{path} is missing and the pickled {pickled[0]} beside it is never opened, since it can run code; "
                 "only .safetensors is read; convert it."
             )
+        wrong = "no regular file" if path.exists() else "missing"
         raise ValueError(
-            f"{path} is missing; weights are read from a safetensors file of that name; name a whole folder."
+            f"{path} is {wrong}; weights are read from a safetensors file of that name; name a whole folder."
         )
     try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > HEADER:
+            raise ValueError(f"its header says it has {length} bytes; at most {HEADER} are read")
         with safe_open(path, "pt") as f:
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a mapping
     except Exception as error:  # safetensors raises its own class, a bare Exception
