@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.denoiser.predict import conversion
+from fewstep.denoiser.predict import preconditioning
 from fewstep.files import load_tensors
 from fewstep.model import load
-from fewstep.process.operator import apply, inverse
+from fewstep.process.operator import apply, inverse, magnitude
 from fewstep.train import TRAINABLE, Stopped, add_quality, measure, read_images, train
 from fewstep.train.loop import TrainConfig, Trainer, read_header
 from fewstep.train.progress import duration
@@ -333,7 +334,7 @@ def test_durations_are_told_as_a_person_would() -> None:
     assert [duration(s) for s in (4.2, 720, 11_100)] == ["4 s", "12 min", "3 h 05 min"]
 
 
-@pytest.mark.parametrize("process", ["vp", "flow", "blurring", "cld"])
+@pytest.mark.parametrize("process", ["vp", "flow", "blurring", "cld", "edm", "scaled-linear"])
 def test_every_kind_of_process_trains_and_its_model_samples(data: Path, tmp_path: Path, process: str) -> None:
     """The network sees pixels of one channel whatever the state is, and the folder tells its process."""
     model = load(train(data, tmp_path / process, process=process, images=16, **TINY))
@@ -342,19 +343,53 @@ def test_every_kind_of_process_trains_and_its_model_samples(data: Path, tmp_path
     assert model.process.to_data(z).shape == (2, 1, 8, 8)
 
 
-@pytest.mark.parametrize("process", ["vp", "flow", "blurring", "cld"])
-def test_the_loss_is_zero_for_the_network_that_knows(data: Path, tmp_path: Path, process: str) -> None:
+@pytest.mark.parametrize(
+    ("process", "predicts"),
+    [(name, learns) for name, (_, learns) in TRAINABLE.items()]
+    + [("vp", "noise"), ("vp", "data"), ("vp", "flow"), ("vp", "edm"), ("flow", "noise"), ("cld", "data")],
+)
+@pytest.mark.parametrize("law", ["normal", "uniform"])
+def test_the_loss_is_zero_for_the_network_that_knows(
+    data: Path, tmp_path: Path, process: str, predicts: str, law: str
+) -> None:
     """The target is the F of x0 = p z + q F: a network that returns it has no loss, whatever it is called with."""
     images = read_images(data)
-    make, predicts = TRAINABLE[process]
-    noising = make((8, 8))
-    config = TrainConfig(images=16, batch=8)
+    noising = TRAINABLE[process][0]((8, 8))
+    if process == "flow":
+        noising = replace(noising, t_max=0.999)  # at t = 1 itself a prediction of noise has no data in it
+    config = TrainConfig(images=16, batch=8, law=law)
     trainer = Trainer(torch.nn.Linear(1, 1), noising, images.images, images.labels, config, tmp_path / "none",
                       lambda x, t, classes: target, predicts=predicts)  # fmt: skip
     x0, t, _, eps = trainer.batch(0)
-    denoiser = fs.wrap(lambda x, times: target.double(), noising, predicts)
-    p, q = conversion(predicts, noising, t)
+    denoiser = fs.wrap(lambda x, times: target.double(), noising, predicts, sigma_data=0.5)
+    _, p, q = preconditioning(predicts, noising, t)
     z = noising.diffuse(x0.double(), t, eps.double())
     target = apply(inverse(q), noising.coordinates(x0.double()) - apply(p, z)).float()
-    assert (denoiser(z, t) - x0).abs().max() < 1e-4
+    off = (denoiser(z, t) - x0).abs().max() / abs(magnitude(q))  # the target is rounded to float32
+    assert off < 1e-5
     assert float(trainer.loss(0)) < 1e-8
+
+
+def test_times_follow_their_law(data: Path, tmp_path: Path) -> None:
+    """Uniform in time: the mean of (t - 1/2)^2 is 1/12. Normal: mean and deviation of the log-SNR are the config's."""
+    images = read_images(data)
+    every = torch.arange(4096, dtype=torch.float64).add(0.5) / 4096
+    for law in ("uniform", "normal"):
+        config = TrainConfig(images=16, batch=8, law=law, log_snr_mean=0.2, log_snr_std=0.8)
+        trainer = Trainer(torch.nn.Linear(1, 1), fs.VP(), images.images, None, config, tmp_path / "none", lambda *a: a)
+        t = trainer._times(every)
+        if law == "uniform":
+            assert ((t - 0.5) ** 2).mean().item() == pytest.approx(1 / 12, rel=3e-3)
+        else:
+            lam = fs.VP().log_snr(t)
+            assert (lam.mean().item(), lam.std().item()) == pytest.approx((0.2, 0.8), rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"predicts": "score"}, "predicts"), ({"process": "edm", "predicts": "v"}, "edm"), ({"law": "cosine"}, "law"),
+     ({"process": "cld", "predicts": "edm"}, "predicts"), ({"process": "cld", "predicts": "noise"}, "predicts")],
+)  # fmt: skip
+def test_what_cannot_be_learned_is_refused(data: Path, tmp_path: Path, options: dict[str, str], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        train(data, tmp_path / "out", images=16, **options, **TINY)

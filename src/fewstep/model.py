@@ -292,7 +292,7 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
         raise ValueError(f"{where} has format {about.get('format')!r}; this version reads {FORMAT}; update fewstep.")
     shape, patch, labels = about.get("shape", []), about.get("patch", 1), about.get("labels", [])
     checks = {
-        "predicts": (about.get("predicts") in PREDICTIONS, f"one of {', '.join(PREDICTIONS)}"),
+        "predicts": (about.get("predicts") in (*PREDICTIONS, "edm"), f"one of {', '.join(PREDICTIONS)}, edm"),
         "time": (about.get("time") in TIMES, f"one of {', '.join(TIMES)}"),
         "shape": (_whole(shape) and len(shape) == 3, "three positive whole numbers: channels, height, width"),
         "patch": (_whole([patch]), "a positive whole number"),

@@ -14,7 +14,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", help="an npz file with x_train and y_train, or a folder of pictures with one sub-folder a label")
     add("out", help="the run's folder: checkpoint.safetensors, sheet.png, and model/ at the end")
-    add("--process", help="vp, cosine, sub-vp, flow, blurring or cld (default: vp)")
+    add("--process", help="vp, cosine, sub-vp, flow, blurring, cld, edm or scaled-linear (default: vp)")
+    add("--predicts", help="what the network learns to return: noise, data, v, flow or edm (default: the process's)")
+    add("--law", help="how times are drawn: log-SNR normal, or time uniform (default: normal)")
     add("--images", type=at_least(1), help="budget in images seen (default: 2000000)")
     add("--hours", type=float, help="budget in hours, all sessions together (default: 24)")
     add("--batch", type=at_least(1), help="images a step (default: 128)")
@@ -46,6 +48,8 @@ def run(args: argparse.Namespace) -> None:
         args.data,
         args.out,
         process=args.process,
+        predicts=args.predicts,
+        law=args.law,
         images=args.images,
         hours=args.hours,
         batch=args.batch,

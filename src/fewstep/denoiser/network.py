@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser.predict import PREDICTIONS, conversion, view
-from fewstep.process.base import Process, ScalarProcess, Time
+from fewstep.denoiser.predict import PREDICTIONS, conversion, preconditioning, view
+from fewstep.process.base import Process, Time
 from fewstep.process.operator import Coefficient, apply
 from fewstep.words import pick, typed
 
@@ -73,10 +73,7 @@ class Wrapped:
         if output not in ("x0", self.predicts):
             raise ValueError(f"got a table in terms of {output!r} for a network that predicts {self.predicts!r}")
         if self.predicts == "edm":
-            assert isinstance(self.process, ScalarProcess)
-            alpha, sigma, data = self.process.alpha(t), self.process.sigma(t), self.sigma_data
-            total = sigma**2 + (alpha * data) ** 2  # alpha^2 (sigma_edm^2 + sigma_data^2)
-            c_in, p, q = total**-0.5, alpha * data**2 / total, sigma * data * total**-0.5
+            c_in, p, q = preconditioning("edm", self.process, t, self.sigma_data)
         else:
             c_in = view(self.predicts, self.process, t)
             p, q = conversion(self.predicts, self.process, t) if output == "x0" else (0.0, 1.0)

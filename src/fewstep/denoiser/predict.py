@@ -23,10 +23,10 @@ from collections.abc import Callable
 
 import torch
 
-from fewstep.process.base import Process, Time, like, to_tensor
+from fewstep.process.base import Process, ScalarProcess, Time, like, to_tensor
 from fewstep.process.operator import Coefficient, inverse, magnitude, transpose
 
-__all__ = ["PREDICTIONS", "conversion", "statistic", "view"]
+__all__ = ["PREDICTIONS", "conversion", "preconditioning", "statistic", "view"]
 
 Conversion = Callable[[Process, Time], tuple[Coefficient, Coefficient]]
 
@@ -101,3 +101,19 @@ def conversion(prediction: str, process: Process, t: Time) -> tuple[Coefficient,
             "it knows nothing there; start the grid later or use a data, v or flow prediction"
         )
     return p, q
+
+
+def preconditioning(
+    prediction: str, process: Process, t: Time, sigma_data: float = 0.5
+) -> tuple[Coefficient, Coefficient, Coefficient]:
+    """(c_in, p, q) with x0 = p z + q F(c_in z): what a network is shown, and how its output is read.
+
+    `view` and `conversion`, or for "edm" EDM's preconditioning of x = z / alpha at sigma / alpha (Karras et al. 2022,
+    table 1), on scalar processes.
+    """
+    if prediction != "edm":
+        return view(prediction, process, t), *conversion(prediction, process, t)
+    assert isinstance(process, ScalarProcess)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    total = sigma**2 + (alpha * sigma_data) ** 2  # alpha^2 (sigma_edm^2 + sigma_data^2)
+    return total**-0.5, alpha * sigma_data**2 / total, sigma * sigma_data * total**-0.5

@@ -72,8 +72,12 @@ def card(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
         "hours": f"{training['hours']:.2f}" if "hours" in training else None,
         "hardware": training.get("hardware"),
         "seed": training.get("seed"),
-        "loss": f"mean squared error on {about['predicts']}, bfloat16 autocast; log-SNR normal, mean "
-        f"{training.get('log_snr_mean')}, deviation {training.get('log_snr_std')}",
+        "loss": f"mean squared error on {about['predicts']}, bfloat16 autocast; "
+        + (
+            "time uniform"
+            if training.get("law") == "uniform"
+            else f"log-SNR normal, mean {training.get('log_snr_mean')}, deviation {training.get('log_snr_std')}"
+        ),
         "optimiser": f"AdamW, learning rate {training.get('lr')} falling linearly to 0, exponential average "
         f"{training.get('ema')} (these weights), labels dropped {training.get('drop_label')}",
         "versions": training.get("versions"),

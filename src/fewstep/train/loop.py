@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.predict import conversion, view
+from fewstep.denoiser.predict import preconditioning
 from fewstep.files import extra, load_tensors, save_tensors
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse
@@ -60,6 +60,7 @@ class TrainConfig:
     warmup: int = 20_000  # images over which the learning rate rises from zero
     ema: float = 0.999  # decay of the averaged weights, per step
     drop_label: float = 0.1  # share of labels replaced by the null class
+    law: str = "normal"  # of the times: log-SNR normal with this mean and deviation, or time "uniform"
     log_snr_mean: float = 0.7
     log_snr_std: float = 1.5
     seed: int = 0
@@ -77,7 +78,7 @@ class Trainer:
         checkpoint: the file to save to and load from.
         call: (x, t, classes) -> the network's output, shaped like x (`fewstep.denoiser.predict.view` of the state); t
             float64 (B,), classes (B,) with 0 for no label.
-        predicts: what the network learns to return, "v" or "flow".
+        predicts: what the network learns to return, a name of `fewstep.wrap`.
         setup: what else the run depends on (network, process, data), saved in the checkpoint.
         device: where the network lives.
     """
@@ -117,11 +118,7 @@ class Trainer:
         rng = np.random.default_rng([c.seed, 2, k])
         x0 = torch.from_numpy(self.images[rows].astype(np.float32) / 127.5 - 1)
         x0 = x0[:, None] if x0.ndim == 3 else x0.movedim(-1, 1)
-        low, high = (self.process.log_snr(t) for t in (self.process.t_max, self.process.t_min))
-        q = [0.5 * (1 + math.erf((float(v) - c.log_snr_mean) / c.log_snr_std / math.sqrt(2))) for v in (low, high)]
-        u = (torch.arange(c.batch, dtype=torch.float64) + float(rng.random())) / c.batch
-        lam = c.log_snr_mean + c.log_snr_std * torch.special.ndtri(q[0] + (q[1] - q[0]) * u)
-        t = torch.as_tensor(self.process.inverse_log_snr(lam.clamp(float(low), float(high))))
+        t = self._times((torch.arange(c.batch, dtype=torch.float64) + float(rng.random())) / c.batch)
         labels = None
         if self.labels is not None:
             labels = torch.from_numpy(self.labels[rows].astype(np.int64) + 1)
@@ -130,15 +127,25 @@ class Trainer:
         eps = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
         return x0, t, labels, eps
 
+    def _times(self, u: Tensor) -> Tensor:
+        """The times of shares u in (0, 1) of the law, from noise to data."""
+        c, p = self.config, self.process
+        if c.law == "uniform":
+            return p.t_max + (p.t_min - p.t_max) * u
+        low, high = (float(p.log_snr(t)) for t in (p.t_max, p.t_min))
+        q = [0.5 * (1 + math.erf((v - c.log_snr_mean) / c.log_snr_std / math.sqrt(2))) for v in (low, high)]
+        lam = c.log_snr_mean + c.log_snr_std * torch.special.ndtri(q[0] + (q[1] - q[0]) * u)
+        return torch.as_tensor(p.inverse_log_snr(lam.clamp(low, high)))
+
     def loss(self, k: int) -> Tensor:
         """The mean squared error of step k, with gradients."""
         x0, t, labels, eps = self.batch(k)
         x0, eps, labels = x0.to(self.device), eps.to(self.device), None if labels is None else labels.to(self.device)
         z = self.process.diffuse(x0, t, eps)
-        p, q = conversion(self.predicts, self.process, t)
+        c_in, p, q = preconditioning(self.predicts, self.process, t)
         target = apply(inverse(q), self.process.coordinates(x0) - apply(p, z))
         with torch.autocast(x0.device.type, torch.bfloat16):
-            out = self.call(apply(view(self.predicts, self.process, t), z), t, labels)
+            out = self.call(apply(c_in, z), t, labels)
         return ((out.float() - target) ** 2).mean()
 
     def run(self, report: Callable[[Trainer, float], None], save_every: float = 120.0) -> None:

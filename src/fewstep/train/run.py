@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewstep.denoiser import PREDICTIONS, TIMES
 from fewstep.files import atomic, extra
 from fewstep.model import Model, build_network, call_network, save_model
-from fewstep.process import CLD, VP, Blurring, Cosine, Flow, Process, SubVP
+from fewstep.process import CLD, EDM, VP, Blurring, Cosine, Discrete, Flow, Process, SubVP
 from fewstep.process.config import process_to_json
 from fewstep.train.card import KNOWN_DATA, card
 from fewstep.train.data import Images, read_images
@@ -29,7 +30,8 @@ from fewstep.ui import png
 
 __all__ = ["TRAINABLE", "export", "network_config", "train", "write_sheet"]
 
-# Processes that can be trained here, made for images of (height, width), and what the network learns to return.
+# Processes that can be trained here, made for images of (height, width), and what the network learns to return unless
+# said otherwise.
 TRAINABLE: dict[str, tuple[Callable[[tuple[int, int]], Process], str]] = {
     "vp": (lambda size: VP(), "v"),
     "cosine": (lambda size: Cosine(), "v"),
@@ -37,6 +39,8 @@ TRAINABLE: dict[str, tuple[Callable[[tuple[int, int]], Process], str]] = {
     "flow": (lambda size: Flow(), "flow"),
     "blurring": (lambda size: Blurring(size=size), "v"),
     "cld": (lambda size: CLD(), "v"),
+    "edm": (lambda size: EDM(), "edm"),
+    "scaled-linear": (lambda size: scaled_linear(), "noise"),
 }
 
 
@@ -45,6 +49,7 @@ class Setup:
     """What a run depends on beside `TrainConfig`; saved in the checkpoint and refused when it differs."""
 
     process: str = "vp"
+    predicts: str | None = None  # None: as `TRAINABLE` says
     channels: tuple[int, ...] = (64, 128)
     layers: int = 1
     patch: int = 2
@@ -55,6 +60,8 @@ def train(
     out: str | Path,
     *,
     process: str | None = None,
+    predicts: str | None = None,
+    law: str | None = None,
     images: int | None = None,
     hours: float | None = None,
     batch: int | None = None,
@@ -83,6 +90,8 @@ def train(
         data: an npz file, a folder of pictures (see `read_images`), or `Images`.
         out: the run's folder.
         process: a key of `TRAINABLE`.
+        predicts: what the network learns to return: "noise", "data", "v", "flow" or "edm".
+        law: how times are drawn: log-SNR "normal", or time "uniform", as most published networks were trained.
         images: budget in images seen.
         hours: budget in hours of training, all sessions together.
         batch, lr, warmup, ema, drop_label, seed: as in `TrainConfig`.
@@ -105,21 +114,21 @@ def train(
     checkpoint = out / "checkpoint.safetensors"
     goes_on = resume and checkpoint.exists()
     header = read_header(checkpoint) if goes_on else {"config": {}, "setup": {}}
-    given = {"process": process, "channels": channels, "layers": layers, "patch": patch}
+    given = {"process": process, "predicts": predicts, "channels": channels, "layers": layers, "patch": patch}
     setup = _merge(Setup(), header["setup"], given)
     given = {"images": images, "hours": hours, "batch": batch, "lr": lr, "warmup": warmup, "ema": ema}
-    config = _merge(TrainConfig(), header["config"], given | {"drop_label": drop_label, "seed": seed})
+    given |= {"law": law, "drop_label": drop_label, "seed": seed}
+    config = _merge(TrainConfig(), header["config"], given)
     _check(config, setup, data)
     if sheet_every is not None:
         extra("PIL.Image", "train", "a sample sheet")  # missing: said before the work, not after
     for left in out.glob(f".{checkpoint.name}.*.part"):  # of a run that was killed while it saved
         left.unlink()
-    make, predicts = TRAINABLE[setup.process]
-    noising = make(data.shape[1:])
+    noising, learns, clock = _learned(setup, data)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         net = build_network(network_config(setup, data))
-    saved_setup = {name: getattr(setup, name) for name in ("process", "channels", "layers", "patch")}
+    saved_setup = {name: getattr(setup, name) for name in ("process", "predicts", "channels", "layers", "patch")}
     trainer = Trainer(
         net,
         noising,
@@ -127,8 +136,8 @@ def train(
         data.labels,
         config,
         checkpoint,
-        lambda z, t, classes: call_network(net, z, 1000 * t - 1, classes, setup.patch, noising),
-        predicts=predicts,
+        lambda z, t, classes: call_network(net, z, TIMES[clock](noising, t), classes, setup.patch, noising),
+        predicts=learns,
         setup={**saved_setup, "data": data.fingerprint()},
         device=device,
     )
@@ -235,16 +244,30 @@ def write_sheet(
         png(model.process.to_data(z), file, columns=columns)
 
 
+def scaled_linear() -> Discrete:
+    """Stable Diffusion's betas: the squares of 1,000 equal steps from .00085^(1/2) to .012^(1/2)."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return Discrete(alphas_cumprod=tuple((1 - betas).cumprod(0).tolist()))
+
+
+def _learned(setup: Setup, data: Images) -> tuple[Process, str, str]:
+    """The process, what the network learns to return, and the time it is told."""
+    make, usual = TRAINABLE[setup.process]
+    predicts = setup.predicts or usual
+    return make(data.shape[1:]), predicts, "log-sigma/4" if predicts == "edm" else "index"
+
+
 def _in_memory(trainer: Trainer, setup: Setup, data: Images) -> Model:
     """The model of the averaged weights as they stand."""
     net: nn.Module = copy.deepcopy(trainer.net).eval().requires_grad_(False)
     for p, average in zip(net.parameters(), trainer.ema, strict=True):
         p.copy_(average)
+    _, learns, clock = _learned(setup, data)
     return Model(
         net=net,
         process=trainer.process,
-        predicts=TRAINABLE[setup.process][1],
-        time="index",
+        predicts=learns,
+        time=clock,
         shape=data.shape,
         patch=setup.patch,
         labels=data.names,
@@ -264,6 +287,16 @@ def _check(config: TrainConfig, setup: Setup, data: Images) -> None:
         raise ValueError(
             f"process came as {setup.process!r}; training takes {', '.join(TRAINABLE)}; choose one of these."
         )
+    process, learns, _ = _learned(setup, data)
+    never = ("score", "noise") if process.kind == "block" else ("score",)
+    known = [name for name in PREDICTIONS if name not in never and process.t_max <= 1]
+    known += ["edm"] * (process.kind == "scalar")
+    if learns not in known:
+        raise ValueError(
+            f"predicts came as {learns!r}; on {setup.process} a network learns {', '.join(known)}; choose one of these."
+        )
+    if config.law not in ("normal", "uniform"):
+        raise ValueError(f"law came as {config.law!r}; times are drawn 'normal' or 'uniform'; choose one.")
     checks = {
         "images": (config.images >= 1, "a whole number of at least 1"),
         "hours": (config.hours > 0, "a number above 0"),
