@@ -346,7 +346,15 @@ def test_every_kind_of_process_trains_and_its_model_samples(data: Path, tmp_path
 @pytest.mark.parametrize(
     ("process", "predicts"),
     [(name, learns) for name, (_, learns) in TRAINABLE.items()]
-    + [("vp", "noise"), ("vp", "data"), ("vp", "flow"), ("vp", "edm"), ("flow", "noise"), ("cld", "data")],
+    + [
+        ("vp", "noise"),
+        ("vp", "data"),
+        ("vp", "flow"),
+        ("vp", "edm"),
+        ("flow", "noise"),
+        ("cld", "flow"),
+        ("blurring", "noise"),
+    ],
 )
 @pytest.mark.parametrize("law", ["normal", "uniform"])
 def test_the_loss_is_zero_for_the_network_that_knows(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewstep.denoiser import PREDICTIONS, TIMES
+from fewstep.denoiser import TIMES
 from fewstep.files import atomic, extra
 from fewstep.model import Model, build_network, call_network, save_model
 from fewstep.process import CLD, EDM, VP, Blurring, Cosine, Discrete, Flow, Process, SubVP
@@ -288,8 +288,7 @@ def _check(config: TrainConfig, setup: Setup, data: Images) -> None:
             f"process came as {setup.process!r}; training takes {', '.join(TRAINABLE)}; choose one of these."
         )
     process, learns, _ = _learned(setup, data)
-    never = ("score", "noise") if process.kind == "block" else ("score",)
-    known = [name for name in PREDICTIONS if name not in never and process.t_max <= 1]
+    known = [] if process.t_max > 1 else ["v", "flow"] if process.kind == "block" else ["data", "noise", "v", "flow"]
     known += ["edm"] * (process.kind == "scalar")
     if learns not in known:
         raise ValueError(
