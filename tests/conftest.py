@@ -1,4 +1,4 @@
-"""What every test shares: one thread, a fixed seed, the default folder of golden numbers."""
+"""What every test shares: one thread and a fixed seed."""
 
 from __future__ import annotations
 

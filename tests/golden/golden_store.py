@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from fewstep.denoiser import Mixture
 from fewstep.process import Process
 
-__all__ = ["ROOT", "Entry", "Store", "folder", "store"]
+__all__ = ["OTHER", "Entry", "Store", "absent", "store"]
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+OTHER = os.environ.get("FEWSTEP_GOLDEN")  # another folder, relative to the repository's root
 
 
-def folder() -> Path:
-    """FEWSTEP_GOLDEN, relative to the repository's root; default ../shared/golden."""
-    return ROOT / os.environ.get("FEWSTEP_GOLDEN", "../shared/golden")
+def absent(what: str) -> NoReturn:
+    """What another folder lacks is skipped; the numbers of this one are all there."""
+    if OTHER:
+        pytest.skip(f"{OTHER} has no {what}")
+    pytest.fail(f"{HERE} has no {what}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +91,10 @@ class Store:
 
     @cached_property
     def json(self) -> dict[str, Any]:
-        return json.loads((self.path / "golden.json").read_text())
+        plain = self.path / "golden.json"
+        if plain.is_file():
+            return json.loads(plain.read_bytes())
+        return json.loads(gzip.decompress(plain.with_suffix(".json.gz").read_bytes()))
 
     @cached_property
     def npz(self) -> dict[str, np.ndarray]:
@@ -96,11 +104,6 @@ class Store:
     @cached_property
     def entries(self) -> list[Entry]:
         return [Entry(i, raw, self) for i, raw in enumerate(self.json["entries"])]
-
-    @property
-    def dimensions(self) -> list[int]:
-        """The dimensions of the entries."""
-        return sorted({e.d for e in self.entries})
 
     def problem(self, d: int) -> dict[str, Any]:
         return self.json["meta"]["problem"][f"d{d}"]
@@ -116,6 +119,6 @@ class Store:
 
 
 @lru_cache(maxsize=1)
-def store() -> Store | None:
-    """The folder's content, or None when there is no such folder."""
-    return Store(folder()) if (folder() / "golden.json").is_file() else None
+def store() -> Store:
+    """This folder's numbers, or those of the folder that FEWSTEP_GOLDEN names."""
+    return Store(HERE.parents[1] / OTHER if OTHER else HERE)
