@@ -258,6 +258,30 @@ def test_solve_runs_a_table_too():
     assert "7 network calls" in str(out)
 
 
+@pytest.mark.parametrize("options", [{}, {"parallel": True}, {"memory": "64GiB"}, {"final": "denoise"}])
+@pytest.mark.parametrize(("solver", "size"), [("ddim", 3), ("dpmpp-2m", 3), ("ddpm", 3), ("unipc-3", 20_000)])
+def test_a_sample_of_a_table_that_is_not_finite_takes_no_other_with_it(solver, size, options):
+    p, poison = fs.VP(), torch.tensor([[0.0], [torch.nan], [0.0]])
+    network = lambda x, t, add: torch.tanh(x + t[:, None]) + add  # noqa: E731
+    broken, whole = (fs.wrap(partial(network, add=add), p) for add in (poison, torch.zeros(3, 1)))
+    run = {"solver": solver, "steps": 6, "shape": (3, size), "seed": 4, **options}
+    out = fs.solve(broken, p, **run)
+    assert out.status == ("reached the end", "not finite", "reached the end")
+    assert "1 of 3 samples did not reach the end (1 with 'not finite'): sample 1" in str(out)
+    want = fs.sample(whole, p, **run)
+    assert torch.allclose(out.state[[0, 2]], want[[0, 2]], atol=1e-6)
+    with pytest.raises(ValueError, match="not finite"):
+        fs.sample(broken, p, **run)
+
+
+def test_a_last_call_that_is_not_finite_is_said_of_its_sample():
+    d, x, ends = problem("vp")
+    low = float(ends[1])
+    broken = lambda z, t: torch.where(torch.tensor([t > low, True, True])[:, None], d(z, t), torch.nan)  # noqa: E731
+    out = fs.solve(broken, d.process, solver="ddim", steps=4, x=x, grid="uniform", final="denoise")
+    assert out.status == ("not finite", "reached the end", "reached the end")
+
+
 def test_stochastic_heun_has_the_law_of_its_process():
     p = fs.VP()
     d = fs.Gaussian(p, 0.3, 0.7)

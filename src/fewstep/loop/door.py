@@ -181,6 +181,33 @@ def sample(
     source = noise_source(noise, seed, first)
     start, drawn = start_state(process, table.rows[0].t, shape, x, source, dtype, device), source.snapshot()
     denoiser = in_pieces(compiled(denoiser) if compile else denoiser, memory, start)
+    return on_table(
+        table, denoiser, start, source, given=given, final=final, callback=callback, after=after,
+        differentiable=differentiable, compile=compile, progress=progress, drawn=drawn
+    )  # fmt: skip
+
+
+def on_table(
+    table: Tableau,
+    denoiser: Any,
+    start: Tensor,
+    source: NoiseSource,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    final: str = "state",
+    callback: Callback | None = None,
+    after: After | None = None,
+    differentiable: bool = False,
+    compile: bool = False,
+    progress: bool | Callable[[float], object] = True,
+    drawn: Any = None,
+    strict: bool = True,
+) -> Tensor:
+    """The end of a table's run from a start; see `sample`.
+
+    `strict` raises a ValueError where a sample is not finite, from a replay that starts with the source as `drawn`, a
+    snapshot, has it; without it the samples that are not are left to the caller.
+    """
     grad = getattr(denoiser, "needs_grad", False)
     if not differentiable and start.numel() > SMALL:  # below, rewriting the table takes longer than it saves
         table = on_raw_outputs(table, denoiser)
@@ -213,7 +240,7 @@ def sample(
         calls, done = table.nfe + (final == "denoise"), count(1)
         with telling(progress, "sampling", total=calls) as tell:
             z = run(look=False, callback=callback, tick=lambda: tell(next(done) / calls))
-        if not bool(torch.isfinite(z).all()):
+        if strict and not bool(torch.isfinite(z).all()):
             source.restore(drawn)
             run(look=True, callback=None, tick=None)
             raise ValueError("the samples are not finite, but a replay of the run was: is the denoiser deterministic?")

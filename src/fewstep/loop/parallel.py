@@ -37,7 +37,7 @@ from fewstep.loop.drive import noises_of, outputs
 from fewstep.loop.walk import Denoiser, Plan, _offered, walk
 from fewstep.noise import NoiseSource
 from fewstep.process.operator import apply, transpose
-from fewstep.solver.driver import Outcome
+from fewstep.solver.driver import Outcome, ends_of
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
 from fewstep.words import Typed, whole
@@ -127,11 +127,10 @@ def picard(
         if how.report is not None:
             how.report(Round(rounds, int(rows.calls.sum()), int(rows.front.min()), len(rows.index)))
     batch, state = len(start), sweep.run()
-    finite = state.flatten(1).isfinite().all(1).tolist()
     return Outcome(
         state=state,
         times=table.grid[-1].expand(batch),
-        status=tuple("reached the end" if good else "not finite" for good in finite),
+        status=ends_of(state),
         calls=rows.calls,
         accepted=torch.full((batch,), len(table.grid) - 1),
         rejected=torch.zeros(batch, dtype=torch.int64),

@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.samples import of_samples
 from fewstep.grid import Grid, as_grid
-from fewstep.loop.door import as_driver, intervals, one_less, same_model, same_process, sample, start_state, tabulate
+from fewstep.loop.door import as_driver, intervals, on_table, one_less, same_model, same_process, start_state, tabulate
 from fewstep.loop.drive import drive, predict
 from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel, picard
@@ -21,7 +21,7 @@ from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
 from fewstep.solver import Solver
-from fewstep.solver.driver import Driver, Outcome
+from fewstep.solver.driver import Driver, Outcome, ends_of
 from fewstep.tableau import Tableau
 from fewstep.ui import telling
 from fewstep.words import typed
@@ -56,7 +56,8 @@ def solve(
 
     The arguments are those of `sample`. For a driver `steps` is the most network calls a sample may take, and an
     explicit grid is its two ends; a driver that is given its grid (predictor-corrector) takes both as a solver does.
-    A sample that does not reach the end is no error here: see `Outcome.status` and `Outcome.sentence`.
+    A sample that does not reach the end, or is not finite there, is no error here and takes no other with it: see
+    `Outcome.status` and `Outcome.sentence`.
 
     Args:
         parallel: for a table: True, a window or a `Parallel` runs it by Picard iteration.
@@ -80,14 +81,16 @@ def solve(
     else:
         table = tabulate(solver, process, grid=grid, **budget)
         times, start = table.grid, start_state(process, table.rows[0].t, shape, x, source, dtype, device)
+        same_model(denoiser, table)
         denoiser = in_pieces(denoiser, memory, start)
         if parallel:
-            same_model(denoiser, table)
             how = Parallel.of(parallel).within(denoiser.room.left, start) if memory else Parallel.of(parallel)
             with torch.no_grad(), telling(progress, "sampling") as tell:
                 outcome = picard(table, denoiser, start, source, how, given=given, tell=tell)
         else:
-            state = sample(denoiser, process, solver=table, x=start, noise=source, given=given, progress=progress)
+            state = on_table(
+                table, denoiser, start, source, given=given, compile=compile, progress=progress, strict=False
+            )
             outcome = _sequential(table, state)
     return outcome if final == "state" else _denoised(outcome, denoiser, process, float(times[-1]))
 
@@ -127,7 +130,9 @@ def _denoised(outcome: Outcome, denoiser: Denoiser, process: Process, t: float) 
             chosen = denoiser if outcome.ok else of_samples(denoiser, index, len(good))
             d = process.from_coordinates(predict(chosen, process, outcome.state[rows], t))
         data = data.index_copy(0, rows, d)
-    return replace(outcome, state=data, calls=outcome.calls + good, rounds=outcome.rounds + bool(len(index)))
+    status = tuple(b if a == "reached the end" else a for a, b in zip(outcome.status, ends_of(data), strict=True))
+    calls, rounds = outcome.calls + good, outcome.rounds + bool(len(index))
+    return replace(outcome, state=data, status=status, calls=calls, rounds=rounds)
 
 
 def _sequential(table: Tableau, state: Tensor) -> Outcome:
@@ -136,7 +141,7 @@ def _sequential(table: Tableau, state: Tensor) -> Outcome:
     return Outcome(
         state=state,
         times=table.grid[-1] * every.double(),
-        status=("reached the end",) * len(state),
+        status=ends_of(state),
         calls=table.nfe * every,
         accepted=(len(table.grid) - 1) * every,
         rejected=0 * every,

@@ -18,7 +18,7 @@ from torch import Tensor
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, inverse, is_zero, transpose
 from fewstep.solver.base import Solver
-from fewstep.solver.driver import Driver, Live, Outcome, Run
+from fewstep.solver.driver import Driver, Live, Outcome, Run, ends_of
 from fewstep.solver.reverse_sde import EulerMaruyama, langevin
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import Tableau
@@ -103,11 +103,10 @@ class LangevinCorrected(Driver):
 
         self._write(w, size)
         batch, state = len(run.start), w.value(w.latest)
-        finite = state.flatten(1).isfinite().all(1).tolist()
         grid, process = run.grid, run.process
         return Outcome(
             state=state, times=grid[-1].expand(batch), calls=run.calls, rounds=run.rounds,
-            status=tuple("reached the end" if good else "not finite" for good in finite),
+            status=ends_of(state),
             accepted=torch.full((batch,), len(grid) - 1), rejected=torch.zeros(batch, dtype=torch.int64),
             tables=lambda i: self._table(process, grid, lambda k: float(found[k][i])),
         )  # fmt: skip

@@ -27,7 +27,7 @@ from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
 from fewstep.words import Typed
 
-__all__ = ["ENDS", "Driver", "Live", "Outcome", "Run"]
+__all__ = ["ENDS", "Driver", "Live", "Outcome", "Run", "ends_of"]
 
 ENDS = {
     "reached the end": "it reached the end",
@@ -97,6 +97,12 @@ class Outcome:
         return (
             f"{counts.total()} of {len(self.status)} samples did not reach the end ({failed}): {self.sentence(first)}"
         )
+
+
+def ends_of(state: Tensor) -> tuple[str, ...]:
+    """The status of each sample of a run that goes through all its steps, whatever becomes of them."""
+    finite = state.reshape(len(state), -1).isfinite().all(1).tolist()
+    return tuple("reached the end" if good else "not finite" for good in finite)
 
 
 def _number(sample: int, batch: int) -> int:
