@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 
 import numpy as np
 import pytest
+import torch
 
-from fewstep.ui import Bar, sheet, table
+from fewstep.ui import GAP, Bar, pixels, png, sheet, table
 
 
 class Terminal(io.StringIO):
@@ -53,3 +55,55 @@ def test_a_bar_stays_away_from_short_work_and_from_files(monkeypatch, stream, af
     with Bar(10, "sampling", after=after) as bar:
         bar.advance(10)
     assert sys.stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("shape", "mode", "tile"),
+    [
+        ((4, 1, 8, 6), "L", (8, 6)),
+        ((4, 2, 8, 6), "L", (8, 12)),
+        ((4, 3, 8, 6), "RGB", (8, 6)),
+        ((4, 4, 8, 6), "L", (8, 24)),
+        ((4, 5, 8, 6), "L", (8, 30)),
+        ((4, 3, 2, 8, 6), "L", (8, 36)),
+        ((4, 3, 16), "L", (3, 16)),
+        ((4, 3), "L", (1, 3)),
+        ((4,), "L", (1, 1)),
+    ],
+)
+def test_a_sheet_shows_samples_of_any_shape(shape, mode, tile):
+    picture, file = pytest.importorskip("PIL.Image"), io.BytesIO()
+    samples = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+    png(samples, file, columns=4)
+    with picture.open(file) as sheet_:
+        assert sheet_.mode == mode
+        h, w = tile[0] + GAP, tile[1] + GAP
+        scale = max(1, 640 // (4 * w + GAP))
+        assert sheet_.size == (scale * (4 * w + GAP), scale * (h + GAP))
+
+
+def test_channels_lie_side_by_side():
+    samples = torch.tensor([-1.0, -0.5, 0.5, 1.0]).reshape(1, 4, 1, 1).expand(2, 4, 5, 3)
+    shown = pixels(samples)
+    assert shown.shape == (2, 1, 5, 12)
+    assert shown[1, 0, 4].tolist() == [0, 0, 0, 64, 64, 64, 191, 191, 191, 255, 255, 255]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.complex64])
+def test_samples_of_any_dtype_are_shown(dtype):
+    samples = torch.tensor([-1, 0, 1]).to(dtype).reshape(3, 1, 1, 1)
+    assert pixels(samples).ravel().tolist() == [0, 128, 255]
+
+
+def test_what_is_not_finite_is_black_or_white():
+    samples = torch.tensor([math.nan, -math.inf, -7.0, math.inf], requires_grad=True)
+    assert pixels(samples).ravel().tolist() == [0, 0, 0, 255]
+
+
+def test_a_sheet_is_bounded():
+    picture = pytest.importorskip("PIL.Image")
+    for shape, shown in (((300_000, 1, 6, 6), (4098, 4098)), ((2, 1, 9000, 9000), (3004, 3004)), ((0, 1, 8, 8), None)):
+        file = io.BytesIO()
+        png(torch.zeros(1).expand(shape), file)
+        with picture.open(file) as sheet_:
+            assert shown is None or sheet_.size == shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,10 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Bar", "png", "sheet", "table", "telling"]
+__all__ = ["Bar", "pixels", "png", "sheet", "table", "telling"]
+
+GAP = 2  # white pixels between the pictures of a sheet
+SIDE = 4096  # pixels of a side of a picture, and of the square that a sheet fits in
 
 
 class Bar:
@@ -96,7 +100,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
-def sheet(images: np.ndarray, *, columns: int | None = None, gap: int = 2, width: int = 640) -> np.ndarray:
+def sheet(images: np.ndarray, *, columns: int | None = None, gap: int = GAP, width: int = 640) -> np.ndarray:
     """Returns one picture of many, row by row.
 
     Arguments:
@@ -109,7 +113,7 @@ def sheet(images: np.ndarray, *, columns: int | None = None, gap: int = 2, width
         uint8, shape (rows, columns) for grey pictures and (rows, columns, 3) for coloured ones.
     """
     n, channels, h, w = images.shape
-    columns = columns or max(1, round(n**0.5))
+    columns = columns or max(1, round((n * (h + gap) / (w + gap)) ** 0.5))
     rows = -(-n // columns)
     canvas = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, channels), 255, dtype=np.uint8)
     for k, image in enumerate(images):
@@ -120,10 +124,34 @@ def sheet(images: np.ndarray, *, columns: int | None = None, gap: int = 2, width
     return canvas[:, :, 0] if channels == 1 else canvas
 
 
+def pixels(samples: Tensor) -> np.ndarray:
+    """Returns samples in [-1, 1], shape (n, *shape), as pictures: uint8, shape (n, 1 or 3, height, width).
+
+    Three channels (n, 3, height, width) are a colour. Of any other shape the last two axes are a grey picture, and what
+    stands before them lies side by side: two channels, the four of a latent, the frames of a film; a vector is one line
+    of grey. NaN is black. Of a side of more than 4,096 every k-th pixel is kept.
+    """
+    import torch
+
+    x = samples.detach()
+    x = (x.real if x.is_complex() else x).float().nan_to_num(nan=-1.0)
+    levels = x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu().numpy()
+    if levels.ndim != 4 or levels.shape[1] != 3:
+        n, *rest = levels.shape
+        *tiles, h, w = (1, 1, *rest)[-max(2, len(rest)) :]
+        levels = levels.reshape(n, math.prod(tiles), h, w).swapaxes(1, 2).reshape(n, 1, h, math.prod(tiles) * w)
+    down, across = (max(1, -(-side // SIDE)) for side in levels.shape[2:])
+    return levels[:, :, ::down, ::across]
+
+
 def png(images: Tensor, file: BinaryIO, *, columns: int | None = None) -> None:
-    """Writes images in [-1, 1], shape (n, 1 or 3, height, width), as one PNG sheet into an open file."""
+    """Writes samples in [-1, 1], shape (n, *shape), as one PNG sheet of their `pixels` into an open file.
+
+    It shows the first of them, as many as fit into 4,096 x 4,096 pixels.
+    """
     from fewstep.files import extra
 
     image = extra("PIL.Image", "diffusers", "writing a PNG sheet")
-    pixels = images.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu().numpy()
-    image.fromarray(sheet(pixels, columns=columns)).save(file, format="PNG")
+    h, w = pixels(images[:1]).shape[2:]
+    most = max(1, SIDE**2 // ((h + GAP) * (w + GAP)))
+    image.fromarray(sheet(pixels(images[:most]), columns=columns)).save(file, format="PNG")

@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.bench.contender import FITTED, PEERS, SAME
 from fewstep.bench.figures import DARK, GREY, style
 from fewstep.bench.run import Made
-from fewstep.ui import sheet as tiled
+from fewstep.ui import pixels, sheet as tiled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,5 +71,4 @@ def _row(made: Made) -> str:
 
 
 def _pixels(images: Tensor) -> np.ndarray:
-    levels = images.clamp(-1, 1).add(1).mul(127.5).round().byte().numpy()
-    return tiled(levels, columns=TILE[0], gap=1, width=1)
+    return tiled(pixels(images), columns=TILE[0], gap=1, width=1)

@@ -41,7 +41,7 @@ button.fs { font-size: 0.85em; padding: 0.2em 0.8em; border-radius: 4px; }
 
 
 def image(samples: Tensor, caption: str) -> str:
-    """Samples in [-1, 1], (n, 1 or 3, height, width), as one sheet with its caption."""
+    """Samples in [-1, 1], (n, *shape), as one sheet with its caption."""
     file = io.BytesIO()
     png(samples, file)
     return _figure("pixels", "image/png", file.getvalue(), caption)
