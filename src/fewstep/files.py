@@ -27,6 +27,7 @@ __all__ = [
     "extra",
     "json_text",
     "load_tensors",
+    "physical_memory",
     "read_json",
     "save_tensors",
     "sha256",
@@ -47,6 +48,13 @@ def extra(module: str, extra_name: str, purpose: str) -> ModuleType:
         name = (error.name or module).partition(".")[0]
         sentence = f"{purpose} needs {name}, which is not installed; run pip install 'fewstep[{extra_name}]'."
         raise ModuleNotFoundError(sentence, name=name) from error
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this machine has; 64 GiB where it does not say."""
+    with suppress(AttributeError, ValueError, OSError):  # AttributeError: Windows
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 2**36
 
 
 class Results:

@@ -60,9 +60,9 @@ class Progress:
         if self.quiet:
             return
         share, run = trainer.progress(), trainer.seconds - self._start[0]
-        speed = (images - self._start[1]) / run if run > 0 else float("nan")
+        speed = f"{(images - self._start[1]) / run:.0f} images/s  " if run > 0 else ""
         left = trainer.seconds * (1 - share) / max(share, 1e-9)
-        text = f"{images:,} images  loss {self._loss:.4f}  {speed:.0f} images/s  {duration(left)} left"
+        text = f"{images:,} images  loss {self._loss:.4f}  {speed}{duration(left)} left"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=share, description=text)
         elif time.monotonic() - self._printed >= self.lines_every:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from fewstep.denoiser import TIMES
-from fewstep.files import atomic, extra
+from fewstep.files import atomic, extra, physical_memory
 from fewstep.model import Model, build_network, call_network, save_model
 from fewstep.process import CLD, EDM, VP, Blurring, Cosine, Discrete, Flow, Process, SubVP
 from fewstep.process.config import process_to_json
@@ -27,8 +27,11 @@ from fewstep.train.data import Images, read_images
 from fewstep.train.loop import BUDGET, Stopped, TrainConfig, Trainer, read_header
 from fewstep.train.progress import Progress, duration
 from fewstep.ui import png
+from fewstep.words import typed, usable_device
 
 __all__ = ["TRAINABLE", "export", "network_config", "train", "write_sheet"]
+
+MOST_CHANNELS, MOST_LAYERS = 16_384, 64  # of a resolution
 
 # Processes that can be trained here, made for images of (height, width), and what the network learns to return unless
 # said otherwise.
@@ -55,6 +58,7 @@ class Setup:
     patch: int = 2
 
 
+@typed
 def train(
     data: str | Path | Images,
     out: str | Path,
@@ -70,7 +74,7 @@ def train(
     ema: float | None = None,
     drop_label: float | None = None,
     seed: int | None = None,
-    channels: Sequence[int] | None = None,
+    channels: tuple[int, ...] | None = None,
     layers: int | None = None,
     patch: int | None = None,
     resume: bool = True,
@@ -119,12 +123,14 @@ def train(
     given = {"images": images, "hours": hours, "batch": batch, "lr": lr, "warmup": warmup, "ema": ema}
     given |= {"law": law, "drop_label": drop_label, "seed": seed}
     config = _merge(TrainConfig(), header["config"], given)
-    _check(config, setup, data)
+    _check(config, setup, data, save_every, sheet_every)
+    usable_device(device)
     if sheet_every is not None:
         extra("PIL.Image", "train", "a sample sheet")  # missing: said before the work, not after
     for left in out.glob(f".{checkpoint.name}.*.part"):  # of a run that was killed while it saved
         left.unlink()
     noising, learns, clock = _learned(setup, data)
+    _check_size(setup, data)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         net = build_network(network_config(setup, data))
@@ -151,12 +157,18 @@ def train(
             trainer.save()  # an output folder that cannot be written is found before the work, not after
         sheet_at = trainer.seconds + (sheet_every or math.inf)
 
+        def draw_sheet() -> None:
+            try:
+                write_sheet(_in_memory(trainer, setup, data), out / "sheet.png")
+            except ValueError as error:  # samples that are not finite end no training
+                progress.say(f"no sheet at step {trainer.step}: {error}")
+
         def report(t: Trainer, loss: float) -> None:
             nonlocal sheet_at
             progress(t, loss)
             if t.seconds >= sheet_at:
                 sheet_at = t.seconds + (sheet_every or math.inf)
-                write_sheet(_in_memory(t, setup, data), out / "sheet.png")
+                draw_sheet()
 
         try:
             trainer.run(report, save_every)
@@ -164,7 +176,7 @@ def train(
             progress.say(f"stopped at step {trainer.step}; saved; the same command goes on from {checkpoint}")
             raise
         if sheet_every is not None:
-            write_sheet(_in_memory(trainer, setup, data), out / "sheet.png")
+            draw_sheet()
         folder = export(
             trainer, out / "model", data=data, setup=setup, command=command or _command(config, setup, data)
         )
@@ -278,10 +290,15 @@ def _merge(default: Any, stored: dict[str, Any], given: dict[str, Any]) -> Any:
     """The dataclass `default` with the stored values, then the given ones that are not None."""
     names = {f.name for f in fields(default)}
     values = {k: v for k, v in stored.items() if k in names} | {k: v for k, v in given.items() if v is not None}
-    return replace(default, **{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
+    return replace(default, **{k: tuple(map(_plain, v)) if k == "channels" else _plain(v) for k, v in values.items()})
 
 
-def _check(config: TrainConfig, setup: Setup, data: Images) -> None:
+def _plain(value: Any) -> Any:
+    """A number of numpy or torch as Python's own, so that it can be saved."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _check(config: TrainConfig, setup: Setup, data: Images, save_every: float, sheet_every: float | None) -> None:
     """Refuses options that cannot work, in one sentence each."""
     if setup.process not in TRAINABLE:
         raise ValueError(
@@ -297,26 +314,53 @@ def _check(config: TrainConfig, setup: Setup, data: Images) -> None:
     if config.law not in ("normal", "uniform"):
         raise ValueError(f"law came as {config.law!r}; times are drawn 'normal' or 'uniform'; choose one.")
     checks = {
-        "images": (config.images >= 1, "a whole number of at least 1"),
-        "hours": (config.hours > 0, "a number above 0"),
-        "batch": (1 <= config.batch <= len(data.images), f"1 to {len(data.images)}, the number of images"),
-        "lr": (0 < config.lr < math.inf, "a number above 0"),
-        "ema": (0 <= config.ema < 1, "in [0, 1)"),
-        "drop_label": (0 <= config.drop_label <= 1, "in [0, 1]"),
+        "images": (config.images, config.images >= 1, "a whole number of at least 1"),
+        "hours": (config.hours, 0 < config.hours < math.inf, "a number above 0; 1e6 leaves the end to images"),
+        "batch": (
+            config.batch,
+            1 <= config.batch <= len(data.images),
+            f"1 to {len(data.images)}, the number of images",
+        ),
+        "lr": (config.lr, 0 < config.lr < math.inf, "a number above 0"),
+        "warmup": (config.warmup, config.warmup >= 0, "a whole number of at least 0"),
+        "ema": (config.ema, 0 <= config.ema < 1, "in [0, 1)"),
+        "drop_label": (config.drop_label, 0 <= config.drop_label <= 1, "in [0, 1]"),
+        "seed": (config.seed, 0 <= config.seed < 2**63, "a whole number from 0 to 2^63 - 1"),
+        "channels": (
+            setup.channels,
+            setup.channels and all(1 <= c <= MOST_CHANNELS for c in setup.channels),
+            f"1 to {MOST_CHANNELS} for each of at least one resolution",
+        ),
+        "layers": (setup.layers, 1 <= setup.layers <= MOST_LAYERS, f"1 to {MOST_LAYERS}"),
+        "patch": (setup.patch, setup.patch >= 1, "a whole number of at least 1"),
+        "save_every": (save_every, save_every >= 0, "a number of at least 0"),
+        "sheet_every": (sheet_every, sheet_every is None or sheet_every > 0, "a number above 0, or None for no sheets"),
     }
-    for name, (good, allowed) in checks.items():
+    for name, (value, good, allowed) in checks.items():
         if not good:
-            raise ValueError(f"{name} came as {getattr(config, name)}; allowed is {allowed}; change it.")
-    sizes = {"channels": setup.channels, "layers": [setup.layers], "patch": [setup.patch]}
-    for name, values in sizes.items():
-        if not values or not all(isinstance(v, int) and v >= 1 for v in values):
-            raise ValueError(f"{name} came as {values}; positive whole numbers are allowed; change it.")
+            raise ValueError(f"{name} came as {value}; allowed is {allowed}; change it.")
     factor = setup.patch * 2 ** (len(setup.channels) - 1)
     _, h, w = data.shape
     if h % factor or w % factor:
         raise ValueError(
             f"images of {h}x{w} came for patch {setup.patch} and {len(setup.channels)} resolutions; both sides must be "
             f"divisible by {factor}; use fewer channels entries, a smaller patch, or padded images."
+        )
+    if (h, w) == (factor, factor) and setup.channels[-1] == math.gcd(16, *setup.channels):
+        raise ValueError(
+            f"images of {h}x{w} came for patch {setup.patch} and channels {setup.channels}; the last resolution is one "
+            "pixel with one channel in each group that is normalised, which leaves nothing; use fewer channels entries."
+        )
+
+
+def _check_size(setup: Setup, data: Images) -> None:
+    """Refuses a network that does not fit into memory, before it is made."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_network(network_config(setup, data)).parameters())
+    if 20 * parameters > physical_memory():  # float32 weights, gradients, two moments, averaged weights
+        raise ValueError(
+            f"channels {setup.channels} and layers {setup.layers} came, a network of {parameters:,} parameters; "
+            f"training takes 20 bytes of each, and {physical_memory() / 2**30:.0f} GiB are here; give smaller ones."
         )
 
 
