@@ -6,6 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +81,15 @@ def test_clipping_is_a_denoiser_of_its_own() -> None:
     s = scheduler("ddim", 6, **SD, clip_sample=True, clip_sample_range=0.4)
     out = s.step(net(x, s.timesteps[0]), s.timesteps[0], x)
     assert float(out.pred_original_sample.abs().max()) == pytest.approx(0.4)
+
+
+def test_the_threshold_of_a_large_picture() -> None:
+    """2^24 numbers and more, where torch.quantile stops: pictures of 3 x 2400 x 2400, videos, batches."""
+    s = scheduler("ddim", 2, **SD | {"prediction_type": "sample"}, thresholding=True, sample_max_value=2.0)
+    x0 = 2 * torch.randn(1, 3, 2400, 2400)
+    found = s.step(x0, s.timesteps[0], torch.zeros_like(x0)).pred_original_sample
+    most = min(2.0, float(np.quantile(x0.abs().numpy(), 0.995)))
+    assert torch.allclose(found, x0.clamp(-most, most) / most, atol=1e-5)
 
 
 def test_a_learned_variance_is_left_out() -> None:

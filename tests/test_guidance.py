@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fewstep as fs
+from fewstep.denoiser.guidance.threshold import quantile
 from fewstep.denoiser.samples import of_samples
 from fewstep.process.operator import inverse
 from guided_mixture import FIRST, MEANS, PROCESSES, SECOND, log_class, middle, mixture, posterior, process_of, states
@@ -340,3 +342,25 @@ def test_guidance_at_alpha_zero_is_refused() -> None:
     x = fs.sample(late, flow, solver="ltsp", grid=grid, shape=(32, 1, 2, 2), dtype=torch.float64)
     nearest = (x[:, None] - MEANS).square().flatten(2).sum(2).argmin(1)
     assert (nearest < 2).double().mean() > 0.9
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 17, 100])
+@pytest.mark.parametrize("q", [0.001, 0.25, 0.5, 0.995, 1.0])
+def test_a_quantile_of_many_numbers_is_that_of_few(n: int, q: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewstep.denoiser.guidance.threshold.SMALL", 0)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        values = torch.randn(n, dtype=torch.float64).to(dtype)
+        assert float(quantile(values, q)) == pytest.approx(np.quantile(values.double().numpy(), q), rel=1e-2)
+        if dtype == torch.float64:
+            assert float(quantile(values, q)) == pytest.approx(np.quantile(values.numpy(), q), rel=1e-14)
+    values[0] = torch.nan
+    assert quantile(values, q).isnan()
+
+
+def test_thresholding_of_more_than_two_to_the_24_numbers() -> None:
+    """torch.quantile stops there; a picture of 3 x 2400 x 2400 has more."""
+    d = 2 * torch.randn(1, 2**24 + 1)
+    s = float(np.quantile(d.abs().numpy(), 0.995))
+    for limit, want in ((1.0, d.clamp(-s, s) / s), (9.0, d.clamp(-9, 9))):
+        found = fs.Thresholded(lambda z, t: d, limit=limit, process=fs.VP())(d, 0.5)
+        assert torch.allclose(found, want, atol=1e-5)

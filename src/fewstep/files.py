@@ -31,6 +31,7 @@ __all__ = [
     "read_json",
     "save_tensors",
     "sha256",
+    "tensor_shapes",
     "write_json",
     "write_text",
 ]
@@ -245,6 +246,26 @@ def load_tensors(path: str | Path, *, digest: str | None = None) -> dict[str, Te
     truncated or corrupt one, and, when `digest` is given, one whose SHA-256 differs from it.
     """
     path = Path(path)
+    with _tensors(path) as f:
+        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a mapping
+    if digest is not None and sha256(path) != digest:
+        raise ValueError(
+            f"{path} is corrupt: its SHA-256 is {sha256(path)[:12]}..., the folder says {digest[:12]}...; "
+            "fetch or write the folder again."
+        )
+    return tensors
+
+
+def tensor_shapes(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The dtype (safetensors' name, as "F32") and shape of every tensor of a safetensors file, by its header alone."""
+    with _tensors(Path(path)) as f:
+        parts = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118 - not a mapping
+        return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+
+
+@contextmanager
+def _tensors(path: Path) -> Iterator[Any]:
+    """An open safetensors file; whatever is wrong with it is a ValueError of one sentence."""
     safe_open = extra("safetensors", "diffusers", "reading weights").safe_open
     if path.suffix in PICKLED:
         raise ValueError(
@@ -267,17 +288,11 @@ def load_tensors(path: str | Path, *, digest: str | None = None) -> dict[str, Te
         if length > HEADER:
             raise ValueError(f"its header says it has {length} bytes; at most {HEADER} are read")
         with safe_open(path, "pt") as f:
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a mapping
+            yield f
     except Exception as error:  # safetensors raises its own class, a bare Exception
         raise ValueError(
             f"{path} is truncated or corrupt ({error}); only a whole safetensors file is read; fetch or write it again."
         ) from error
-    if digest is not None and sha256(path) != digest:
-        raise ValueError(
-            f"{path} is corrupt: its SHA-256 is {sha256(path)[:12]}..., the folder says {digest[:12]}...; "
-            "fetch or write the folder again."
-        )
-    return tensors
 
 
 def sha256(path: str | Path) -> str:

@@ -63,7 +63,7 @@ def score_sde(net: Network, process: ScalarProcess) -> Wrapped:
     (models/utils.py, get_score_fn).
     """
     if isinstance(process, VP | SubVP):
-        return wrap(net, process, "noise", time=lambda t: 999 * t)
+        return wrap(net, process, "noise", time=_times_999)
     if isinstance(process, VE):
         return wrap(net, process, "score", time="sigma")
     raise ValueError(f"got {process} for a network of score_sde, which knows VP, SubVP and VE: use fewstep.wrap")
@@ -75,7 +75,7 @@ def torchcfm(net: Network) -> Wrapped:
 
     References: Tong et al. 2023, https://arxiv.org/abs/2302.00482, https://github.com/atong01/conditional-flow-matching.
     """
-    return _dressed(_backward_turned, net, Flow(), "flow", time=lambda t: 1 - t)
+    return _dressed(_backward_turned, net, Flow(), "flow", time=_from_noise)
 
 
 @typed
@@ -86,7 +86,7 @@ def flow_matching(net: Network) -> Wrapped:
 
     References: Lipman et al. 2022, https://arxiv.org/abs/2210.02747, https://github.com/facebookresearch/flow_matching.
     """
-    return _dressed(_backward, net, Flow(), "flow", time=lambda t: 1 - t)
+    return _dressed(_backward, net, Flow(), "flow", time=_from_noise)
 
 
 @typed
@@ -104,6 +104,14 @@ def consistency(net: Network, *, sigma_data: float = 0.5, sigma_min: float = 0.0
     """
     process = EDM(sigma_min=sigma_min, sigma_max=sigma_max)
     return _dressed(partial(_consistent, sigma_data, sigma_min), net, process, "data", time="sigma")
+
+
+def _times_999(t: Tensor) -> Tensor:
+    return 999 * t
+
+
+def _from_noise(t: Tensor) -> Tensor:
+    return 1 - t
 
 
 def _dressed(call: Network, net: Network, process: ScalarProcess, predicts: str, **options: Any) -> Wrapped:

@@ -17,9 +17,10 @@ from fewstep.denoiser.guidance.gradient import process_of
 from fewstep.process.base import Time
 from fewstep.words import Typed
 
-__all__ = ["Thresholded"]
+__all__ = ["Thresholded", "quantile"]
 
 Denoiser = Callable[[Tensor, Time], Tensor]
+SMALL = 2**24  # numbers that torch.quantile takes at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +61,23 @@ class Thresholded(Typed):
         d = self.denoiser(z, t)
         if self.quantile is None:
             return d.clamp(-self.limit, self.limit)
-        s = torch.stack([torch.quantile(row, self.quantile) for row in d.abs().flatten(1)])  # up to 2^24 values each
+        s = torch.stack([quantile(row, self.quantile) for row in d.abs().flatten(1)])
         s = s.clamp(min=self.limit).reshape(-1, *(1,) * (d.ndim - 1))
         return d.clamp(-s, s) * (self.limit / s)
 
     def head(self, name: str, t: Time) -> None:  # noqa: ARG002
         """None: the parts of a guided denoiser are not what it returns."""
+
+
+def quantile(values: Tensor, q: float) -> Tensor:
+    """The q-quantile of (n,) values, linear between the two nearest of them, for any n and floating-point dtype.
+
+    With h = q (n - 1) it is (1 - h + k) v_k + (h - k) v_{k+1} of the sorted values, k = floor(h); NaN where a value is.
+    """
+    wide = values if values.dtype == torch.float64 else values.float()
+    if len(wide) <= SMALL:
+        return torch.quantile(wide, q).to(values)
+    h = q * (len(wide) - 1)
+    below, above = (wide.kthvalue(min(int(h) + 1 + i, len(wide))).values.double() for i in range(2))
+    found = below + (h - int(h)) * (above - below)
+    return torch.where(wide.isnan().any(), torch.nan, found).to(values)

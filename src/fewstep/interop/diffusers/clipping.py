@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.guidance.threshold import quantile
 from fewstep.denoiser.network import bound
 from fewstep.process.base import Time
 
@@ -26,12 +27,12 @@ class Clipped:
     """A denoiser whose x0_hat is clipped to [-bound, bound], or thresholded at a quantile where that is given.
 
     Attributes:
-        inner: the denoiser (z, t) -> x0_hat.
+        inner: the denoiser (z, t) -> x0_hat; None for a rule that waits for one.
         bound: r, or s_max with a quantile.
         quantile: the share of |x0_hat| that lies below the threshold, in (0, 1]; None clips.
     """
 
-    inner: Callable[[Tensor, Time], Tensor]
+    inner: Callable[[Tensor, Time], Tensor] | None = None
     bound: float = 1.0
     quantile: float | None = None
 
@@ -41,13 +42,13 @@ class Clipped:
 
     def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
         """The same at one time."""
+        assert self.inner is not None
         call = bound(self.inner, t, output)
         return lambda z: self.clip(call(z))
 
     def clip(self, x0: Tensor) -> Tensor:
         if self.quantile is None:
             return x0.clamp(-self.bound, self.bound)
-        size = x0.flatten(1).abs()
-        s = torch.quantile(size, self.quantile, dim=1).clamp(1, max(1.0, self.bound))
-        s = s.view(-1, *[1] * (x0.ndim - 1))
+        s = torch.stack([quantile(row, self.quantile) for row in x0.flatten(1).abs()])
+        s = s.clamp(1, max(1.0, self.bound)).view(-1, *[1] * (x0.ndim - 1))
         return x0.clamp(-s, s) / s

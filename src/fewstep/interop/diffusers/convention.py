@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ class Convention:
 
     def denoiser(self, net: Any, dtype: torch.dtype | None = None) -> Wrapped:
         """The denoiser of a network that is called as `net(x, timesteps)`."""
-        signed = net if self.sign == 1 else lambda x, t: self.sign * net(x, t)
+        signed = net if self.sign == 1 else partial(_signed, self.sign, net)
         data = 0.5 if self.sigma_data is None else self.sigma_data
         return wrap(signed, self.process, predicts=self.predicts, time=self.timestep, dtype=dtype, sigma_data=data)
 
@@ -187,6 +188,10 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("sigma_data") is not None and "solver_order" in config and "algorithm_type" not in config:
         written["timestep_type"] = "angle"  # CosineDPMSolverMultistepScheduler
     return written
+
+
+def _signed(sign: float, net: Any, x: Tensor, t: Tensor) -> Tensor:
+    return sign * net(x, t)
 
 
 def _predicts(kind: str | None) -> str:

@@ -38,18 +38,29 @@ class Run:
         self.output = torch.empty(0)
         self.start = torch.empty(0)
         self.generator: torch.Generator | None = None
-        denoiser: Any = schedule.convention.denoiser(lambda x, t: self.output)
+        denoiser: Any = schedule.convention.denoiser(self._answer)
         if schedule.clipping is not None:
             denoiser = replace(schedule.clipping, inner=denoiser)
         self.plan = Plan.of(schedule.table, denoiser, reuse=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy goes on from; its plan, which reads the output of its own run, is made again."""
+        return {name: value for name, value in vars(self).items() if name not in ("plan", "calls")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["schedule"])
+        vars(self).update(state)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:  # noqa: ARG002
-        """The same run, to go on by itself: the plan reads the output of its own run."""
+        """The same run, to go on by itself."""
         twin = Run(self.schedule)
-        twin.done, twin.kept, twin.start = self.done, self.kept, self.start
+        vars(twin).update(self.__getstate__())
         twin.live = {symbol: z.clone() for symbol, z in self.live.items()}
         twin.generator = None if self.generator is None else self.generator.clone_state()
         return twin
+
+    def _answer(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
+        return self.output
 
     @property
     def finished(self) -> bool:

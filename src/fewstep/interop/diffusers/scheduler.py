@@ -132,7 +132,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         if thresholding or clip_sample:
             quantile = dynamic_thresholding_ratio if thresholding else None
             most = sample_max_value if thresholding else clip_sample_range
-            self._clipping = Clipped(inner=lambda z, t: z, bound=most, quantile=quantile)
+            self._clipping = Clipped(bound=most, quantile=quantile)
         self._runs = Runs()
         self._schedule: Schedule | None = None  # from the begin index on
         self._whole: Schedule | None = None
