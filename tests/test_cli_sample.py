@@ -167,8 +167,13 @@ def test_a_driver_takes_the_steps_it_needs(tiny, tmp_path, capsys):
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["solver"]["class"], record["times"], record["steps"]) == ("RK45", None, None)
     model = fs.load(tiny)
-    x = fs.sample(model.denoiser([0, 1, 2]), model.process, solver=fs.RK45(rtol=0.01, atol=0.01), shape=(3, 1, 8, 8))
-    assert np.allclose(np.load(tmp_path / "samples.npz")["samples"], x.numpy(), atol=1e-5)
+    solver, parts = (
+        fs.RK45(rtol=0.01, atol=0.01),
+        ([0, 1], [2]),
+    )  # a network rounds otherwise in a batch of another size
+    x = [fs.sample(model.denoiser(part), model.process, solver=solver, shape=(len(part), 1, 8, 8), first=part[0])
+         for part in parts]  # fmt: skip
+    assert np.array_equal(np.load(tmp_path / "samples.npz")["samples"], torch.cat(x).numpy())
     assert main([*argv, "--steps", "3", "--out", str(tmp_path / "few")]) == 1
     refused(capsys, "too many calls")
 

@@ -107,6 +107,8 @@ def test_a_pipeline_is_saved_with_it(tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
     again = tiny.quiet(type(pipe).from_pretrained(tmp_path))
     assert type(again.scheduler) is FewStepScheduler
+    for p in again.unet.parameters():  # diffusers maps them from the file, where a matrix product rounds otherwise
+        p.data = p.data.clone()
     images = [
         torch.as_tensor(p(num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="np").images)
         for p in (pipe, again)

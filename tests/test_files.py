@@ -8,8 +8,9 @@ import math
 import os
 
 import pytest
+import torch
 
-from fewstep.files import Results, atomic, json_text, load_tensors, read_json
+from fewstep.files import Results, atomic, json_text, load_tensors, read_json, save_tensors
 
 
 def test_all_files_appear_together(tmp_path):
@@ -178,3 +179,11 @@ def test_a_header_that_is_too_long_is_not_read(tmp_path):
     path.write_bytes((2**64 - 1).to_bytes(8, "little"))
     with pytest.raises(ValueError, match="truncated or corrupt"):
         load_tensors(path)
+
+
+def test_tensors_lie_in_memory_as_they_did_before_they_were_saved(tmp_path):
+    tensors = {f"{n}": torch.arange(n, dtype=torch.float64) for n in (1, 3, 6, 35)}
+    save_tensors(tmp_path / "a.safetensors", tensors, {"any": "words"})
+    for name, tensor in load_tensors(tmp_path / "a.safetensors").items():
+        assert torch.equal(tensor, tensors[name])
+        assert tensor.data_ptr() % 64 == tensors[name].data_ptr() % 64 == 0

@@ -247,7 +247,8 @@ def load_tensors(path: str | Path, *, digest: str | None = None) -> dict[str, Te
     """
     path = Path(path)
     with _tensors(path) as f:
-        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a mapping
+        # copied out of the mapped file, where they lie anywhere: a matrix product may round by that
+        tensors = {name: f.get_tensor(name).clone() for name in f.keys()}  # noqa: SIM118 - not a mapping
     if digest is not None and sha256(path) != digest:
         raise ValueError(
             f"{path} is corrupt: its SHA-256 is {sha256(path)[:12]}..., the folder says {digest[:12]}...; "
