@@ -35,7 +35,7 @@ def pictures(n: int = 16, side: int = 8) -> Images:
         ("channels", ((), (0, 4), 64, "64", (4, 2.5), (10**6,), (4, True))),
         ("layers", (0, 10**9)),
         ("patch", (0, 3, 16, 10**9)),
-        ("save_every", (-1, math.nan)),
+        ("save_every", (math.nan, "often")),
         ("sheet_every", (0, -1, math.nan)),
         ("device", ("cuda:99", "nowhere")),
         ("process", ("x",)),

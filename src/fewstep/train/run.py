@@ -329,11 +329,11 @@ def _check(config: TrainConfig, setup: Setup, data: Images, save_every: float, s
         "channels": (
             setup.channels,
             setup.channels and all(1 <= c <= MOST_CHANNELS for c in setup.channels),
-            f"1 to {MOST_CHANNELS} for each of at least one resolution",
+            f"positive whole numbers up to {MOST_CHANNELS}, one for each resolution",
         ),
         "layers": (setup.layers, 1 <= setup.layers <= MOST_LAYERS, f"1 to {MOST_LAYERS}"),
         "patch": (setup.patch, setup.patch >= 1, "a whole number of at least 1"),
-        "save_every": (save_every, save_every >= 0, "a number of at least 0"),
+        "save_every": (save_every, not math.isnan(save_every), "a number; 0 saves after each step"),
         "sheet_every": (sheet_every, sheet_every is None or sheet_every > 0, "a number above 0, or None for no sheets"),
     }
     for name, (value, good, allowed) in checks.items():
