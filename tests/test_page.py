@@ -145,9 +145,18 @@ def test_two_runs_go_in_turns_from_the_same_noise(model):
         ({"solver": "dimm"}, "got solver 'dimm', which is not known: did you mean ddim"),
         ({"label": "boat"}, "got label 'boat', which is not known"),
         ({"solver": "dpm-solver-3", "steps": 1, "grid": "nowhere"}, "got grid 'nowhere', which is not known"),
-        ({"steps": 0}, "got steps=0: give a whole number of at least 1"),
+        ({"steps": 0}, "got steps=0: give a number from 1 to 1000"),
+        ({"steps": 10**9}, "got steps=1000000000: give a number from 1 to 1000"),
+        ({"steps": 2.5}, "got steps=2.5: give a whole number"),
         ({"num": None}, "got num=None: give a whole number"),
-        ({"seed": -1}, "got seed=-1"),
+        ({"num": 257}, "got num=257: give a number from 1 to 256"),
+        ({"seed": -1}, "got seed=-1: give a number from 0 to"),
+        ({"seed": 2**63}, "got seed=9223372036854775808: give a number from 0 to"),
+        ({"scale": math.inf}, "got scale=inf: give a number from -100 to 100"),
+        ({"scale": math.nan}, "got scale=nan: give a number from -100 to 100"),
+        ({"options": "eta=" + "0" * 400}, "got 404 letters as options: give at most 400"),
+        ({"solver": "analytic-ddpm", "options": "statistics='/etc/passwd'"}, "got statistics for analytic-ddpm, which"),
+        ({"solver": "dpm-solver-v3", "options": "statistics=x"}, "got statistics for dpm-solver-v3, which is a file"),
     ],
 )
 def test_a_choice_without_effect_or_sense_is_refused_in_a_sentence(model, choice, sentence):
@@ -233,6 +242,8 @@ def test_a_solver_that_adds_noise_has_no_exact_path():
         ({"process": "flow", "solver": "heun"}, "got a grid that starts at t = 1, where alpha = 0"),
         ({"grid": "nowhere"}, "got grid 'nowhere', which is not known"),
         ({"seed": None}, "got seed=None: give a whole number"),
+        ({"steps": 1001}, "got steps=1001: give a number from 1 to 1000"),
+        ({"seed": -1}, "got seed=-1: give a number from 0 to"),
     ],
 )
 def test_the_plane_refuses_in_a_sentence(choice, sentence):
@@ -284,9 +295,7 @@ def test_pieces_of_the_page_say_what_they_are_and_run_nothing():
     assert not any("<script" in piece for piece in pieces)
     assert 'alt="&quot;&gt;&lt;script' in image
     assert 'role="alert"' in html.refusal("no")
-    assert (
-        html.links([Path("/tmp/a b/run.py")]).count('href="gradio_api/file=/tmp/a%20b/run.py" download="run.py"') == 1
-    )
+    assert html.links([Path("a b/run.py")], "made").count('href="made/a%20b/run.py" download="run.py"') == 1
 
 
 # ---- the command

@@ -7,6 +7,7 @@
 | `plane`   | runs in the plane, where the exact denoiser, density and field are known |
 | `figures` | the plots                                                               |
 | `html`    | pictures, text and errors as the page shows them                        |
+| `guard`   | who may ask the page for what                                           |
 """
 
 from __future__ import annotations

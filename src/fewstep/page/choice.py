@@ -1,6 +1,7 @@
 """What a person chose on the page, and the run it stands for.
 
-A choice that would have no effect is refused with a sentence, as on the command line. Pictures want no noise left, so
+A choice that would have no effect is refused with a sentence, as on the command line, and so is one without measure or
+one that names a file: what comes from the browser is not what the page's sliders show. Pictures want no noise left, so
 the last step goes to sigma = 0 wherever solver and grid allow it, as `fewstep sample --final zero` does.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -20,12 +21,25 @@ from fewstep.draw import conditioned
 from fewstep.model import SHIPPED
 from fewstep.solver import Driver, Outcome
 from fewstep.stats import attach
-from fewstep.words import Typed, pick, whole
+from fewstep.words import Typed, pick
 
-__all__ = ["DEFAULT", "EACH", "NONE", "Choice", "Run"]
+__all__ = ["DEFAULT", "EACH", "NONE", "Choice", "Run", "bounded"]
 
 DEFAULT = "default"  # the solver or grid of the model's process
 EACH, NONE = "every class in turn", "no class"  # the labels that are no class's name
+RANGES = {"steps": (1, 1000), "num": (1, 256), "seed": (0, 2**63 - 1), "scale": (-100, 100)}
+LETTERS = 400  # of a text
+
+
+def bounded(chosen: Any) -> None:
+    """Refuses fields of a choice that are out of `RANGES`, and texts of more than `LETTERS`."""
+    for name, text in vars(chosen).items():
+        if isinstance(text, str) and len(text) > LETTERS:
+            raise ValueError(f"got {len(text)} letters as {name}: give at most {LETTERS}")
+    for name, (low, high) in RANGES.items():
+        value = getattr(chosen, name, low)
+        if not low <= value <= high:
+            raise ValueError(f"got {name}={str(value)[:40]}: give a number from {low} to {high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +67,7 @@ class Choice(Typed):
     num: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("steps", "num"):
-            whole(name, getattr(self, name))
-        if self.seed < 0:
-            raise ValueError(f"got seed={self.seed}: give a whole number of at least 0")
+        bounded(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,7 +102,7 @@ class Run:
         if labels is None and choice.scale != 1:
             raise ValueError(f"got guidance {choice.scale:g} without classes, where it has no effect: set it to 1")
         name = fs.DEFAULT_SOLVERS[model.process.kind] if choice.solver == DEFAULT else choice.solver
-        solver = attach(build(fs.SOLVERS, name, "solver", _options(choice.options)), model.path)
+        solver = attach(_built(name, _options(choice.options)), model.path)
         final = "state"
         if isinstance(solver, Driver):
             if solver.own_times and choice.grid != DEFAULT:
@@ -146,6 +157,14 @@ class Run:
         return describe(self.model, self.solver, file=None, final=self.final, num=choice.num, labels=self.labels,
                         seed=choice.seed, batch=choice.num, device="cpu", grid=choice.grid, steps=choice.steps,
                         guidance=choice.scale)  # fmt: skip
+
+
+def _built(name: str, options: list[tuple[str, Any]]) -> Any:
+    """The solver with its options, none of which may name a file: the server's are nobody else's to open."""
+    files = {f.name for f in fields(pick(fs.SOLVERS, name, "solver")()) if "Path" in str(f.type)}
+    for option in files.intersection(option for option, _ in options):
+        raise ValueError(f"got {option} for {name}, which is a file: leave it out; what lies with the model is taken")
+    return build(fs.SOLVERS, name, "solver", options)
 
 
 def _options(text: str) -> list[tuple[str, Any]]:

@@ -67,9 +67,9 @@ def code(content: str, label: str) -> str:
     return f'<div class="fs"><span>{said}</span>{button}</div><pre class="fs wrap">{html.escape(content)}</pre>'
 
 
-def links(files: Sequence[Path]) -> str:
-    """Files to download, which the server hands out."""
-    items = (f'<li><a href="gradio_api/file={quote(str(f))}" download="{f.name}">{f.name}</a></li>' for f in files)
+def links(files: Sequence[Path], root: str) -> str:
+    """Files to download, by their paths under a root of the server."""
+    items = (f'<li><a href="{root}/{quote(str(f))}" download="{f.name}">{f.name}</a></li>' for f in files)
     return f'<ul class="fs" aria-label="Download">{"".join(items)}</ul>'
 
 

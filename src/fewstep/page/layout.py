@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +18,58 @@ from fewstep.page import figures, html
 from fewstep.page.choice import DEFAULT, EACH, NONE, Choice, Run
 from fewstep.page.plane import MIXTURES, SCALAR, Plane
 from fewstep.page.watch import Finished, Frame, side_by_side
+from fewstep.words import pick
 
 __all__ = ["build"]
 
-SHIPPED = "Fashion-MNIST, shipped"
 NOTHING = "nothing"  # beside the solver
+MADE = "made"  # where the page serves what its runs wrote
+KEPT = 32  # runs whose files can be downloaded; the oldest go first
+QUEUE = 16  # clicks that wait; further ones are refused
+SESSIONS = 32  # visits whose answers are kept until they are fetched; gradio's own bound is 2000
 
 Updates = Iterator[dict[Any, Any]]
 
 
-def build(models: dict[str, fs.Model], folder: str | Path) -> Any:
-    """The page as gradio Blocks.
+def build(models: Mapping[str, str | Path | None], folder: str | Path) -> Any:
+    """The page as an ASGI application; `fewstep.page.guard` stands in front of it.
 
     Args:
-        models: by the names they have on the page; folders whose paths are typed there are added.
-        folder: where files for download are written.
+        models: folders by the names they have on the page, None for the shipped model. There are no others.
+        folder: where files for download are written, and nothing else lies.
     """
     gr = extra("gradio", "ui", "the local page")
+    from fastapi import FastAPI
+    from fastapi.staticfiles import StaticFiles
+
     with gr.Blocks(title="fewstep", analytics_enabled=False) as page:
         gr.HTML("<h1>fewstep</h1><p>A sampler is a table: choose one, watch it run, take it with you.</p>")
         with gr.Tab("Samples"):
             _samples(gr, models, Path(folder))
         with gr.Tab("Playground") as tab:
             _playground(gr, tab)
-    return page
+    page.queue(max_size=QUEUE, api_open=False, default_concurrency_limit=1)
+    kept = page._queue.pending_messages_per_session
+    kept.max_size = min(kept.max_size, SESSIONS)
+    app = FastAPI(openapi_url=None)
+    app.mount(f"/{MADE}", StaticFiles(directory=folder))
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    return gr.mount_gradio_app(app, page, path="/", footer_links=[], run_history=False, show_error=False,
+                               css=html.STYLE, ssr_mode=False, theme=gr.themes.Base(**fonts))  # fmt: skip
 
 
-def _samples(gr: Any, models: dict[str, fs.Model], folder: Path) -> None:
+def _samples(gr: Any, models: Mapping[str, str | Path | None], folder: Path) -> None:
     """Samples of a model, by one solver or two."""
     first, *_ = models
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            model = gr.Dropdown(list(models), value=first, label="Model", info="or type the path of a model folder",
-                                allow_custom_value=True)  # fmt: skip
+            model = gr.Dropdown(list(models), value=first, label="Model")
             solver = gr.Dropdown([DEFAULT, *fs.SOLVERS], value=DEFAULT, label="Solver")
             options = gr.Textbox("", label="Options of the solver", placeholder="eta=0.5", max_lines=1)
             second = gr.Dropdown([NOTHING, DEFAULT, *fs.SOLVERS], value=NOTHING, label="Beside it, from the same noise")
             grid = gr.Dropdown(list(fs.GRIDS), value=DEFAULT, label="Grid")
             steps = gr.Slider(1, 100, value=10, step=1, label="Network calls, at most")
-            label = gr.Dropdown(_labels(models[first]), value=EACH, label="Class")
+            label = gr.Dropdown(_labels(_model(models, first)), value=EACH, label="Class")
             scale = gr.Slider(0, 10, value=1, step=0.25, label="Guidance scale", info="1 is none")
             with gr.Row():
                 seed = gr.Number(0, precision=0, label="Seed", min_width=100)
@@ -132,7 +147,9 @@ class _Side:
     def ends(self, end: Finished, folder: Path) -> dict[Any, Any]:
         """What shows a run at its end."""
         name, table = end.run.name, end.outcome.table(0)
-        files = html.links(end.save(tempfile.mkdtemp(dir=folder)))
+        files = html.links([file.relative_to(folder) for file in end.save(tempfile.mkdtemp(dir=folder))], MADE)
+        for old in sorted(folder.iterdir(), key=lambda run: run.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
         below = [
             html.code(end.run.python, f"Python that repeats {name}"),
             html.plot(figures.weights(table), f"{name} {figures.WEIGHTS}"),
@@ -190,8 +207,11 @@ def _labels(model: fs.Model) -> list[str]:
     return [EACH, NONE, *model.labels] if model.labels else [EACH]
 
 
-def _model(models: dict[str, fs.Model], name: str) -> fs.Model:
-    """The model of a name on the page, or in the folder that is no such name."""
-    if name not in models:
-        models[name] = fs.load(name)
-    return models[name]
+def _model(models: Mapping[str, str | Path | None], name: str) -> fs.Model:
+    """The model of a name on the page."""
+    return _load(pick(models, name, "model"))
+
+
+@cache
+def _load(path: str | Path | None) -> fs.Model:
+    return fs.load(path)

@@ -24,9 +24,9 @@ from torch import Tensor
 import fewstep as fs
 from fewstep.cli.common import tabulated
 from fewstep.noise import noise_source
-from fewstep.page.choice import DEFAULT
+from fewstep.page.choice import DEFAULT, bounded
 from fewstep.process import ScalarProcess
-from fewstep.words import Typed, pick, whole
+from fewstep.words import Typed, pick
 
 __all__ = ["MIXTURES", "SCALAR", "Plane", "Shape", "Walk"]
 
@@ -140,15 +140,16 @@ class Plane(Typed):
     seed: int = 0
     num: int = 200
 
+    def __post_init__(self) -> None:
+        bounded(self)
+
     def walk(self) -> Walk:
         """Runs it; a ValueError for a choice that makes no sense."""
         process = pick(SCALAR, self.process, "process")()
         shape = pick(MIXTURES, self.mixture, "mixture")()
         solver = pick(fs.TABLES, fs.DEFAULT_SOLVERS["scalar"] if self.solver == DEFAULT else self.solver, "solver")()
         pick(fs.GRIDS, self.grid, "grid")
-        table = tabulated(
-            solver, process, to_zero=solver.reaches_zero(process), grid=self.grid, steps=whole("steps", self.steps)
-        )
+        table = tabulated(solver, process, to_zero=solver.reaches_zero(process), grid=self.grid, steps=self.steps)
         denoiser = fs.Mixture(process, shape.means, shape.std, shape.weights)
         noise = noise_source(None, self.seed, 0).initial((self.num, 2), torch.float64, "cpu")
         states = [process.prior(noise, table.rows[0].t)]  # of every row: some solvers' calls make no x0_hat
