@@ -8,9 +8,8 @@ schedulers run on "trailing" time steps, which are whole numbers for them, and o
 apart the final latents lie, relative to their norm, how far a second run of their own lies from the first (what the
 machine repeats), and the network calls of both. A solver that draws noise takes it from the pipeline's generator.
 
-Two differences are no fault of a solver: "dpmpp-2m-sde" where a pipeline hands no generator to its scheduler (DiT), so
-that their own repeat differs too; and their Euler on other spacings than "leading", which starts from sigma_max noise
-where every other scheduler starts from (1 + sigma_max^2)^{1/2}.
+One difference is no fault of a solver: their Euler on other spacings than "leading" starts from sigma_max noise where
+every other scheduler starts from (1 + sigma_max^2)^{1/2}.
 """
 
 from __future__ import annotations
@@ -68,9 +67,12 @@ def run(pipe: Any, scheduler: Any, arguments: dict[str, Any], seed: int) -> tupl
     pipe.scheduler = scheduler
     network = getattr(pipe, "transformer", None) or pipe.unet
     hook = network.register_forward_hook(count)
+    generator = torch.Generator().manual_seed(seed)
+    if "generator" in signature(scheduler.step).parameters:
+        scheduler.step = partial(scheduler.step, generator=generator)  # for pipelines that hand none to it (DiT)
     began = time.perf_counter()
     try:
-        out = pipe(**arguments, generator=torch.Generator().manual_seed(seed)).images
+        out = pipe(**arguments, generator=generator).images
     finally:
         hook.remove()
     return torch.as_tensor(out).double().cpu(), time.perf_counter() - began, calls

@@ -50,30 +50,23 @@ def test_a_peer_takes_no_more_calls_than_allowed_and_nears_the_exact_end(name, t
     assert near[1] < 0.35 * near[0]
 
 
-def test_every_library_ends_where_it_says(tmp_path):
+@pytest.mark.parametrize(("name", "end"), [
+    ("diffusers/unipc-3@exponential", "data"), ("k-diffusion/heun@karras", "data"),
+    ("k-diffusion/dpm_fast@log-snr", "state"), ("torchdiffeq/rk4@karras", "state"),
+])  # fmt: skip
+def test_every_library_ends_where_it_says(name, end, tmp_path):
     """At many calls an end at sigma = 0 lies nearer to the exact one there than to the state at the last time."""
-    s, at = study(tmp_path, subject=toy(std=0.02)), {}
-    for name in (
-        "diffusers/unipc-3@exponential",
-        "k-diffusion/heun@karras",
-        "k-diffusion/dpm_fast@log-snr",
-        "torchdiffeq/rk4@karras",
-    ):
-        if name not in every_peer():
-            continue
-        run = peer(name).prepare(fs.VP(), 60)
-        other = replace(run, end="state" if run.end == "data" else "data")
-        right, wrong = (make(s, Entry(contender=peer(name), calls=60, run=r), 50, [0]).rmse for r in (run, other))
-        assert right < wrong, (name, right, wrong)
-        at[run.end] = name
-    assert at or not every_peer()
+    s, run = study(tmp_path, subject=toy(std=0.02)), peer(name).prepare(fs.VP(), 60)
+    assert run.end == end
+    other = replace(run, end="state" if end == "data" else "data")
+    right, wrong = (make(s, Entry(contender=peer(name), calls=60, run=r), 50, [0]).rmse for r in (run, other))
+    assert right < wrong, (right, wrong)
 
 
-def test_peers_refuse_a_process_they_do_not_know():
-    for name in ("diffusers/ddim@leading", "k-diffusion/euler@karras", "torchdiffeq/euler@uniform"):
-        if name in every_peer():
-            (entry,) = enter([peer(name)], fs.CLD(), [5])
-            assert "no scalar process" in entry.failed
+@pytest.mark.parametrize("name", ["diffusers/ddim@leading", "k-diffusion/euler@karras", "torchdiffeq/euler@uniform"])
+def test_peers_refuse_a_process_they_do_not_know(name):
+    (entry,) = enter([peer(name)], fs.CLD(), [5])
+    assert "no scalar process" in entry.failed
 
 
 def test_a_peer_runs_on_flow_matching_from_a_finite_level(tmp_path):

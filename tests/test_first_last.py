@@ -23,14 +23,15 @@ def same(a: fs.Tableau, b: fs.Tableau) -> bool:
     )
 
 
-@pytest.mark.parametrize("process", ["vp", "edm", "blurring", "cld"])
 @pytest.mark.parametrize("std", [0.0, 0.8])
-@pytest.mark.parametrize("solver", ["ddim", "deis-tab-2", "multistep-pc-3", "unipc-3", "heun", "dpmpp-2s", "euler"])
+@pytest.mark.parametrize(("solver", "process"), [
+    ("unipc-3", "vp"), ("unipc-3", "edm"),
+    *((s, p) for s in ("ddim", "deis-tab-2", "multistep-pc-3", "heun", "dpmpp-2s", "euler")
+      for p in ("vp", "edm", "blurring", "cld")),
+])  # fmt: skip
 def test_on_the_data_it_assumes_the_analytic_step_changes_nothing(solver, std, process):
     """Its answer is the exact prediction for N(0, std^2) data, at no call."""
     p, own = small(process), fs.SOLVERS[solver]()
-    if p.kind not in own.kinds:
-        return
     shape = tuple(p.size) if process == "blurring" else (1,)
     data = fs.Gaussian(p, torch.zeros(shape, dtype=torch.float64), std)
     wrapped = FirstLast(solver=own, first="analytic", std=std)

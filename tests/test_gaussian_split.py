@@ -120,9 +120,9 @@ def test_singular_ends(process, grid, ending):
     assert float((ends[2] - ends[1]).norm()) < 0.5 * float((ends[1] - ends[0]).norm()) < 0.05
 
 
-@pytest.mark.parametrize("process", ["vp", "cld"])
-def test_ten_calls_on_a_mixture_of_sharp_parts(process):
-    """Less than half of what the usual solvers miss, each on its grid; on VP less than it with an ending, too."""
+@pytest.mark.parametrize(("process", "plain", "corrected"), [("vp", 0.8, 0.3), ("cld", 1.2, 0.1)])
+def test_ten_calls_on_a_mixture_of_sharp_parts(process, plain, corrected):
+    """Shares of the least that the usual solvers miss, each on its grid: on CLD the plain one is level with them."""
     p = oracle.process(process)
     g = torch.Generator().manual_seed(0)
     means = 1.2 * torch.randn(5, 3, dtype=torch.float64, generator=g)
@@ -136,8 +136,8 @@ def test_ten_calls_on_a_mixture_of_sharp_parts(process):
 
     others = [("deis-tab-2", "power"), ("multistep-3", "log-snr"), ("deis-tab-3", "logistic")]
     least = min(miss(*pair) for pair in others)
-    assert miss("gaussian-split-pc", "logistic") < 0.5 * least
-    assert process == "cld" or miss("gaussian-split", "logistic") < least
+    assert miss("gaussian-split-pc", "logistic") < corrected * least
+    assert miss("gaussian-split", "logistic") < plain * least
 
 
 @pytest.mark.parametrize(
@@ -156,15 +156,21 @@ def test_refused(options, message):
         GaussianSplit(**options)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"width": math.inf}, {"width": math.inf, "std": 0.0}, {"width": math.inf, "points": 1, "relax": math.inf},
-    {"width": math.inf, "points": 1}, {"std": 0.0, "ending": 0}, {"width": math.inf, "ending": 0},
+@pytest.mark.parametrize(("options", "ends"), [
+    ({}, {"alpha=0", "sigma=0"}),
+    ({"width": math.inf}, {"sigma=0"}),
+    ({"width": math.inf, "std": 0.0}, {"alpha=0", "sigma=0"}),
+    ({"width": math.inf, "points": 1, "relax": math.inf}, {"alpha=0", "sigma=0"}),
+    ({"width": math.inf, "points": 1}, {"sigma=0"}),
+    ({"std": 0.0, "ending": 0}, {"alpha=0"}),
+    ({"width": math.inf, "ending": 0}, {"sigma=0"}),
 ])  # fmt: skip
-def test_the_ends_it_declares_are_those_it_reaches(options):
+def test_the_ends_it_declares_are_those_it_reaches(options, ends):
     solver = GaussianSplit(**options)
+    assert set(solver.ends) == ends
     for end, times in (("alpha=0", [1.0, 0.7, 0.5, 0.3, 0.1]), ("sigma=0", [0.9, 0.7, 0.5, 0.3, 0.0])):
         grid = torch.tensor(times, dtype=torch.float64)
-        if end in solver.ends:
+        if end in ends:
             assert all(
                 magnitude(c) < math.inf for row in fs.tabulate(solver, fs.Flow(), grid=grid).rows for _, c in row.form
             )
