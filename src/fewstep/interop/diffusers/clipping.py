@@ -36,6 +36,12 @@ class Clipped:
     bound: float = 1.0
     quantile: float | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 < self.bound < float("inf"):
+            raise ValueError(f"got a range of {self.bound} to clip to: give the largest value of data, above 0")
+        if self.quantile is not None and not 0 < self.quantile <= 1:
+            raise ValueError(f"got a thresholding ratio of {self.quantile}: give 0 < ratio <= 1")
+
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """The clipped x0_hat."""
         return self.at(t)(z)

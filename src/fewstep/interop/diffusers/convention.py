@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,20 @@ OTHERS = {
     "corrector_k": "its states are tokens and not numbers",
     "entropy_bound": "its states are tokens and not numbers",
     "schedule_mode": "it moves proteins by rules of its own",
+}
+# What numbers of a config may be, both ends included.
+RANGES = {
+    "num_train_timesteps": (1, 10**6),
+    "beta_start": (0, 1),
+    "beta_end": (0, 1),
+    "snr_shift_scale": (1e-6, 1e6),
+    "shift": (1e-6, 1e6),
+    "flow_shift": (1e-6, 1e6),
+    "shift_terminal": (0, 1),
+    "sigma_min": (0, 1e9),
+    "sigma_max": (0, 1e9),
+    "sigma_data": (1e-9, 1e9),
+    "rho": (1e-3, 1e3),
 }
 SNAP = 1e-4  # relative: printed tables round their levels, and their first may lie beyond the process's range
 
@@ -108,14 +123,14 @@ class Convention:
         return t if self.steps == "share" else torch.exp(-self.process.log_snr(t))
 
     def time_at(self, level: Tensor) -> Tensor:
-        """The inverse of `level`; a level that is the process's last but for the rounding of a table is the last."""
+        """The inverse of `level`; a level beyond the process's last by the rounding of a table is the last."""
         if self.steps == "share":
             return level
         ends = torch.tensor([self.process.t_max, self.process.t_min], dtype=torch.float64)
+        most, least = self.level(ends)
         t = self.process.inverse_log_snr(-level.log())
-        for end, reached in zip(ends, self.level(ends), strict=True):
-            t = torch.where((level - reached).abs() <= SNAP * reached, end, t)
-        return t
+        t = torch.where((level >= most) & (level <= (1 + SNAP) * most), ends[0], t)
+        return torch.where((level <= least) & (level >= (1 - SNAP) * least), ends[1], t)
 
     def input_scale(self, t: Tensor) -> Tensor:
         """What a state is multiplied with before the network sees it."""
@@ -183,11 +198,25 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     if other := next((why for key, why in OTHERS.items() if config.get(key) is not None), None):
         raise ValueError(f"got the config of a scheduler that no table can stand in for ({other}): leave it its own")
     written = dict(config)
+    _check_numbers(written)
     if config.get("scaler") is not None:  # DDPMWuerstchenScheduler
         written |= {"trained_betas": _cosine_betas(config), "prediction_type": "epsilon"}
     if config.get("sigma_data") is not None and "solver_order" in config and "algorithm_type" not in config:
         written["timestep_type"] = "angle"  # CosineDPMSolverMultistepScheduler
     return written
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    """Refuses numbers of a config that no scheduler has, before tables are made of them."""
+    for name, (low, high) in RANGES.items():
+        value = config.get(name)
+        if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+            raise ValueError(f"got {name}={value!r:.80}: give a number from {low:g} to {high:g}")
+    betas = config.get("trained_betas")
+    if betas is not None and not isinstance(betas, Tensor | np.ndarray):
+        numbers = isinstance(betas, list | tuple) and len(betas) <= RANGES["num_train_timesteps"][1]
+        if not numbers or not all(isinstance(b, int | float) and 0 <= b <= 1 for b in betas):
+            raise ValueError(f"got trained_betas={betas!r:.80}: give at most 1000000 numbers from 0 to 1")
 
 
 def _signed(sign: float, net: Any, x: Tensor, t: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Wrapped
 from fewstep.files import read_json, sha256
-from fewstep.interop.diffusers.convention import Convention, convention_of
+from fewstep.interop.diffusers.convention import Convention
+from fewstep.interop.diffusers.scheduler import FewStepScheduler
 from fewstep.model import WEIGHTS, Model
 
 __all__ = ["DiffusersModel", "load_folder"]
@@ -92,7 +93,7 @@ def load_folder(
     cls: Any = getattr(diffusers, str(name), None)
     if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
         raise ValueError(f"got {part}, a network of class {name!r}, which diffusers {diffusers.__version__} has not")
-    convention = convention_of(_scheduler_config(whole / SCHEDULER))
+    convention = FewStepScheduler.from_config(whole / SCHEDULER).convention
     net: Any = cls.from_pretrained(str(part), use_safetensors=True)
     nn.Module.to(net, device=device, dtype=dtype)
     net.eval().requires_grad_(False)
@@ -110,15 +111,6 @@ def load_folder(
         convention=convention,
         texts=_texts(whole, device),
     )
-
-
-def _scheduler_config(path: Path) -> dict[str, Any]:
-    """A saved scheduler's config with the defaults of its class, which an old file may lack."""
-    import diffusers
-
-    saved = read_json(path, "a scheduler")
-    cls: Any = getattr(diffusers, str(saved.get("_class_name")), None)
-    return saved if cls is None else {**saved, **cls.from_config(saved).config}
 
 
 def _texts(whole: Path, device: str | torch.device) -> Callable[..., Any] | None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,17 +19,20 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
+from fewstep.files import read_json
 from fewstep.interop.diffusers.clipping import Clipped
 from fewstep.interop.diffusers.convention import convention_of, translated
 from fewstep.interop.diffusers.rest import from_row
 from fewstep.interop.diffusers.runs import Runs
+from fewstep.interop.diffusers.saved import completed, scheduler_file
 from fewstep.interop.diffusers.schedule import Schedule
 from fewstep.interop.diffusers.solvers import solver_of
 from fewstep.interop.diffusers.times import asked_for, is_ramp
 from fewstep.process import Process
 from fewstep.process.config import process_to_json
+from fewstep.solver import SOLVERS
 from fewstep.tableau import Tableau
-from fewstep.words import pick
+from fewstep.words import pick, typed
 
 __all__ = ["FewStepScheduler", "FewStepSchedulerOutput"]
 
@@ -83,6 +87,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     order = 1
 
     @register_to_config
+    @typed
     def __init__(
         self,
         solver: Any = None,
@@ -146,17 +151,36 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """A scheduler with another's config; options given here take the place of its own.
+        """A scheduler with another's config, a dict, or the path of its file or folder.
+
+        What a file leaves out is as the class that it names has it. Options given here take the place of its own.
 
         Raises:
-            ValueError: for an option that does not exist.
+            ValueError: for an option that does not exist, and for a class that diffusers has not.
         """
+        if isinstance(config, str | Path):
+            config = read_json(scheduler_file(Path(config).expanduser()), "a scheduler")
         known = set(signature(cls.__init__).parameters) - {"self"}
         if not return_unused_kwargs and (unknown := sorted(set(kwargs) - known)):
             pick({name: 0 for name in known}, unknown[0], "option")
-        # Defaults of the other class are not ours: every value counts as given.
-        given = {k: v for k, v in translated(config or {}).items() if k != "_use_default_values"}
+        given = translated(completed({} if config is None else config))
+        if isinstance(stored := given.get("solver"), str):
+            pick(SOLVERS, stored, "solver")  # a path comes from the caller, never from a file
         return super().from_config(given, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None = None,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """A scheduler from the file or folder of a config, a pipeline's folder, or the name of one on the Hub."""
+        local = Path(str(pretrained_model_name_or_path)).expanduser()
+        if local.exists():
+            pretrained_model_name_or_path, subfolder = str(scheduler_file(local, subfolder)), None
+        return super().from_pretrained(pretrained_model_name_or_path, subfolder, return_unused_kwargs, **kwargs)
 
     @property
     def process(self) -> Any:

@@ -49,7 +49,8 @@ def asked_for(
         times = from_timesteps(config, convention, timesteps)
     else:
         times = spaced(config, convention, solver, calls or 0, mu)
-    times = as_grid(inside(times, convention, solver), convention.process, None)
+    chosen = timesteps is sigmas is None, sigmas is None or convention.steps == "share" and _last(sigmas) > 0
+    times = as_grid(inside(times, convention, solver, chosen), convention.process, None)
     if timesteps is not None and sigmas is not None:
         convention = replace(convention, labels=labelled(times, timesteps))
     return times, convention
@@ -145,7 +146,8 @@ def _spacing(config: Mapping[str, Any]) -> str | None:
     asked = [name for name in SPACINGS if config.get(f"use_{name}_sigmas")]
     if len(asked) > 1:
         raise ValueError(f"got {' and '.join(f'use_{name}_sigmas' for name in asked)}: give one of them")
-    return asked[0] if asked else config.get("sigma_schedule")
+    named = asked[0] if asked else config.get("sigma_schedule")
+    return None if named is None else pick(dict.fromkeys(SPACINGS, named), named, "sigma_schedule")
 
 
 def _levels(spacing: str, high: float, low: float, count: int, rho: float) -> Tensor:
@@ -183,13 +185,22 @@ def _zero(convention: Convention) -> Tensor:
     return torch.tensor([max(0.0, convention.process.domain[0])], dtype=torch.float64)
 
 
-def inside(times: Tensor, convention: Convention, solver: Solver) -> Tensor:
-    """The times, singular ends that the solver refuses moved to the network's first and last time step."""
+def inside(times: Tensor, convention: Convention, solver: Solver, chosen: tuple[bool, bool]) -> Tensor:
+    """The times, with singular ends that the solver refuses moved to the network's first and last time step.
+
+    Only ends that were `chosen` here move, the first and the last: given ones stay and are refused with the table. Nor
+    does the first for a network that predicts noise, which says nothing of the data near alpha = 0.
+    """
     process, inset, times = convention.process, 1 / convention.count, times.clone()
     if len(times) < 2:
         return times
-    if "alpha=0" not in solver.ends and process.alpha(float(times[0])) == 0:
+    first, last = chosen[0] and convention.predicts != "noise", chosen[1]
+    if first and "alpha=0" not in solver.ends and process.alpha(float(times[0])) == 0:
         times[0] = max(times[0].item() - inset, (times[0] + times[1]).item() / 2)
-    if "sigma=0" not in solver.ends and process.sigma(float(times[-1])) == 0:
+    if last and "sigma=0" not in solver.ends and process.sigma(float(times[-1])) == 0:
         times[-1] = min(max(process.t_min, 0.0) or inset, times[-2].item() / 2)
     return times
+
+
+def _last(levels: Sequence[float] | Tensor) -> float:
+    return float(torch.as_tensor(levels, dtype=torch.float64, device="cpu").flatten()[-1])
