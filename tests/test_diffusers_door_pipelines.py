@@ -266,12 +266,19 @@ def test_a_network_is_told_what_its_pipeline_says() -> None:
     pytest.importorskip("transformers")
     make, arguments, _ = MANY["cogview4"]
     pipe = make()
-    pipe.scheduler = FewStepScheduler.from_config(pipe.scheduler.config, solver="dpmpp-2s")
+    own = pipe.scheduler.config
+    pipe.scheduler = FewStepScheduler.from_config(own, solver="dpmpp-2m")
     image(pipe, arguments, 3)
     told = pipe.scheduler.timesteps.tolist()
-    assert told[::2] == [1000.0, 500.0, 1.0]
+    assert told == [1000.0, 500.0, 1.0]
+    assert abs(500 - 1000 * float(pipe.scheduler.sigmas[1])) > 1
+    pipe.scheduler = FewStepScheduler.from_config(own, solver="dpmpp-2s")
+    with pytest.raises(ValueError, match="where alpha = 0, for Singlestep"):  # the level 1 that it gives is kept
+        image(pipe, arguments, 3)
+    pipe.scheduler.set_timesteps(timesteps=[999.0, 500.0, 1.0], sigmas=[0.95, 0.6, 0.1], mu=1.0)
+    told = pipe.scheduler.timesteps.tolist()
+    assert told[::2] == [999.0, 500.0, 1.0]
     assert told[0] > told[1] > told[2] > told[3] > told[4]
-    assert all(abs(a - 1000 * float(b)) > 1 for a, b in zip(told[1:4], pipe.scheduler.sigmas[1:4], strict=True))
 
 
 def test_eta_is_that_of_the_run() -> None:
