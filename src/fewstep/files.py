@@ -1,8 +1,9 @@
 """Files that are whole or absent: atomic writes, safetensors and JSON with one-sentence errors.
 
 A file is written beside its final name, flushed to the disk and renamed over it, so a kill, a full disk or an error
-leaves either the old file or none; `Results` does so for several files at once. Weights are read from safetensors only;
-a pickle is never opened.
+leaves either the old file or the new one; `Results` does so for several files at once. Any number of threads, processes
+and machines may write the same file: each has a part of its own, and readers see a whole file of one of them. Weights
+are read from safetensors only; a pickle is never opened.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -21,24 +24,30 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from fewstep.parts import alone, beside, create, keep, sweep
+from fewstep.seal import is_sealed, with_metadata
+from fewstep.signals import uninterrupted
+
 __all__ = [
     "Results",
     "atomic",
     "extra",
     "json_text",
+    "kept_tensors",
     "load_tensors",
     "physical_memory",
     "read_json",
+    "read_record",
     "save_tensors",
     "sha256",
     "tensor_shapes",
+    "whole_folder",
     "write_json",
     "write_text",
 ]
 
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 DEPTH = 64  # levels of lists and objects in a JSON file that is read
-HEADER = 16 * 2**20  # bytes of a safetensors header that is read; 100,000 tensors need about as many
 
 
 def extra(module: str, extra_name: str, purpose: str) -> ModuleType:
@@ -62,17 +71,23 @@ class Results:
     """A folder whose files appear together, or not at all.
 
         with Results("out") as results:            # the folder is made and tried out here, before any long work
-            results.write("run.json", lambda file: file.write(b"{}"))
-        # only now does out/run.json exist
+            results.write("samples", lambda file: file.write(b"1"))
+            results.record("run.json", {"seed": 0})
+        # only now do out/samples and out/run.json exist
 
     Every file is written beside its final name and flushed to the disk; all are renamed when the block ends without an
     error, and renamed back when one of them cannot be. After an error nothing new remains, folders made here included,
     and what was there before is there again. An OSError of a write comes out with one sentence as its text.
+
+    A kill between two renames leaves files of two sets, but no record: the old one goes first, the new one comes last,
+    and holds the checksums by which `read_record` knows the set. What a killed run left, the next one here sweeps away.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._key = secrets.token_hex(4)
         self._parts: dict[Path, Path] = {}  # final name -> what is written now
+        self._record: Path | None = None
         self._made: list[Path] = []
 
     def __enter__(self) -> Results:
@@ -81,20 +96,28 @@ class Results:
                 if not parent.exists():
                     parent.mkdir(exist_ok=True)
                     self._made.append(parent)
+            sweep(self.folder)
             trial = self._beside("trial", "part")
-            trial.write_bytes(b"")
-            trial.unlink()
+            try:
+                create(trial)
+            finally:
+                trial.unlink(missing_ok=True)
         except OSError as error:
             self._clean()
             raise _cannot_write(self.folder, error) from error
+        except BaseException:
+            self._clean()
+            raise
         return self
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
         """Gives a path to write to; its content will be the file `name`."""
         final, part = self.folder / name, self._beside(name, "part")
-        self._parts[final] = part
         try:
+            if final not in self._parts:
+                self._parts[final] = part
+                create(part)
             yield part
             with part.open("rb+") as f:
                 os.fsync(f.fileno())
@@ -107,26 +130,44 @@ class Results:
             writer(f)
         return self.folder / name
 
+    def record(self, name: str, value: Mapping[str, Any]) -> Path:
+        """Writes `value` as JSON, with the SHA-256 of every file written so far under "files"; it appears last."""
+        self._record = self.folder / name
+        sums = {final.name: sha256(part) for final, part in self._parts.items()}
+        return self.write(name, lambda file: file.write(json_text({**value, "files": sums}).encode() + b"\n"))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
             self._clean()
             return
-        final, done = self.folder, []
-        old = {final: self._beside(final.name, "old") for final in self._parts if len(self._parts) > 1}
+        try:
+            with alone(self.folder), uninterrupted():
+                self._rename()
+        except BaseException:
+            self._clean()
+            raise
+
+    def _rename(self) -> None:
+        """Gives all files their names, the record's last."""
+        final, parts = self.folder, self._parts
+        old = {final: self._beside(final.name, "old") for final in parts if len(parts) > 1}
         try:
             for final, kept in old.items():
                 if final.exists():
-                    _keep(final, kept)
-            for final, part in self._parts.items():
-                os.replace(part, final)
-                done.append(final)
+                    keep(final, kept)
+            if self._record in old:
+                self._record.unlink(missing_ok=True)
+            for final in sorted(parts, key=lambda path: path == self._record):
+                os.replace(parts[final], final)
         except BaseException as failure:
             with suppress(OSError):
-                for path, kept in ((path, old[path]) for path in done if path in old):
-                    kept.replace(path) if kept.exists() else path.unlink()
-            self._clean()
+                for path, kept in old.items():
+                    if kept.exists() and not (path.exists() and parts[path].exists()):
+                        kept.replace(path)
+                    elif not parts[path].exists():
+                        path.unlink(missing_ok=True)
             if isinstance(failure, OSError):
                 raise _cannot_write(final, failure) from failure
             raise
@@ -135,24 +176,63 @@ class Results:
                 for kept in old.values():
                     kept.unlink(missing_ok=True)
 
-    def _beside(self, name: str, suffix: str) -> Path:
-        return self.folder / f".{name}.{os.getpid()}.{suffix}"
+    def _beside(self, name: str, kind: str) -> Path:
+        return beside(self.folder / name, self._key, kind)
 
     def _clean(self) -> None:
-        with suppress(OSError):
+        with uninterrupted(), suppress(OSError):
             for part in self._parts.values():
                 part.unlink(missing_ok=True)
             for folder in reversed(self._made):
                 folder.rmdir()
 
 
-def _keep(path: Path, under: Path) -> None:
-    """Gives a file a second name, so that it can be put back; a copy where the file system has no links."""
-    under.unlink(missing_ok=True)
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The record that `Results.record` wrote; a ValueError where a file is no longer what it says: a mixed set."""
+    path = Path(path)
+    found = read_json(path, "a folder of results")
+    files = found.get("files", {})
+    if not isinstance(files, dict):
+        raise ValueError(
+            f"{path} holds a {type(files).__name__} as files, not checksums by name; run the command again."
+        )
+    for name, digest in files.items():
+        file = path.with_name(Path(name).name or "?")
+        if not file.is_file() or sha256(file) != digest:
+            raise ValueError(
+                f"{file} is not the file that {path.name} beside it records; a run was killed there, or the file was "
+                "changed; run the command again."
+            )
+    return found
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Gives a new folder to write to, which takes the place of `folder` when the block ends without an error.
+
+    Killed between the two renames, the old one is put back by the next run that writes there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent)
+    key = secrets.token_hex(4)
+    part, old = (beside(folder, key, kind) for kind in ("part", "old"))
     try:
-        os.link(path, under)
-    except OSError:
-        shutil.copy2(path, under)
+        part.mkdir()
+        yield part
+        with alone(folder.parent), uninterrupted():
+            if folder.exists():
+                folder.rename(old)
+            part.rename(folder)
+    except OSError as error:
+        if error.errno is None:  # a sentence already
+            raise
+        raise _cannot_write(folder, error) from error
+    finally:
+        with uninterrupted():
+            shutil.rmtree(part, ignore_errors=True)
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> OSError:
@@ -231,22 +311,29 @@ def _check_depth(value: Any) -> None:
     raise RecursionError
 
 
-def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes `tensors` as safetensors, atomically; the same tensors give the same bytes."""
+def save_tensors(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None, *, sealed: bool = False
+) -> None:
+    """Writes `tensors` as safetensors, atomically; the same tensors give the same bytes.
+
+    With `sealed` the header holds the checksum of the file (`fewstep.seal`).
+    """
     save = extra("safetensors.torch", "diffusers", "writing weights").save
-    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
-    with atomic(path) as part:
-        part.write_bytes(data)
+    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    parts = with_metadata(data, metadata or {}, sealed=sealed) if metadata or sealed else [data]
+    with atomic(path) as part, part.open("wb") as file:
+        file.writelines(parts)
 
 
-def load_tensors(path: str | Path, *, digest: str | None = None) -> dict[str, Tensor]:
+def load_tensors(path: str | Path, *, digest: str | None = None, sealed: bool = False) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Refuses with one sentence: a missing file (and names a pickled one lying in its place), what is no regular file, a
-    truncated or corrupt one, and, when `digest` is given, one whose SHA-256 differs from it.
+    truncated or corrupt one, one that is not what its own checksum says, with `sealed` one that has none, and, when
+    `digest` is given, one whose SHA-256 differs from it.
     """
     path = Path(path)
-    with _tensors(path) as f:
+    with _tensors(path, sealed=sealed) as f:
         # copied out of the mapped file, where they lie anywhere: a matrix product may round by that
         tensors = {name: f.get_tensor(name).clone() for name in f.keys()}  # noqa: SIM118 - not a mapping
     if digest is not None and sha256(path) != digest:
@@ -265,7 +352,7 @@ def tensor_shapes(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 @contextmanager
-def _tensors(path: Path) -> Iterator[Any]:
+def _tensors(path: Path, *, sealed: bool = False) -> Iterator[Any]:
     """An open safetensors file; whatever is wrong with it is a ValueError of one sentence."""
     safe_open = extra("safetensors", "diffusers", "reading weights").safe_open
     if path.suffix in PICKLED:
@@ -284,16 +371,23 @@ def _tensors(path: Path) -> Iterator[Any]:
             f"{path} is {wrong}; weights are read from a safetensors file of that name; name a whole folder."
         )
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-        if length > HEADER:
-            raise ValueError(f"its header says it has {length} bytes; at most {HEADER} are read")
+        if not is_sealed(path) and sealed:
+            raise ValueError("it has no checksum")
         with safe_open(path, "pt") as f:
             yield f
     except Exception as error:  # safetensors raises its own class, a bare Exception
         raise ValueError(
             f"{path} is truncated or corrupt ({error}); only a whole safetensors file is read; fetch or write it again."
         ) from error
+
+
+def kept_tensors(path: Path) -> dict[str, Tensor]:
+    """What a run kept in a sealed file to go on from; nothing, and a word on stderr, where it is not as saved."""
+    try:
+        return load_tensors(path, sealed=True) if path.exists() else {}
+    except ValueError as error:
+        print(f"made anew, since it cannot be taken up: {error}", file=sys.stderr)
+        return {}
 
 
 def sha256(path: str | Path) -> str:

@@ -16,8 +16,6 @@ safetensors alone, and every file is checked before a network is built.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import PREDICTIONS, TIMES, Wrapped, wrap
-from fewstep.files import extra, load_tensors, read_json, save_tensors, sha256, write_json, write_text
+from fewstep.files import extra, load_tensors, read_json, save_tensors, sha256, whole_folder, write_json, write_text
 from fewstep.process import Process
 from fewstep.process.config import process_from_json, process_to_json
 from fewstep.words import typed, usable_device
@@ -228,9 +226,7 @@ def save_model(
         raise ValueError(
             f"{folder} holds other files than a model; a model folder is written whole; name a new folder."
         )
-    part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
-    try:
-        shutil.rmtree(part, ignore_errors=True)
+    with whole_folder(folder) as part:
         save_tensors(part / WEIGHTS, {name: t.to(dtype) for name, t in net.state_dict().items()})
         write_json(part / "config.json", _config_of(net))
         about = {
@@ -245,14 +241,6 @@ def save_model(
         }
         write_json(part / "fewstep.json", about | dict(facts or {}))
         write_text(part / "README.md", card)
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
     return folder
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -29,6 +28,7 @@ from fewstep.process import Process
 from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, TABLES, Driver, Solver
 from fewstep.stats import attach
 from fewstep.tableau import Tableau
+from fewstep.tableau.file import to_bytes
 from fewstep.words import pick
 
 if TYPE_CHECKING:
@@ -172,8 +172,5 @@ def _of(table: Tableau) -> Run:
         z = sample(denoiser, table.process, solver=bare, x=start, seed=seed, first=first, progress=False)
         return table.process.to_data(z)
 
-    with tempfile.TemporaryDirectory() as folder:
-        table.save(Path(folder) / "table")
-        digest = hashlib.sha256((Path(folder) / "table").read_bytes()).hexdigest()
     end = "data" if table.process.log_snr(float(table.grid[-1])) == math.inf else "state"
-    return Run(calls=table.nfe, digest=digest, end=end, go=go)
+    return Run(calls=table.nfe, digest=hashlib.sha256(to_bytes(table)).hexdigest(), end=end, go=go)

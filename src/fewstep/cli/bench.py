@@ -73,10 +73,10 @@ def run(args: argparse.Namespace) -> None:
         command = shlex.join(["fewstep", *sys.argv[1:]])
         record = {"command": command, **ready.about(), "rows": found.rows, "preselection": found.ranking}
         results.write("table.csv", lambda file: file.write(bench.csv_text(found.rows).encode()))
-        results.write("table.json", lambda file: file.write(json_text(record).encode() + b"\n"))
         for name, figure in bench.figures(ready, found):
             for kind in ("png", "svg"):
                 results.write(f"{name}.{kind}", partial(figure.savefig, format=kind, dpi=150))
+        results.record("table.json", record)
     print(bench.table_text(found.rows))
     print(f"written to {args.out}")
 

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     import fewstep as fs
     from fewstep.cli.sample import class_labels
     from fewstep.draw import draw
-    from fewstep.files import Results, json_text
+    from fewstep.files import Results
     from fewstep.quality import load_classifier, load_reference
     from fewstep.ui import Bar, png, table as aligned
 
@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> None:
                 record = {"sheet": sheet.name, "network_calls": drawn.calls, "seconds": round(drawn.seconds, 3)}
                 records.append(record | {"solver": fs.SOLVERS[name]().config(), "quality": quality.as_dict()})
         lines.append(_line("real images (floor)", "", "", floor))
-        text = json_text({"num": args.num, "seed": args.seed, "floor": floor.as_dict(), "runs": records})
-        results.write("demo.json", lambda file: file.write(text.encode() + b"\n"))
+        results.record("demo.json", {"num": args.num, "seed": args.seed, "floor": floor.as_dict(), "runs": records})
     head = ["solver", "calls", "seconds", "kernel distance", "Frechet distance"]
     print(f"{args.num} samples of each from the same {args.num} noises, against {floor.reference:,} real images:\n")
     print(aligned(head, lines))

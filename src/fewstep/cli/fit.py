@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
     with Results(out.parent):  # one that cannot be written is refused before the work
         pass
     final = args.final or ("state" if model.process.t_zero is None else "zero")
+    named = {"features": args.features or CLASSIFIER, "data": args.data}  # which the functions do not know
     table = fs.fit(
         None, model.process, steps=args.steps, shape=model.shape, mode=args.mode, method=args.method,
         objective=args.objective, features=features, real=real_features(args.data, features, model),
@@ -92,11 +92,9 @@ def run(args: argparse.Namespace) -> None:
         descent=fs.Descent(iterations=args.iterations), seed=args.seed, device=args.device, out=out,
         conditioned=lambda where: conditioned(model, labels and labels[where], args.guidance),
         about={"guidance": args.guidance, "labels": args.label},
+        remarks=named if features is not None else None,
     )  # fmt: skip
     card = dict(table.card or {})
-    if features is not None:  # by the names they were given, which the functions do not know
-        card |= {"features": args.features or CLASSIFIER, "data": args.data}
-        replace(table, card=card).save(out)
     rmse, names = card["rmse"], card["start"]
     print(f"{args.steps} network calls, from {names['solver']} on {names['grid']}: held-out distance to the teacher "
           f"{rmse['start']:.4f} -> {rmse['fitted']:.4f}, {card['seconds']:.0f} s: {out}")  # fmt: skip

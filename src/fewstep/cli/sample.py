@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
             record["quality"] = measure(drawn.images)
         sheet = results.write("sheet.png", partial(png, drawn.samples))
         samples = results.write(f"samples.{args.format}", WRITERS[args.format](drawn.samples, labels))
-        results.write("run.json", lambda file: file.write(json_text(record).encode() + b"\n"))
+        results.record("run.json", record)
     each = "on average" if driven else "each"
     each += f" ({drawn.evaluations} evaluations)" if drawn.evaluations != drawn.calls else ""
     print(f"{args.num} samples, {drawn.calls} network calls {each}, {drawn.seconds:.1f} s: {sheet}, {samples}")

@@ -64,6 +64,7 @@ def fit(
     conditioned: Callable[[slice], Denoiser] | None = None,
     out: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
+    remarks: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Tableau:
     r"""Fits a solver of `steps` calls to a model; a table that `sample`, `explain` and `Tableau.save` take.
@@ -95,7 +96,8 @@ def fit(
         conditioned: the denoiser of a slice of the runs, where conditions differ between them.
         out: the file to write. Beside it lie `teacher-*.safetensors`, kept for further fits to the same teacher, and
             `<out>.part` while it works: the same call goes on where it was stopped, to the same numbers.
-        about: more for the card, ready for JSON (the guidance scale, the labels).
+        about: more for the card, ready for JSON (the guidance scale, the labels); a teacher of other ones is another.
+        remarks: more for the card, ready for JSON, which decides nothing.
         progress: show bars with the time left on a terminal.
 
     Returns:
@@ -187,6 +189,7 @@ def fit(
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, {device}",
         "versions": {"torch": torch.__version__},
+        **(remarks or {}),
     }
     table = replace(table, card=card)
     if out is not None:

@@ -22,7 +22,7 @@ from fewstep.cli.sample import npz
 from fewstep.denoiser.network import bound
 from fewstep.denoiser.predict import conversion
 from fewstep.denoiser.samples import of_samples
-from fewstep.files import Results, json_text
+from fewstep.files import Results
 from fewstep.page.choice import Run
 from fewstep.process import Process
 from fewstep.process.base import Time
@@ -69,14 +69,11 @@ class Finished:
     def save(self, folder: str | Path) -> list[Path]:
         """Writes samples.npz, sheet.png, run.json and run.py into a folder; returns where they are."""
         record = self.run.record() | {"network_calls": self.calls, "seconds": round(self.seconds, 3)}
-        writers: dict[str, Callable[[Any], object]] = {
-            "samples.npz": npz(self.samples, self.run.labels),
-            "sheet.png": partial(png, self.samples),
-            "run.json": lambda file: file.write(json_text(record).encode() + b"\n"),
-            "run.py": lambda file: file.write(self.run.python.encode()),
-        }
         with Results(folder) as results:
-            return [results.write(name, writer) for name, writer in writers.items()]
+            samples = results.write("samples.npz", npz(self.samples, self.run.labels))
+            sheet = results.write("sheet.png", partial(png, self.samples))
+            python = results.write("run.py", lambda file: file.write(self.run.python.encode()))
+            return [samples, sheet, results.record("run.json", record), python]
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from fewstep.process.operator import Block, Coefficient, Diagonal
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import NoiseInterval, Row, Tableau
 
-__all__ = ["load", "save", "solver_from_config"]
+__all__ = ["load", "save", "solver_from_config", "to_bytes"]
 
 if TYPE_CHECKING:
     from fewstep.solver import Solver
@@ -37,6 +37,13 @@ _FORMAT = "fewstep table 1"
 
 def save(table: Tableau, path: Path) -> None:
     """Writes beside the final name and renames, so that a failed write leaves nothing behind."""
+    data = to_bytes(table)
+    with atomic(path) as part:
+        part.write_bytes(data)
+
+
+def to_bytes(table: Tableau) -> bytes:
+    """The file of a table."""
     numbers: list[float] = []
     rule = table.process.kind == "diagonal" and any(isinstance(c, Diagonal) for row in table.rows for _, c in row.form)
     if rule and (table.solver is None or _rule(table.solver, table.process, table.grid, table.output) != table):
@@ -64,9 +71,7 @@ def save(table: Tableau, path: Path) -> None:
             ],
             "heads": [[list(k), _put(numbers, p), _put(numbers, q)] for k, (p, q) in table.heads.items()],
         }
-    data = np.asarray(numbers, dtype="<f8").tobytes()
-    with atomic(path) as part:
-        part.write_bytes(_encode(json.dumps(meta, allow_nan=False), data))
+    return _encode(json.dumps(meta, allow_nan=False), np.asarray(numbers, dtype="<f8").tobytes())
 
 
 def load(path: Path) -> Tableau:

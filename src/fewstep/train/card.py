@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fewstep.files import read_json, write_json, write_text
+from fewstep.files import Results, json_text, read_json
 
 __all__ = ["add_quality", "card", "hardware"]
 
@@ -109,8 +109,9 @@ def add_quality(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         read_json(folder / "fewstep.json", "a model folder"),
     )
     about["quality"] = [dict(row) for row in rows]
-    write_json(folder / "fewstep.json", about)
-    write_text(folder / "README.md", card(config, about))
+    with Results(folder) as results:
+        results.write("README.md", lambda file: file.write(card(config, about).encode()))
+        results.write("fewstep.json", lambda file: file.write(json_text(about).encode() + b"\n"))
 
 
 def _cell(value: Any) -> str:
