@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,22 @@ def test_whatever_goes_wrong_is_one_sentence(capsys, monkeypatch, error, code, w
 
     monkeypatch.setattr(COMMANDS["list"], "run", fail)
     assert words in refused(capsys, "list", code=code)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_signal_stops_every_command_with_one_sentence(capsys, monkeypatch, name, number, code):
+    before = signal.getsignal(number)
+
+    def work(_args):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(COMMANDS[name], "run", work)
+    words = {"train": ["data", "out"], "explain": ["ddim"], "list": ["solvers"]}.get(name, [])
+    assert main([name, *words]) == code
+    assert capsys.readouterr().err == "fewstep: stopped.\n"
+    assert signal.getsignal(number) is before
 
 
 def test_a_missing_extra_is_named(capsys, monkeypatch):

@@ -1,14 +1,15 @@
 """The command `fewstep`: a dict of commands, each a module with `arguments(parser)` and `run(args)`.
 
 The help of a command is its function's docstring, and no help imports torch. Whatever goes wrong ends in one sentence
-on stderr: exit code 2 where the command line was wrong, 1 where the work failed, 130 after Ctrl-C. `--debug`, or
-FEWSTEP_DEBUG=1, shows the traceback instead.
+on stderr: exit code 2 where the command line was wrong, 1 where the work failed, 130 after Ctrl-C, 143 after SIGTERM,
+which is Ctrl-C otherwise. `--debug`, or FEWSTEP_DEBUG=1, shows the traceback instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,6 +17,7 @@ from typing import Protocol
 from fewstep import __version__
 from fewstep.cli import bench, check, demo, explain, export, fit, listing, sample, stats, train, ui
 from fewstep.cli.common import Parser, Usage, pick
+from fewstep.signals import terminable
 
 __all__ = ["COMMANDS", "main"]
 
@@ -52,12 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning make a busy machine five times slower (measured, two threads on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        args = parse(argv)
-        COMMANDS[args.command].run(args)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
+        with terminable():
+            args = parse(argv)
+            COMMANDS[args.command].run(args)
+            sys.stdout.flush()
+    except KeyboardInterrupt as stop:
         print("fewstep: stopped.", file=sys.stderr)
-        return 130
+        return 128 + int(stop.args[0] if stop.args else signal.SIGINT)
     except BrokenPipeError:  # the reader of `fewstep list | head` went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
