@@ -21,7 +21,7 @@ from fewstep.bench.contender import Run
 from fewstep.bench.features import Features
 from fewstep.bench.subject import Subject
 from fewstep.denoiser import Counted
-from fewstep.files import load_tensors, save_tensors
+from fewstep.files import kept_tensors, save_tensors
 from fewstep.noise import noise_source
 from fewstep.process import ScalarProcess
 
@@ -95,12 +95,11 @@ class Study:
     def _load(self, cell: Cell, first: int, size: int) -> dict[str, Tensor]:
         """One part, made unless it is kept; a damaged file is made again."""
         for path in self._kept(cell, first, size):
-            try:
-                return {k: v[:size] if v.ndim else v * size / _size(path) for k, v in load_tensors(path).items()}
-            except ValueError:
-                path.unlink()
+            if part := kept_tensors(path):
+                return {k: v[:size] if v.ndim else v * size / _size(path) for k, v in part.items()}
+            path.unlink(missing_ok=True)
         part = self._part(cell, first, size)
-        save_tensors(self._folder(cell) / f"{first:07}-{size}.safetensors", part)
+        save_tensors(self._folder(cell) / f"{first:07}-{size}.safetensors", part, sealed=True)
         return part
 
     def _part(self, cell: Cell, first: int, size: int) -> dict[str, Tensor]:
@@ -147,7 +146,7 @@ class Study:
     def _kept(self, cell: Cell, first: int, size: int) -> Iterator[Path]:
         """The files that hold at least these samples, with features where they are wanted."""
         for folder in {self._folder(cell), self._folder(replace(cell, seen=True))}:
-            yield from (path for path in folder.glob(f"{first:07}-*.safetensors") if _size(path) >= size)
+            yield from (path for path in folder.glob(f"{first:07}-[0-9]*.safetensors") if _size(path) >= size)
 
     def _folder(self, cell: Cell) -> Path:
         decides = [self.subject.digest, cell.run.digest, cell.run.end, cell.run.calls, cell.seed, self.exact.digest,
@@ -162,4 +161,5 @@ def _parts(count: int, size: int = PART) -> Iterator[tuple[int, int]]:
 
 
 def _size(path: Path) -> int:
-    return int(path.stem.partition("-")[2])
+    count = path.stem.partition("-")[2]
+    return int(count) if count.isdecimal() else 0

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fewstep.bench.subject import Subject
 from fewstep.check.subject import named_object
-from fewstep.files import extra, load_tensors, read_json, save_tensors, sha256
+from fewstep.files import extra, kept_tensors, read_json, save_tensors, sha256
 from fewstep.quality import images_to_tensor, load_classifier, load_reference
 from fewstep.quality.classifier import KIND, SHIPPED
 from fewstep.train.data import read_images
@@ -89,13 +89,14 @@ def real(features: Features, subject: Subject, data: str | Path | None, kept: Pa
     if len(samples) < 8:
         raise ValueError(f"got {len(samples)} real samples in {source}: give at least 8")
     path = kept / f"real-{hashlib.sha256(f'{digest} {features.digest}'.encode()).hexdigest()[:16]}.safetensors"
-    if not path.exists():
+    if not (found := kept_tensors(path)):
         order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[: 2 * MOST]
         half = len(order) // 2
         parts = {"reference": order[:half], "other": order[half:]}
-        save_tensors(path, {name: torch.cat([features.of(samples[rows]) for rows in part.split(BATCH)])
-                            for name, part in parts.items()})  # fmt: skip
-    return Real(source=source, **load_tensors(path))
+        found = {name: torch.cat([features.of(samples[rows]) for rows in part.split(BATCH)])
+                 for name, part in parts.items()}  # fmt: skip
+        save_tensors(path, found, sealed=True)
+    return Real(source=source, **found)
 
 
 def _samples(subject: Subject, data: str | Path | None) -> tuple[Tensor, str, str]:

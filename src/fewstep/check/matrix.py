@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from typing import Any
 import fewstep
 from fewstep.check.report import Report, Verdict
 from fewstep.check.subject import load, solver
-from fewstep.files import atomic, write_text
+from fewstep.files import atomic, read_json, write_text
 
 __all__ = ["Store", "report", "write_markdown"]
 
@@ -32,9 +32,13 @@ class Store:
     def get(self, name: str, process: str) -> list[Verdict] | None:
         """The verdicts of a cell that is done."""
         path = self._path(name, process)
-        if self.fresh or not path.is_file():
+        if self.fresh or not path.exists():
             return None
-        return [_verdict(v) for v in json.loads(path.read_text(encoding="utf-8"))["verdicts"]]
+        try:
+            return [_verdict(v) for v in read_json(path, "a folder of cells")["verdicts"]]
+        except (ValueError, LookupError, TypeError) as error:
+            print(f"made anew, since it cannot be taken up: {error}", file=sys.stderr)
+            return None
 
     def put(self, name: str, process: str, cell: Report) -> None:
         """Keeps a cell; the file is whole or absent."""
@@ -161,5 +165,7 @@ def _reason(v: Verdict, reasons: dict[str, int]) -> str:
 
 def _verdict(data: dict[str, Any]) -> Verdict:
     """A verdict as JSON holds it; numbers that are not finite are words there."""
+    if data["status"] not in ("pass", "fail", "skip"):
+        raise ValueError(f"got a verdict {data['status']!r}")
     numbers = {k: float(data[k]) for k in ("measured", "claimed") if data[k] is not None}
     return Verdict(**{**data, **numbers})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.files import load_tensors, save_tensors
+from fewstep.files import kept_tensors, save_tensors
 
 __all__ = ["Saved"]
 
@@ -29,19 +29,17 @@ class Saved:
 
     def read(self) -> dict[str, Tensor]:
         """The tensors, or nothing."""
-        if self.path is None or not self.path.is_file():
-            return {}
-        try:
-            tensors = load_tensors(self.path)
-            said = bytes(tensors.pop("said").tolist()).decode()
-        except (ValueError, KeyError):
-            return {}
-        return tensors if said == self.said else {}
+        tensors = kept_tensors(self.path) if self.path is not None else {}
+        said = tensors.pop("said", torch.empty(0))
+        return tensors if torch.equal(said, _bytes(self.said)) else {}
 
     def write(self, tensors: dict[str, Tensor], *, now: bool = False) -> None:
         """Keeps the tensors, whole or not at all: from time to time, or `now`."""
         if self.path is None or not (now or time.monotonic() - self._last > _EVERY):
             return
-        said = torch.tensor(list(self.said.encode()), dtype=torch.uint8)
-        save_tensors(self.path, {**tensors, "said": said})
+        save_tensors(self.path, {**tensors, "said": _bytes(self.said)}, sealed=True)
         self._last = time.monotonic()
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)

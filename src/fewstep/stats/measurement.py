@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.files import Results, load_tensors, save_tensors
+from fewstep.files import Results, kept_tensors, save_tensors
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
 from fewstep.stats.statistics import Statistics
@@ -233,15 +233,11 @@ class _Part:
         self._saved = time.monotonic()
         if path is not None:
             with Results(path.parent):  # one that cannot be written is refused before the work
-                self.rows = self._read(path) if path.is_file() else []
+                self.rows = self._read(path)
 
     def _read(self, path: Path) -> list[dict[str, Tensor]]:
-        try:
-            tensors = load_tensors(path)
-            said = json.loads(bytes(tensors.pop("said").tolist()).decode())
-        except (ValueError, KeyError):
-            return []
-        if said != self.said or not tensors:
+        tensors = kept_tensors(path)
+        if not torch.equal(tensors.pop("said", torch.empty(0)), self._said()) or not tensors:
             return []
         count = len(next(iter(tensors.values())))
         return [{k: v[i] for k, v in tensors.items()} for i in range(count)]
@@ -255,9 +251,12 @@ class _Part:
     def save(self) -> None:
         """Writes the finished nodes, atomically."""
         assert self.path is not None
-        said = torch.tensor(list(json.dumps(self.said).encode()), dtype=torch.uint8)
-        save_tensors(self.path, {k: torch.stack([row[k] for row in self.rows]) for k in self.rows[0]} | {"said": said})
+        rows = {k: torch.stack([row[k] for row in self.rows]) for k in self.rows[0]}
+        save_tensors(self.path, rows | {"said": self._said()}, sealed=True)
         self._saved = time.monotonic()
+
+    def _said(self) -> Tensor:
+        return torch.tensor(list(json.dumps(self.said).encode()), dtype=torch.uint8)
 
     def remove(self) -> None:
         """Deletes the file of a run that is over."""

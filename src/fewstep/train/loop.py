@@ -35,6 +35,7 @@ from fewstep.denoiser.predict import preconditioning
 from fewstep.files import extra, load_tensors, save_tensors
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse
+from fewstep.seal import is_sealed
 from fewstep.train.card import hardware
 
 __all__ = ["Stopped", "TrainConfig", "Trainer", "read_header"]
@@ -43,7 +44,7 @@ BUDGET = ("images", "hours")  # may change when a run goes on; everything else i
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its checkpoint."""
+    """The run was asked to stop by a signal (Ctrl-C, SIGTERM: its number) and has saved its checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +180,7 @@ class Trainer:
                     self.save()
                     saved = now
                 if stop:
-                    raise Stopped
+                    raise Stopped(stop[0])
                 report(self, value)
         self.save()
 
@@ -191,8 +192,8 @@ class Trainer:
             tensors |= {f"net.{name}": p, f"ema.{name}": ema}
             tensors |= {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
         header = {"step": self.step, "seconds": self.seconds, "config": asdict(self.config)}
-        header |= {"setup": self.setup, "hardware": self.hardware}
-        save_tensors(self.checkpoint, tensors, {"fewstep": json.dumps(header, allow_nan=False)})
+        header |= {"setup": self.setup, "hardware": self.hardware, "format": 2}
+        save_tensors(self.checkpoint, tensors, {"fewstep": json.dumps(header, allow_nan=False)}, sealed=True)
 
     def load(self) -> None:
         """Goes on from the checkpoint: weights, EMA, both Adam moments, step and seconds.
@@ -212,7 +213,7 @@ class Trainer:
         tensors = load_tensors(self.checkpoint)
         for (name, p), ema in zip(self.net.named_parameters(), self.ema, strict=True):
             parts = [tensors.get(f"{part}.{name}") for part in ("net", "ema", "m", "v")]
-            if any(t is None or t.shape != p.shape for t in parts):
+            if any(t is None or (t.shape, t.dtype) != (p.shape, p.dtype) for t in parts):
                 raise ValueError(
                     f"{self.checkpoint} has no {name} of shape {tuple(p.shape)}; it belongs to another network; "
                     "give the same options or another output folder."
@@ -228,12 +229,23 @@ class Trainer:
 
 
 def read_header(checkpoint: Path) -> dict[str, Any]:
-    """Step, seconds, config and setup of a checkpoint, or one sentence about why it is none."""
+    """Step, seconds, config and setup of a checkpoint, or one sentence about why it is none.
+
+    "sealed" says whether it holds its own checksum, as all do from format 2 on.
+    """
     safe_open = extra("safetensors", "diffusers", "reading a checkpoint").safe_open
     try:
+        sealed = is_sealed(checkpoint)
         with safe_open(checkpoint, "pt") as f:
-            header = json.loads(f.metadata()["fewstep"])
-        return {"setup": {}} | header | {name: header[name] for name in ("step", "seconds", "config")}
+            header = {"setup": {}} | json.loads(f.metadata()["fewstep"])
+        if header.pop("format", 1) != 1 and not sealed:
+            raise ValueError("its checksum is missing")
+        step, seconds = header["step"], header["seconds"]
+        if type(step) is not int or step < 0 or not 0 <= float(seconds) < math.inf:
+            raise ValueError(f"its step is {step!r} and its seconds are {seconds!r}")
+        if not (isinstance(header["config"], dict) and isinstance(header["setup"], dict)):
+            raise ValueError("its options are no options")
+        return header | {"sealed": sealed}
     except Exception as error:  # safetensors raises its own class, a bare Exception
         raise ValueError(
             f"{checkpoint} is not a whole training checkpoint ({error}); a run goes on only from one of its own; "

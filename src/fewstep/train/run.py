@@ -127,8 +127,6 @@ def train(
     usable_device(device)
     if sheet_every is not None:
         extra("PIL.Image", "train", "a sample sheet")  # missing: said before the work, not after
-    for left in out.glob(f".{checkpoint.name}.*.part"):  # of a run that was killed while it saved
-        left.unlink()
     noising, learns, clock = _learned(setup, data)
     _check_size(setup, data)
     with torch.random.fork_rng():
@@ -152,6 +150,7 @@ def train(
             trainer.load()
             changed = [n for n in BUDGET if header["config"][n] != getattr(config, n)]
             notes = "".join(f"; {n} is now {getattr(config, n):g}, was {header['config'][n]:g}" for n in changed)
+            notes += "" if header["sealed"] else "; it has no checksum, as of earlier versions, and is taken as it is"
             progress.say(f"goes on from step {trainer.step} of {checkpoint}{notes}")
         else:
             trainer.save()  # an output folder that cannot be written is found before the work, not after
@@ -289,6 +288,11 @@ def _in_memory(trainer: Trainer, setup: Setup, data: Images) -> Model:
 def _merge(default: Any, stored: dict[str, Any], given: dict[str, Any]) -> Any:
     """The dataclass `default` with the stored values, then the given ones that are not None."""
     names = {f.name for f in fields(default)}
+    for name in names & stored.keys():
+        value, like = stored[name], getattr(default, name)
+        kind = {tuple: list, float: int | float}.get(type(like), type(like))
+        if like is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise ValueError(f"the checkpoint holds {name} = {value!r}, which no run saves; name another folder.")
     values = {k: v for k, v in stored.items() if k in names} | {k: v for k, v in given.items() if v is not None}
     return replace(default, **{k: tuple(map(_plain, v)) if k == "channels" else _plain(v) for k, v in values.items()})
 
