@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import socket
 import tempfile
 import threading
@@ -56,7 +55,6 @@ def run(args: argparse.Namespace) -> None:
             print(f"fewstep ui is on {guard.url} until Ctrl-C", flush=True)
             if args.open:
                 webbrowser.open(guard.url)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
             threading.Event().wait()
 
 
