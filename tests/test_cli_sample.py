@@ -25,14 +25,18 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def made(folder, channels=1):
     """A model folder with a network of a few thousand parameters, random weights and three classes."""
     from fewstep.model import build_network, save_model
 
     config = {
         "_class_name": "UNet2DModel",
         "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
+        "in_channels": channels,
+        "out_channels": channels,
         "layers_per_block": 1,
         "block_out_channels": [8],
         "down_block_types": ["DownBlock2D"],
@@ -44,9 +48,8 @@ def tiny(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = build_network(config)
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    labels = ("coat", "Bag", "boot")
-    return save_model(folder, net, process=fs.VP(), predicts="v", shape=(1, 8, 8), labels=labels, dtype=torch.float32)
+    shape, labels = (channels, 8, 8), ("coat", "Bag", "boot")
+    return save_model(folder, net, process=fs.VP(), predicts="v", shape=shape, labels=labels, dtype=torch.float32)
 
 
 def sample(model, out, *argv: str) -> int:
@@ -81,6 +84,16 @@ def test_it_writes_sheet_samples_and_record(tiny, tmp_path, capsys):
     assert len(record["times"]) >= 3
     assert record["solver"]["class"]
     assert "3 network calls" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("channels", "width", "mode"), [(2, 16, "L"), (3, 8, "RGB"), (4, 32, "L"), (5, 40, "L")])
+def test_samples_of_any_number_of_channels_are_written(tmp_path, channels, width, mode):
+    picture = pytest.importorskip("PIL.Image")
+    assert sample(made(tmp_path / "model", channels), tmp_path / "out", "--num", "1") == 0
+    assert np.load(tmp_path / "out" / "samples.npz")["samples"].shape == (1, channels, 8, 8)
+    with picture.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert sheet.mode == mode
+        assert sheet.size == (640 // (width + 4) * (width + 4), 640 // (width + 4) * 12)
 
 
 def test_samples_do_not_depend_on_the_batch(tiny, tmp_path):

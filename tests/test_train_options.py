@@ -85,6 +85,12 @@ def test_no_line_of_a_run_says_nan(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "left" in said
 
 
+def test_a_class_without_a_picture_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Images(images=pictures().images, labels=np.arange(16) % 2 * 2, names=("a", "b", "c"), source="some")
+    train(data, tmp_path, **(TINY | {"quiet": False}))
+    assert "no picture has the label b: samples of it will be noise" in capsys.readouterr().err
+
+
 def test_samples_that_are_not_finite_end_no_training(tmp_path: Path, monkeypatch, capsys) -> None:
     def broken(model: object, path: Path) -> None:
         raise ValueError("the samples are not finite")

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from fewstep.bench.subject import Subject
 from fewstep.check.subject import named_object
+from fewstep.data import read_images
 from fewstep.files import extra, kept_tensors, read_json, save_tensors, sha256
 from fewstep.quality import images_to_tensor, load_classifier, load_reference
 from fewstep.quality.classifier import KIND, SHIPPED
-from fewstep.train.data import read_images
 
 __all__ = ["Features", "Real", "features_of", "real"]
 

@@ -137,8 +137,8 @@ def real_features(data: str | None, features: Any, model: Model) -> Any:
         from fewstep.quality import load_reference
 
         return load_reference().held_out
+    from fewstep.data import read_images
     from fewstep.quality import images_to_tensor
-    from fewstep.train.data import read_images
 
     found = read_images(data)
     if found.shape != model.shape:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fewstep.solver import Driver
     from fewstep.tableau import Tableau
 
-__all__ = ["arguments", "class_labels", "describe", "run"]
+__all__ = ["arguments", "class_labels", "class_numbers", "describe", "run"]
 
 STEPS = 10  # network calls where the command line names none
 LEAST = 4  # samples that a distance between sets needs
@@ -166,10 +166,15 @@ def class_labels(text: str | None, names: Sequence[str], num: int) -> list[int] 
         if text is not None:
             raise Usage(f"got the label {text!r}, but this model was trained without classes; leave --label out.")
         return None
-    numbers = {name.lower(): k for k, name in enumerate(names)} | {str(k): k for k in range(len(names))}
+    numbers = class_numbers(names)
     words = range(len(names)) if text is None else (part.strip().lower() for part in text.split(","))
     chosen = [pick(numbers, str(word), "label") for word in words]
     return [chosen[k % len(chosen)] for k in range(num)]
+
+
+def class_numbers(names: Sequence[str]) -> dict[str, int]:
+    """Returns the number of each class by its name in small letters, or by the number where no class is named so."""
+    return {str(k): k for k in range(len(names))} | {name.lower(): k for k, name in enumerate(names)}
 
 
 def describe(model: Model, table: Tableau | Driver, *, file: str | None, **more: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.cli.common import Usage, at_least, check_device
+from fewstep.cli.common import Usage, at_least, check_device, pick
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,9 +75,10 @@ def run(args: argparse.Namespace) -> None:
 def _data(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int] | None]:
     """Pictures and labels of a data set, chosen by the seed."""
     import numpy as np
-    import torch
 
-    from fewstep.train.data import read_images
+    from fewstep.cli.sample import class_numbers
+    from fewstep.data import read_images
+    from fewstep.quality import images_to_tensor
 
     found = read_images(args.data)
     if found.shape != model.shape:
@@ -85,10 +86,12 @@ def _data(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int]
             f"got pictures of shape {found.shape} in {args.data} for a model of {model.shape}: give its own data"
         )
     chosen = np.random.default_rng(args.seed).permutation(len(found.images))[: args.samples]
-    images = torch.from_numpy(found.images[chosen].astype(np.float32) / 127.5 - 1)
-    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    labels = None if found.labels is None or not model.labels else found.labels[chosen].tolist()
-    return images.contiguous(), labels
+    images = images_to_tensor(found.images[chosen])
+    if found.labels is None or not model.labels:
+        return images, None
+    numbers = class_numbers(model.labels)
+    theirs = [pick(numbers, name.lower(), f"label in {args.data}") for name in found.names]
+    return images, [theirs[k] for k in found.labels[chosen].tolist()]
 
 
 def _drawn(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int] | None]:

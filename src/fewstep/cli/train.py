@@ -12,7 +12,10 @@ __all__ = ["arguments", "run"]
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep train`."""
     add = parser.add_argument
-    add("data", help="an npz file with x_train and y_train, or a folder of pictures with one sub-folder a label")
+    text = (
+        "an npz file with x_train and y_train, or other usual names; or a folder of pictures, or of one folder a label"
+    )
+    add("data", help=text)
     add("out", help="the run's folder: checkpoint.safetensors, sheet.png, and model/ at the end")
     add("--process", help="vp, cosine, sub-vp, flow, blurring, cld, edm or scaled-linear (default: vp)")
     add("--predicts", help="what the network learns to return: noise, data, v, flow or edm (default: the process's)")

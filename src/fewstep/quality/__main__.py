@@ -14,14 +14,30 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fewstep.data import read_images
 from fewstep.files import write_text
 from fewstep.quality.classifier import Classifier, accuracy, images_to_tensor, save_classifier, train_classifier
 from fewstep.quality.reference import Reference, load_reference, save_reference
 from fewstep.train.card import KNOWN_DATA
-from fewstep.train.data import read_images
 
 HELD_OUT = 5000  # training images the classifier never sees
 STORED = 2048  # of those, features stored for the data-to-data floor
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Pictures and labels of both splits, by the names that an npz file has for them."""
+    data: dict[str, np.ndarray] = {}
+    names = []
+    for part in ("train", "test"):
+        found = read_images(path, split=part)
+        if found.labels is None:
+            raise ValueError(f"{path} has no labels for x_{part}; a classifier learns labels; write y_{part}.")
+        data |= {f"x_{part}": found.images, f"y_{part}": found.labels}
+        names.append(found.names)
+    if names[0] != names[1]:
+        raise ValueError(f"{path} has classes {names[0]} in y_train and {names[1]} in y_test; both have the same ones; "
+                         "give all of them, or class_names.")  # fmt: skip
+    return data
 
 
 def split(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,8 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    with np.load(args.data, allow_pickle=False) as f:
-        data = {name: f[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    data = read(args.data)
     start = time.monotonic()
     keep, _ = split(args.seed, len(data["x_train"]))
     net = train_classifier(

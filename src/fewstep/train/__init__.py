@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fewstep.data import Images, read_images
 from fewstep.train.card import add_quality, card
-from fewstep.train.data import Images, read_images
 from fewstep.train.loop import Stopped, TrainConfig, Trainer
 from fewstep.train.measure import measure
 from fewstep.train.run import TRAINABLE, train, write_sheet

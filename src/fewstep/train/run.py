@@ -14,16 +14,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from fewstep.data import Images, read_images
 from fewstep.denoiser import TIMES
 from fewstep.files import atomic, extra, physical_memory
 from fewstep.model import Model, build_network, call_network, save_model
 from fewstep.process import CLD, EDM, VP, Blurring, Cosine, Discrete, Flow, Process, SubVP
 from fewstep.process.config import process_to_json
 from fewstep.train.card import KNOWN_DATA, card
-from fewstep.train.data import Images, read_images
 from fewstep.train.loop import BUDGET, Stopped, TrainConfig, Trainer, read_header
 from fewstep.train.progress import Progress, duration
 from fewstep.ui import png
@@ -154,6 +155,10 @@ def train(
             progress.say(f"goes on from step {trainer.step} of {checkpoint}{notes}")
         else:
             trainer.save()  # an output folder that cannot be written is found before the work, not after
+        if data.labels is not None:
+            counts = np.bincount(data.labels, minlength=len(data.names))
+            if never := ", ".join(name for name, n in zip(data.names, counts, strict=True) if not n):
+                progress.say(f"no picture has the label {never}: samples of it will be noise")
         sheet_at = trainer.seconds + (sheet_every or math.inf)
 
         def draw_sheet() -> None:

@@ -1,0 +1,224 @@
+"""Pictures and labels of an npz file: found by name or shape, bounded before they are unpacked, nothing unpickled."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from fewstep.data.images import CHANNELS
+from fewstep.data.labels import MOST_CLASSES, classes
+from fewstep.data.levels import check_room, levels
+
+__all__ = ["read_npz"]
+
+MOST_MEMBERS = 1000
+HEADER = 10_240  # bytes of an array's header that are read; numpy's own limit is 10,000
+SMALL, PACKED = 2**28, 200  # what unpacks to more bytes than SMALL from less than their 200th part is a bomb
+
+# Names that people use, in small letters, without the split and what is no letter or digit.
+PICTURES = (
+    "x",
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "pictures",
+    "pixels",
+    "data",
+    "samples",
+    "inputs",
+    "features",
+    "arr0",
+)
+LABELS = ("y", "labels", "label", "targets", "target", "classes", "class", "classids", "categories", "arr1")
+NAMES = ("classnames", "labelnames", "targetnames")
+NUMBERING = ("id", "ids", "index", "indices", "idx")
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLITS |= dict.fromkeys(("val", "valid", "validation", "eval", "dev"), "another")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """An array in the file that has not been read.
+
+    Attributes:
+        key: its name in the file.
+        word: its name without the split, in small letters.
+        split: "train", "test", "another", or "" where the name tells none.
+        size: bytes of its numbers.
+    """
+
+    key: str
+    word: str
+    split: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.dtype} {self.shape}"
+
+    @property
+    def pictures(self) -> bool:
+        """Whether it may be pictures."""
+        return self.dtype.kind in "uifb" and len(self.shape) in (3, 4) and self.word not in LABELS
+
+
+def read_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """The pictures (uint8), labels from 0 and names of a file; ValueErrors name the file and the array."""
+    members = _members(path)
+    other = {"train": ("test", "another"), "test": ("train", "another", "")}[split]
+    named = [m for m in members if m.split not in other]
+    alone = split == "train" and not any(m.pictures or m.word in PICTURES for m in named)  # a file of one split
+    images = _pictures(path, members if alone else named)
+    what = f"{path}: {images.key}"
+    order = _axes(images.shape, what)
+    labels = _labels(path, [m for m in members if m.split in ("", images.split or "train")], images)
+    names = next((m for m in members if m.word in NAMES or (m.word == "classes" and m.dtype.kind in "US")), None)
+    wanted = [m for m in (images, labels, names if labels else None) if m is not None]
+    check_room(sum(m.size for m in wanted) + math.prod(images.shape), what)
+    arrays = _arrays(path, wanted)
+    pictures = levels(arrays[images.key].transpose(order), f"{what}: its numbers")
+    if labels is None:
+        return pictures, None, ()
+    given = None if names is None else _texts(arrays[names.key], f"{path}: {names.key}")
+    return pictures, *classes(arrays[labels.key], len(pictures), f"{path}: {labels.key}", given)
+
+
+def _members(path: Path) -> list[Member]:
+    """What the file holds, by the headers alone."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+            if len(infos) > MOST_MEMBERS:
+                raise ValueError(f"it holds {len(infos)} arrays; at most {MOST_MEMBERS} are read")
+            if len({info.filename for info in infos}) < len(infos):
+                raise ValueError("it holds two arrays of one name")
+            return [_member(archive, info, path.stat().st_size) for info in infos]
+    except Exception as error:  # zip and npy headers fail in many classes
+        _unreadable(path, error)
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int) -> Member:
+    key = info.filename.removesuffix(".npy")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{key} is packed as numpy never packs")
+    with archive.open(info) as f:
+        head = io.BytesIO(f.read(HEADER))
+    version = np.lib.format.read_magic(head)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(head)
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or (size + head.tell() != info.file_size and not dtype.hasobject):
+        raise ValueError(f"{key} says shape {shape} of {dtype} and has {info.file_size:,} bytes")
+    if size > SMALL and size > PACKED * min(info.compress_size, file_size):
+        raise ValueError(f"{key} unpacks from {info.compress_size:,} bytes to {size:,}, which no picture does")
+    parts = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=^[xyXY])(?=train|test|val)", "_", key).lower()
+    words = re.findall("[a-z0-9]+", parts)
+    word = "".join(w for w in words if w not in SPLITS)
+    split = next((SPLITS[w] for w in words if w in SPLITS), "")
+    return Member(key=key, word=word, split=split, shape=shape, dtype=dtype, size=size)
+
+
+def _pictures(path: Path, members: Sequence[Member]) -> Member:
+    """The one array that is meant as pictures."""
+    said = [m for m in members if m.word in PICTURES]
+    exact = [m for m in said if m.key in ("x_train", "x_test")]
+    likely = [m for m in exact or members if m.pictures]
+    for some in (
+        [m for m in likely if m.word in PICTURES and m.split],
+        [m for m in likely if m.word in PICTURES],
+        [m for m in likely if m.split],
+        likely,
+        [m for m in likely if m.dtype == np.uint8],
+    ):
+        if len(some) == 1:
+            return some[0]
+    if any(m.dtype.hasobject for m in exact or members) and not likely:
+        _unreadable(path, "it holds pickled objects, which are never loaded")
+    held = ", ".join(map(str, likely or members)) or "no arrays"
+    choice = "more than one of which may be the pictures; name the one x_train" if likely else "write one"
+    raise ValueError(
+        f"{path} holds {held}; images are a uint8 array (N, H, W), (N, H, W, C) or (N, C, H, W), as x_train or by "
+        f"another usual name, or numbers of another dtype; {choice}."
+    )
+
+
+def _labels(path: Path, members: Iterable[Member], images: Member) -> Member | None:
+    """The one array that is meant as the labels of the pictures, or None where there is none."""
+    rest = [m for m in members if m is not images]
+    said = [m for m in rest if m.word in LABELS or m.word.endswith(("label", "labels", "target", "targets"))]
+    said = [m for m in said if m.word != "classes" or m.dtype.kind not in "US"]
+    guessed = [m for m in rest if m.shape == images.shape[:1] and m.dtype.kind in "iu" and m.word not in NUMBERING]
+    for some in (
+        [m for m in said if m.word == "y" and m.split == images.split],
+        [m for m in said if m.split == images.split],
+        said,
+        [] if said else guessed,
+    ):
+        if len(some) == 1:
+            return some[0]
+    if not said and not guessed:
+        return None
+    held = ", ".join(map(str, said or guessed))
+    raise ValueError(
+        f"{path} holds {held}, each of which may be the labels; one array is, whole numbers (N,); name it y_train."
+    )
+
+
+def _axes(shape: tuple[int, ...], what: str) -> tuple[int, ...]:
+    """The order of axes that makes pictures (N, H, W) or (N, H, W, C); channels may come first."""
+    good = min(shape) > 0
+    if len(shape) == 4:
+        _, a, b, c = shape
+        first = a in CHANNELS and (c not in CHANNELS or (b == c and a != b))
+        good = good and (first or c in CHANNELS)
+        if good and first:
+            return (0, 2, 3, 1)
+    if not good:
+        raise ValueError(
+            f"{what} holds images of shape {shape}; (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1, 3 or 4 and "
+            "N >= 1 is needed; rearrange the array."
+        )
+    return tuple(range(len(shape)))
+
+
+def _arrays(path: Path, members: Iterable[Member]) -> dict[str, np.ndarray]:
+    """The numbers of these members."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = {}
+            for m in members:
+                with archive.open(f"{m.key}.npy") as f:
+                    arrays[m.key] = np.lib.format.read_array(f, allow_pickle=False)
+                    f.read(1)  # the end, where the checksum is looked at
+            return arrays
+    except Exception as error:  # zlib, zip and npy refusals come in many classes
+        _unreadable(path, error)
+
+
+def _texts(given: np.ndarray, what: str) -> tuple[str, ...]:
+    """Names of classes: different ones, one a number."""
+    names = tuple(w.decode("utf-8", "replace") if isinstance(w, bytes) else str(w) for w in given.ravel().tolist())
+    if given.dtype.kind not in "US" or given.ndim != 1 or len(set(names)) < len(names) or len(names) > MOST_CLASSES:
+        raise ValueError(
+            f"{what} is {given.dtype} of shape {given.shape}; names of classes are different words (K,), the first for "
+            "label 0; write them so, or leave them out."
+        )
+    return names
+
+
+def _unreadable(path: Path, reason: object) -> NoReturn:
+    said = " ".join(str(reason).split())[:200] or type(reason).__name__
+    raise ValueError(
+        f"{path} is not a readable npz file ({said}); an npz of plain arrays or a folder of pictures is needed; "
+        "write it with numpy.savez_compressed."
+    ) from (reason if isinstance(reason, BaseException) else None)
