@@ -174,7 +174,8 @@ def class_labels(text: str | None, names: Sequence[str], num: int) -> list[int] 
 
 def class_numbers(names: Sequence[str]) -> dict[str, int]:
     """Returns the number of each class by its name in small letters, or by the number where no class is named so."""
-    return {str(k): k for k in range(len(names))} | {name.lower(): k for k, name in enumerate(names)}
+    named = {name.lower(): k for k, name in enumerate(names)}
+    return named | {str(k): k for k in range(len(names)) if str(k) not in named}
 
 
 def describe(model: Model, table: Tableau | Driver, *, file: str | None, **more: Any) -> dict[str, Any]:

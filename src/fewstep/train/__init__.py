@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.data import Images, read_images
+from fewstep.data import Images as Images, read_images as read_images
 from fewstep.train.card import add_quality, card
 from fewstep.train.loop import Stopped, TrainConfig, Trainer
 from fewstep.train.measure import measure
@@ -10,14 +10,12 @@ from fewstep.train.run import TRAINABLE, train, write_sheet
 
 __all__ = [
     "TRAINABLE",
-    "Images",
     "Stopped",
     "TrainConfig",
     "Trainer",
     "add_quality",
     "card",
     "measure",
-    "read_images",
     "train",
     "write_sheet",
 ]
