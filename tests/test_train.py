@@ -235,8 +235,9 @@ def test_image_folders_with_and_without_labels(tmp_path: Path) -> None:
         (tmp_path / "a" / name).mkdir(parents=True)
         for j in range(3):
             picture.fromarray(rng.integers(0, 256, (6, 4, 3)).astype(np.uint8)).save(tmp_path / "a" / name / f"{j}.png")
-        picture.fromarray(np.full((6, 4), i, np.uint8)).save(tmp_path / f"{name}.png")
-    labelled, flat = read_images(tmp_path / "a"), read_images(tmp_path)
+        (tmp_path / "b").mkdir(exist_ok=True)
+        picture.fromarray(np.full((6, 4), i, np.uint8)).save(tmp_path / "b" / f"{name}.png")
+    labelled, flat = read_images(tmp_path / "a"), read_images(tmp_path / "b")
     assert labelled.shape == (3, 6, 4)
     assert labelled.names == ("cats", "dogs")
     assert labelled.labels is not None
@@ -244,12 +245,12 @@ def test_image_folders_with_and_without_labels(tmp_path: Path) -> None:
     assert flat.images[:, 0, 0].tolist() == [0, 1]
     assert flat.labels is None
     assert flat.shape == (1, 6, 4)
-    picture.fromarray(np.zeros((5, 4), np.uint8)).save(tmp_path / "z.png")
+    picture.fromarray(np.zeros((5, 4), np.uint8)).save(tmp_path / "b" / "z.png")
     with pytest.raises(ValueError, match="one size"):
-        read_images(tmp_path)
-    (tmp_path / "z.png").write_bytes(b"no picture")
+        read_images(tmp_path / "b")
+    (tmp_path / "b" / "z.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="not a readable picture"):
-        read_images(tmp_path)
+        read_images(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
