@@ -8,12 +8,15 @@ import struct
 import warnings
 import zipfile
 import zlib
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fewstep.cli import stats
 from fewstep.cli.sample import class_labels, class_numbers
 from fewstep.data import Images, levels as scale, npz, read_images
 from fewstep.quality.__main__ import read as read_both
@@ -118,6 +121,29 @@ def test_too_many_classes_are_refused() -> None:
 def test_a_class_is_chosen_by_its_name_before_its_number() -> None:
     assert class_labels("10,2,3", ("0", "1", "10", "2"), 3) == [2, 3, 3]
     assert class_numbers(("Shirt", "Bag")) == {"0": 0, "1": 1, "shirt": 0, "bag": 1}
+
+
+@pytest.mark.parametrize(
+    ("labels", "model", "expected"),
+    [
+        (Y, ("coat", "bag", "boot"), Y.tolist()),
+        (Y * 2, ("coat", "bag", "boot", "hat", "shoe"), (Y * 2).tolist()),
+        (Y + 1, ("1", "2", "3"), Y.tolist()),
+        (Y, (), None),
+    ],
+)
+def test_statistics_match_the_classes_of_data_with_the_model_s(tmp_path: Path, labels, model, expected) -> None:
+    args = Namespace(data=str(stored(tmp_path, x=X, y=labels)), seed=0, samples=6)
+    images, numbers = stats._data(SimpleNamespace(shape=(1, 8, 5), labels=model), args)  # type: ignore[arg-type]
+    order = np.random.default_rng(0).permutation(6)
+    assert numbers == (expected and [expected[k] for k in order])
+    np.testing.assert_array_equal(images.numpy(), (X[order].astype(np.float32) / 127.5 - 1)[:, None])
+
+
+def test_statistics_of_a_class_that_the_model_lacks_are_refused(tmp_path: Path) -> None:
+    args = Namespace(data=str(stored(tmp_path, x=X, y=Y + 3)), seed=0, samples=6)
+    with pytest.raises(ValueError, match=r"label in .*a.npz '3'"):
+        stats._data(SimpleNamespace(shape=(1, 8, 5), labels=("coat", "bag", "boot")), args)  # type: ignore[arg-type]
 
 
 # Names of arrays
