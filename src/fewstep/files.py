@@ -31,6 +31,7 @@ from fewstep.signals import uninterrupted
 __all__ = [
     "Results",
     "atomic",
+    "check_depth",
     "extra",
     "json_text",
     "kept_tensors",
@@ -290,7 +291,7 @@ def read_json(path: str | Path, belongs_to: str, *, limit: int = 16 * 2**20) -> 
         if len(raw) > limit:
             raise ValueError(f"it is larger than {limit / 2**20:g} MiB")
         value = json.loads(raw.decode("utf-8"))
-        _check_depth(value)
+        check_depth(value)
     except (ValueError, OSError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise ValueError(f"{path} cannot be read as JSON ({reason}); fetch or write the folder again.") from error
@@ -299,7 +300,7 @@ def read_json(path: str | Path, belongs_to: str, *, limit: int = 16 * 2**20) -> 
     return value
 
 
-def _check_depth(value: Any) -> None:
+def check_depth(value: Any) -> None:
     """Refuses lists and objects within each other beyond `DEPTH`, level by level: the stack stays flat."""
     level = [value]
     for _ in range(DEPTH + 1):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Typed", "as_bytes", "pick", "typed", "usable_device", "whole"]
+__all__ = ["LIMITS", "Typed", "as_bytes", "bounded", "pick", "short", "typed", "usable_device", "whole"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,24 +56,51 @@ KINDS = FUNCTIONS | {
 }
 
 
+# How much of a thing is taken, whoever asks: beyond, it takes more than some seconds or a GiB.
+LIMITS = {
+    "rows of a table": 4096,
+    "terms of a table": 2**17,
+    "noises of a table": 8192,
+    "network calls of a table": 100_000,
+    "network calls of a rule": 1024,
+    "frequencies times network calls of a rule": 2**16,
+    "pixels on a side": 1024,
+}
+
+LONGEST = 80  # letters of a value in a sentence
+WORD = 4096  # letters of an option, the name of a file among them
+
 SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def pick(registry: Mapping[str, T], name: str, what: str) -> T:
     """registry[name], or a ValueError that suggests the nearest names."""
-    if name in registry:
+    if isinstance(name, Hashable) and name in registry:
         return registry[name]
-    near = get_close_matches(str(name), registry, n=3, cutoff=0.4)
+    near = get_close_matches(str(name)[:LONGEST], registry, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(registry)}"
-    raise ValueError(f"got {what} {name!r}, which is not known: {hint}")
+    raise ValueError(f"got {what} {short(name)}, which is not known: {hint}")
 
 
 def whole(label: str, value: Any) -> int:
     """The value as an int of at least 1, or a ValueError."""
     number = _index(value)
     if number is None or number < 1:
-        raise ValueError(f"got {label}={value!r}: give a whole number of at least 1")
+        raise ValueError(f"got {label}={short(value)}: give a whole number of at least 1")
     return number
+
+
+def short(value: Any) -> str:
+    """A value as a sentence has it, whatever a file holds: at most some eighty letters."""
+    said = repr(value[:LONGEST] if isinstance(value, str) else value)
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]}..."
+
+
+def bounded(what: str, count: int) -> int:
+    """The count, or a ValueError where it is above its limit."""
+    if count > LIMITS[what]:
+        raise ValueError(f"got {count} {what}: at most {LIMITS[what]} are taken; give fewer")
+    return count
 
 
 def as_bytes(size: str | int) -> int:
@@ -135,10 +162,12 @@ def _kinds_of(cls: type) -> dict[str, list[str]]:
 
 def _check(kinds: Mapping[str, Iterable[str]], values: Mapping[str, Any]) -> None:
     for name, value in values.items():
+        if isinstance(value, str) and len(value) > WORD:
+            raise ValueError(f"got a text of {len(value)} letters as {name}: give at most {WORD}")
         if name in kinds and not any(_is(value, kind) for kind in kinds[name]):
             plain = value is None or isinstance(value, bool | int | float | str)
             label = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-            got = f"{name}={value!r}" if plain else f"{label} as {name}"
+            got = f"{name}={short(value)}" if plain else f"{label} as {name}"
             raise ValueError(f"got {got}: give {' or '.join(map(_wanted, kinds[name]))}")
 
 
@@ -155,9 +184,10 @@ def _is(value: Any, kind: str) -> bool:
     if value is None or isinstance(value, bool | str):
         return name == ("None" if value is None else type(value).__name__)
     if name == "int":
-        return _index(value) is not None
+        return (number := _index(value)) is not None and abs(number) <= 2**64
     if name == "float":
-        return hasattr(value, "__float__") and not getattr(value, "ndim", 0)
+        huge = isinstance(value, int) and abs(value) >= 2**63  # more than a tensor takes
+        return hasattr(value, "__float__") and not getattr(value, "ndim", 0) and not huge
     if name == "Time":
         return _is(value, "float") or _is(value, "Tensor")
     if name == "tuple":  # or another sequence, all its entries as the first

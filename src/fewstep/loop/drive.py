@@ -50,7 +50,7 @@ def drive(
 
 def place(process: Process, t: float) -> float:
     """Where a time lies on the Brownian path: a sigmoid of the process's clock for it, the log-SNR."""
-    return 1 / (1 + math.exp(-float(process.path_clock(t)) / 2))
+    return 1 / (1 + math.exp(min(-float(process.path_clock(t)) / 2, 700.0)))
 
 
 def noises_of(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fewstep.process import PROCESSES, Process
+from fewstep.words import short
 
 __all__ = ["process_from_json", "process_to_json"]
 
@@ -27,17 +28,21 @@ def process_from_json(value: Any, where: str | Path = "fewstep.json") -> Process
     name = value.get("name") if isinstance(value, dict) else value
     if not isinstance(name, str) or name not in PROCESSES:
         raise ValueError(
-            f"{where} names the process {name!r}; known are {', '.join(PROCESSES)}; correct it or update fewstep."
+            f"{where} names the process {short(name)}; known are {', '.join(PROCESSES)}; correct it or update fewstep."
         )
     cls = PROCESSES[name]
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "name"}
     allowed = {f.name for f in fields(cls) if f.init}
     if unknown := sorted(set(arguments) - allowed):
         raise ValueError(
-            f"{where} gives the process {name!r} a field {unknown[0]!r}; allowed are {', '.join(sorted(allowed))}; "
-            "correct it or update fewstep."
+            f"{where} gives the process {name!r} a field {short(unknown[0])}; allowed are "
+            f"{', '.join(sorted(allowed))}; correct it or update fewstep."
         )
     try:
-        return cls(**arguments)
-    except (TypeError, ValueError) as error:
+        process = cls(**arguments)
+        ends = [float(process.log_snr(t)) for t in (process.t_max, process.t_min)]
+        if not ends[0] < ends[1]:
+            raise ValueError(f"its log-SNR runs from {ends[0]:g} at t_max to {ends[1]:g} at t_min; it must rise")
+        return process
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"{where} gives the process {name!r} values it refuses ({error}); correct them.") from error

@@ -8,7 +8,7 @@ m_t holds the signal of every mode of the basis V over the last two axes; the st
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import cos, pi, sqrt
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process, Time, derivative, like, to_tensor
 from fewstep.process.operator import Coefficient, Diagonal
-from fewstep.words import whole
+from fewstep.words import bounded, short, whole
 
 __all__ = ["DCTProcess", "DiagonalProcess", "dct_matrix", "frequencies"]
 
@@ -35,10 +35,14 @@ class DiagonalProcess(Process):
     default_grid = "power"
 
     def __post_init__(self) -> None:
-        size = self.size if isinstance(self.size, Iterable) else (self.size, self.size)
-        size = tuple(whole("size", n) for n in size)
+        size = (
+            self.size
+            if isinstance(self.size, Iterable) and not isinstance(self.size, str | Mapping)
+            else (self.size, self.size)
+        )
+        size = tuple(bounded("pixels on a side", whole("size", n)) for n in size)
         if len(size) != 2:
-            raise ValueError(f"got size={self.size}: give (height, width)")
+            raise ValueError(f"got size={short(size)}: give (height, width)")
         object.__setattr__(self, "size", size)
         super().__post_init__()
 

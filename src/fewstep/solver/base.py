@@ -18,7 +18,7 @@ from torch import Tensor
 from fewstep.process.base import Process
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
-from fewstep.words import Typed
+from fewstep.words import Typed, bounded
 
 __all__ = ["ALL_KINDS", "Moments", "Solver"]
 
@@ -105,6 +105,7 @@ class Solver(Typed, ABC):
                 f"got a grid that ends at t = {float(grid[-1]):g}, where sigma = 0, for {label}, which is singular "
                 "there: end earlier or use ddim, dpmpp-2m or multistep-2"
             )
+        bounded("network calls of a table", self.calls(len(grid) - 1, to_zero=end == torch.inf))
         writer = Writer(process, grid)
         self.write(writer)
         return writer.table(self)

@@ -12,20 +12,22 @@ import hashlib
 import json
 import math
 import struct
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.files import atomic
+from fewstep.files import atomic, check_depth
+from fewstep.grid import as_grid
 from fewstep.process import Process
 from fewstep.process.config import process_from_json, process_to_json
 from fewstep.process.operator import Block, Coefficient, Diagonal
-from fewstep.tableau.form import Form
-from fewstep.tableau.tableau import NoiseInterval, Row, Tableau
+from fewstep.tableau.sound import check_rule, check_sound, entries, heads_of, noise_of, row_of, take, text
+from fewstep.tableau.tableau import Tableau
+from fewstep.words import short
 
 __all__ = ["load", "save", "solver_from_config", "to_bytes"]
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from fewstep.solver import Solver
 
 _FORMAT = "fewstep table 1"
+_LARGEST = 64 * 2**20  # bytes of a file that is read
 
 
 def save(table: Tableau, path: Path) -> None:
@@ -44,6 +47,7 @@ def save(table: Tableau, path: Path) -> None:
 
 def to_bytes(table: Tableau) -> bytes:
     """The file of a table."""
+    check_sound(table)
     numbers: list[float] = []
     rule = table.process.kind == "diagonal" and any(isinstance(c, Diagonal) for row in table.rows for _, c in row.form)
     if rule and (table.solver is None or _rule(table.solver, table.process, table.grid, table.output) != table):
@@ -75,42 +79,71 @@ def to_bytes(table: Tableau) -> bytes:
 
 
 def load(path: Path) -> Tableau:
-    """Reads and validates a table."""
-    raw = path.read_bytes()
+    """Reads a table that can be explained, saved again and run; anything else is refused.
+
+    Raises:
+        ValueError: one sentence, naming what is wrong with the file.
+        OSError: where there is none.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"got {path}, which is no regular file: give a file that Tableau.save wrote")
+    with path.open("rb") as file:
+        raw = file.read(_LARGEST + 1)
     try:
-        (length,) = struct.unpack("<Q", raw[:8])
-        header = json.loads(raw[8 : 8 + length])
-        words, data = header["__metadata__"]["fewstep"], raw[8 + length :]
-        if _encode(words, data) != raw:
-            raise ValueError("its checksum does not match")
-        meta = json.loads(words)
-        if meta["format"] != _FORMAT:
-            raise ValueError(f"its format is {meta['format']!r}, this version reads {_FORMAT!r}")
-        numbers = torch.from_numpy(np.frombuffer(data, dtype="<f8").copy())
-        process, rule = process_from_json(meta["process"]), "rows" not in meta
-        solver = (
-            solver_from_config(meta["solver"]) if meta["solver"] and (rule or not _missing(meta["solver"])) else None
-        )
-        if rule and solver is not None:
-            return replace(_rule(solver, process, numbers, meta["output"]), card=meta.get("card"))
-        return Tableau(
-            rows=tuple(
-                Row(r["t"], r["at"], Form({tuple(s): _take(numbers, at) for s, at in r["form"]}), r["given"])
-                for r in meta["rows"]
-            ),
-            noises=tuple(NoiseInterval(**n) for n in meta["noises"]),
-            process=process,
-            grid=_take(numbers, meta["grid"]),
-            solver=solver,
-            output=meta["output"],
-            heads={tuple(k): (_take(numbers, p), _take(numbers, q)) for k, p, q in meta["heads"]},
-            card=meta.get("card"),
-        )
-    except (struct.error, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
+        table = _table(*_decoded(raw))
+        check_sound(table)
+    except (
+        struct.error, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ArithmeticError, ValueError
+    ) as error:  # fmt: skip
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else reason
         raise ValueError(
-            f"got {path}, which is not a whole fewstep table ({type(error).__name__}: {error}): "
+            f"got {path}, which is not a whole fewstep table ({' '.join(reason.split())[:500]}): "
             "give a file that Tableau.save wrote"
-        ) from None
+        ) from error
+    return table
+
+
+def _decoded(raw: bytes) -> tuple[dict[str, Any], Tensor]:
+    """The JSON and the numbers of a file whose checksum is right."""
+    if len(raw) > _LARGEST:
+        raise ValueError(f"it is larger than {_LARGEST >> 20} MiB")
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    words, data = header["__metadata__"]["fewstep"], raw[8 + length :]
+    if _encode(words, data) != raw:
+        raise ValueError("its checksum does not match")
+    meta = json.loads(words)
+    check_depth(meta)
+    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else meta
+        raise ValueError(f"its format is {short(found)}, this version reads {_FORMAT!r}")
+    return meta, torch.from_numpy(np.frombuffer(data, dtype="<f8").copy())
+
+
+def _table(meta: dict[str, Any], numbers: Tensor) -> Tableau:
+    """The table of a file's JSON and numbers."""
+    process, rule, config = process_from_json(meta["process"], "it"), "rows" not in meta, meta["solver"]
+    known = config is not None and (rule or not _missing(config))
+    solver, output, card = (
+        solver_from_config(config) if known else None,
+        text(meta["output"], "output"),
+        meta.get("card"),
+    )
+    if rule:
+        if solver is None or process.kind != "diagonal":
+            raise ValueError("it has no rows and is no rule of a solver on a process of frequencies")
+        return replace(_rule(solver, process, as_grid(numbers, process, None), output), card=card)
+    return Tableau(
+        rows=tuple(row_of(k, row, numbers) for k, row in enumerate(entries(meta["rows"], "rows"))),
+        noises=tuple(noise_of(k, noise) for k, noise in enumerate(entries(meta["noises"], "noises"))),
+        process=process,
+        grid=as_grid(torch.as_tensor(take(numbers, meta["grid"], "the grid")), process, None),
+        solver=solver,
+        output=output,
+        heads=heads_of(meta["heads"], numbers),
+        card=card,
+    )
 
 
 def _encode(words: str, data: bytes) -> bytes:
@@ -126,27 +159,34 @@ def _encode(words: str, data: bytes) -> bytes:
 
 def _rule(solver: Solver, process: Process, grid: Tensor, output: str) -> Tableau:
     """The table a solver writes, in terms of an output."""
+    check_rule(solver.calls(len(grid) - 1, to_zero=False), process)
     table = solver.tabulate(process, grid)
     return table if output == "x0" else table.in_terms_of(output)
 
 
-def solver_from_config(config: dict[str, Any]) -> Solver:
-    """The solver of `Solver.config`; a ValueError for one that is not known."""
+def solver_from_config(config: Any, levels: int = 4) -> Solver:
+    """The solver of `Solver.config`; a ValueError for one that is not known, or that lies deeper than `levels`."""
     from fewstep import solver
 
-    options = {k: _option(v) for k, v in config.items() if k != "class"}
-    cls = getattr(solver, str(config.get("class")), None)
-    if not (isinstance(cls, type) and issubclass(cls, solver.Solver)):
-        raise ValueError(f"got solver class {config.get('class')!r}, which is not known")
+    name = config.get("class") if isinstance(config, dict) else None
+    cls = getattr(solver, name) if isinstance(name, str) and name in solver.__all__ else None
+    if not (isinstance(cls, type) and issubclass(cls, solver.Solver) and cls is not solver.Solver and levels):
+        raise ValueError(f"got a solver of class {short(name)}, which is not known: give what Solver.config wrote")
+    options = {k: _option(v, levels - 1) for k, v in config.items() if k != "class"}
+    known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(cast(Any, cls)) if f.init}
+    if lacking := [name for name, needed in known.items() if needed and name not in options]:
+        raise ValueError(f"got {name} without {lacking[0]}, which it needs: give what Solver.config wrote")
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"got option {short(unknown[0])} for {name}, which has none of that name: leave it out")
     return cls(**options)
 
 
-def _option(value: Any) -> Any:
+def _option(value: Any, levels: int) -> Any:
     """An option as `Solver.config` wrote it."""
     if not isinstance(value, dict):
         return math.inf if value == "inf" else value
     if "class" in value:
-        return solver_from_config(value)
+        return solver_from_config(value, levels)
     from fewstep.stats.statistics import Statistics
 
     return Statistics.from_config(value)
@@ -154,8 +194,9 @@ def _option(value: Any) -> Any:
 
 def _missing(config: dict[str, Any]) -> bool:
     """Whether a solver's statistics are not where they were: a table that has its numbers does without the solver."""
-    files = [v.get("file") for v in config.values() if isinstance(v, dict) and "sha256" in v]
-    return any(not file or not Path(file).is_file() for file in files)
+    options = config.values() if isinstance(config, dict) else ()
+    files = [v.get("file") for v in options if isinstance(v, dict) and "sha256" in v]
+    return any(file is None or (isinstance(file, str) and not Path(file).is_file()) for file in files)
 
 
 def _put(numbers: list[float], c: Coefficient) -> list[Any]:
@@ -168,13 +209,3 @@ def _put(numbers: list[float], c: Coefficient) -> list[Any]:
         return [start, None]
     numbers.extend(values.flatten().tolist())
     return [start, list(values.shape), *rank]
-
-
-def _take(numbers: Tensor, at: list[Any]) -> Coefficient:
-    start, shape, *rank = at
-    if shape is None:
-        return float(numbers[start])
-    values = numbers[start : start + int(np.prod(shape))].reshape(shape)
-    if rank:
-        return Diagonal(values, rank[0])
-    return values if len(shape) == 1 else Block(values)

@@ -10,7 +10,6 @@ other head is one the denoiser returns by that name. `xi_l` is the standard norm
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,9 +24,11 @@ from fewstep.tableau.form import Form, Symbol
 if TYPE_CHECKING:
     from fewstep.solver.base import Solver
 
-__all__ = ["ONES", "NoiseInterval", "Row", "Tableau"]
+__all__ = ["HEADS", "ONES", "NoiseInterval", "Row", "Tableau"]
 
 ONES = "ones"  # the given row that the loop makes itself: a constant, for affine terms
+HEADS = ("base", "guidance", "derivative", "sn", "npr")  # further outputs that tables of this library read
+LARGEST = 3e38  # a weight that float32 holds
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class Tableau:
     def _validate_term(self, k: int, row: Row, symbol: Symbol, c: Coefficient) -> None:
         where = f"row {k} (t = {row.t:g})"
         values = c.values if isinstance(c, Diagonal | Block) else c
-        if not (bool(values.isfinite().all()) if isinstance(values, Tensor) else math.isfinite(values)):
+        if not (bool((values.abs() <= LARGEST).all()) if isinstance(values, Tensor) else abs(values) <= LARGEST):
             raise ValueError(f"{where} has a weight that is not finite on {name(symbol)}: this end is singular for it")
         kind, index = symbol[0], symbol[1]
         if kind in ("z", "y", "root") and not 0 <= index < k:
