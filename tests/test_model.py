@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
+from fewstep.files import load_tensors, save_tensors
 from fewstep.model import WEIGHTS, build_network, call_network, load, save_model
 from fewstep.process import PROCESSES, VP, Cosine
 from fewstep.process.config import process_from_json, process_to_json
@@ -162,6 +164,26 @@ def damage(folder: Path, kind: str) -> None:
         (folder / "config.json").write_text(json.dumps(UNET | {"colour": 1}))
     elif kind == "bad argument":
         (folder / "config.json").write_text(json.dumps(UNET | {"down_block_types": ["Nothing", "DownBlock2D"]}))
+    elif kind.startswith("tensor"):
+        tensors = load_tensors(weights)
+        if kind == "tensor missing":
+            tensors.pop("conv_in.bias")
+        else:
+            tensors["more" if kind == "tensor more" else "conv_in.bias"] = torch.zeros(8, dtype=torch.int64)
+        save_tensors(weights, tensors)
+    elif kind == "a FIFO":
+        weights.unlink()
+        os.mkfifo(weights)
+    elif kind.startswith("network"):
+        new = {
+            "network null": {"layers_per_block": None},
+            "network word": {"norm_eps": "x"},
+            "network flag": {"add_attention": "no"},
+            "network huge": {"block_out_channels": [10**6, 10**6]},
+            "network without end": {"layers_per_block": 10**9},
+            "network overflow": {"block_out_channels": [10**15, 10**15]},
+        }
+        (folder / "config.json").write_text(json.dumps(UNET | new[kind]))
     else:
         name, value = kind.split("=")
         (folder / "fewstep.json").write_text(json.dumps(about | {name: json.loads(value)}))
@@ -203,6 +225,37 @@ class Bomb:
         ("patch=0", "positive"),
         ("labels=[1, 2]", "names"),
         ("format=2", "update fewstep"),
+        ("format=true", "update fewstep"),
+        ("predicts=null", "predicts None; it must be one of data"),
+        ("predicts=[1]", "it must be one of data"),
+        ("time={}", "it must be one of"),
+        ("shape=null", "three positive"),
+        ("shape=[1, 8, 1000000]", "each at most 4096"),
+        ("shape=[1, 8, 7]", r"are 4 channels for the network|shape \(1, 8, 7\) and patch 2"),
+        ("shape=[3, 8, 8]", "are 12 channels for the network, whose config.json says in_channels=4"),
+        ("patch=null", "patch None"),
+        ("patch=4", "are 16 channels"),
+        ("patch=1000000", "at most 4096"),
+        ("labels=null", "a list of names"),
+        ('labels=["a", "b", "c", "d"]', "has 4 labels; the network of config.json knows 3 classes"),
+        ("labels=[]", "has 0 labels"),
+        ("weights_sha256=null", "a SHA-256"),
+        ("weights_sha256=7", "a SHA-256"),
+        ("training=3", "training 3; it must be an object"),
+        ("quality=[1]", "a list of objects"),
+        ('process={"name": "vp", "beta_min": "x"}', "values it refuses"),
+        ('process={"name": "discrete", "alphas_cumprod": [{}, 1]}', "values it refuses"),
+        ('process=["vp"]', "names the process"),
+        ("tensor missing", "has conv_in.bias as missing"),
+        ("tensor more", "has more as"),
+        ("tensor of integers", "conv_in.bias in I64"),
+        ("a FIFO", "no regular file"),
+        ("network null", "gives layers_per_block as None; UNet2DModel takes a whole number"),
+        ("network word", "gives norm_eps as 'x'; UNet2DModel takes a number"),
+        ("network flag", "gives add_attention as 'no'; UNet2DModel takes true or false"),
+        ("network huge", "config.json asks for"),
+        ("network without end", "more parameters than there are weights"),
+        ("network overflow", "does not describe"),
     ],
 )
 def test_folders_that_are_not_whole_are_refused_in_one_sentence(
@@ -214,6 +267,28 @@ def test_folders_that_are_not_whole_are_refused_in_one_sentence(
         load(folder)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_what_a_folder_does_not_say_is_said(folder: Path) -> None:
+    """An unknown key of fewstep.json, and weights without a checksum."""
+    about = json.loads((folder / "fewstep.json").read_text())
+    (folder / "fewstep.json").write_text(json.dumps(about | {"colour": "red"}))
+    with pytest.warns(UserWarning, match="has 'colour', which this version does not know"):
+        load(folder)
+    about.pop("weights_sha256")
+    (folder / "fewstep.json").write_text(json.dumps(about))
+    with pytest.warns(UserWarning, match="no weights_sha256: its weights are read unchecked"):
+        load(folder)
+
+
+def test_a_folder_by_any_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.chdir(folder.parent)
+    want = load(folder).weights
+    for name in (f"{folder}/", "~/m", "m", "./m/"):
+        assert load(name).weights == want
+    with pytest.raises(ValueError, match="fewstep.json is no folder"):
+        load(folder / "fewstep.json")
 
 
 def test_missing_folders_are_named(tmp_path: Path, folder: Path) -> None:

@@ -21,12 +21,24 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.blueprint import check_arguments, check_fits, is_whole
 from fewstep.denoiser import PREDICTIONS, TIMES, Wrapped, wrap
-from fewstep.files import extra, load_tensors, read_json, save_tensors, sha256, whole_folder, write_json, write_text
+from fewstep.files import (
+    extra,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256,
+    tensor_shapes,
+    whole_folder,
+    write_json,
+    write_text,
+)
 from fewstep.process import Process
 from fewstep.process.config import process_from_json, process_to_json
 from fewstep.words import typed, usable_device
@@ -43,6 +55,7 @@ __all__ = [
 SHIPPED = Path(__file__).resolve().parent / "models" / "fashion-unet"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FORMAT = 1
+SIDE = 4096  # the most channels, rows or columns of an image: a cosine basis of that side fits into memory
 
 # The diffusers classes that are called as net(x, t, class_labels=y).sample, and where each is defined.
 NETWORKS = {
@@ -161,15 +174,16 @@ def load(
     Raises:
         ValueError: one sentence, for a folder that is not whole, not safe or not of this format.
     """
-    folder, device = SHIPPED if path is None else Path(path), usable_device(device)
+    folder, device = SHIPPED if path is None else Path(path).expanduser(), usable_device(device)
     if not folder.is_dir():
+        there = f"{folder} is no folder" if folder.exists() else f"there is no model folder {folder}"
         raise ValueError(
-            f"there is no model folder {folder}; a model is a folder with config.json, {WEIGHTS} and fewstep.json; "
+            f"{there}; a model is a folder with config.json, {WEIGHTS} and fewstep.json; "
             "name one, or leave it out for the shipped model."
         )
     if not (folder / "fewstep.json").exists() and (folder / "model" / "fewstep.json").exists():
         raise ValueError(f"{folder} is a training run, not a model folder; its model is {folder / 'model'}; name that.")
-    theirs = any((at / "model_index.json").exists() for at in (folder, folder.parent))
+    theirs = any((at / "model_index.json").exists() for at in (folder, folder.absolute().parent))
     if theirs and not (folder / "fewstep.json").exists():
         from fewstep.interop.diffusers.folder import load_folder
 
@@ -178,17 +192,11 @@ def load(
         read_json(folder / "config.json", "a model folder"),
         read_json(folder / "fewstep.json", "a model folder"),
     )
-    known = _check_about(about, folder / "fewstep.json")
-    tensors = load_tensors(folder / WEIGHTS, digest=about.get("weights_sha256"))
+    known, digest = _check_about(about, folder / "fewstep.json"), about.get("weights_sha256")
+    check_fits(partial(build_network, config), tensor_shapes(folder / WEIGHTS), folder / WEIGHTS)
+    tensors = load_tensors(folder / WEIGHTS, digest=digest)
     net = build_network(config)
-    wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if wanted != found:
-        name = next(n for n in sorted({*wanted, *found}) if wanted.get(n) != found.get(n))
-        raise ValueError(
-            f"{folder / WEIGHTS} has {name} as {found.get(name, 'missing')}, config.json asks for "
-            f"{wanted.get(name, 'none')}; weights and config belong together; fetch or write the folder again."
-        )
+    _check_ends(net, known, folder)
     net.load_state_dict({name: t.float() for name, t in tensors.items()})
     dtype = dtype if dtype is not None else _fast_dtype(device)
     nn.Module.to(net, device=device, dtype=dtype)  # not diffusers' own, which warns of nothing
@@ -247,13 +255,14 @@ def save_model(
 def build_network(config: Mapping[str, Any]) -> nn.Module:
     """A new network from a diffusers config: `_class_name` (one of `NETWORKS`) and the class's arguments."""
     name = config.get("_class_name")
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise ValueError(
-            f"config.json names the network class {name!r}; allowed are {', '.join(NETWORKS)}; convert the model to "
-            "one of these or wrap the network yourself with fewstep.wrap."
+            f"config.json names the network class {name!r:.80}; allowed are {', '.join(NETWORKS)}; convert the model "
+            "to one of these or wrap the network yourself with fewstep.wrap."
         )
     cls = getattr(extra(NETWORKS[name], "diffusers", f"a {name}"), name)
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if not k.startswith("_")}
+    given = check_arguments(cls, config, "config.json")
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if not k.startswith("_")}
     try:
         return cls(**arguments)
     except Exception as error:
@@ -275,34 +284,65 @@ def _config_of(net: nn.Module) -> dict[str, Any]:
 
 
 def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """The fields of `Model` that fewstep.json holds, each checked."""
-    if about.get("format") != FORMAT:
+    """The fields of `Model` that fewstep.json holds, each checked; what is not known of it, or lacks, is said."""
+    if about.get("format") != FORMAT or isinstance(about.get("format"), bool):
         raise ValueError(f"{where} has format {about.get('format')!r}; this version reads {FORMAT}; update fewstep.")
-    shape, patch, labels = about.get("shape", []), about.get("patch", 1), about.get("labels", [])
+    shape, patch, labels = about.get("shape"), about.get("patch", 1), about.get("labels", [])
+    digest = about.get("weights_sha256", "0" * 64)
     checks = {
-        "predicts": (about.get("predicts") in (*PREDICTIONS, "edm"), f"one of {', '.join(PREDICTIONS)}, edm"),
-        "time": (about.get("time") in TIMES, f"one of {', '.join(TIMES)}"),
-        "shape": (_whole(shape) and len(shape) == 3, "three positive whole numbers: channels, height, width"),
-        "patch": (_whole([patch]), "a positive whole number"),
+        "predicts": (about.get("predicts") in [*PREDICTIONS], f"one of {', '.join(PREDICTIONS)}"),
+        "time": (about.get("time") in [*TIMES], f"one of {', '.join(TIMES)}"),
+        "shape": (
+            isinstance(shape, list) and len(shape) == 3 and all(is_whole(side, SIDE) for side in shape),
+            f"three positive whole numbers: channels, height, width, each at most {SIDE}",
+        ),
+        "patch": (is_whole(patch, SIDE), f"a positive whole number of at most {SIDE}"),
         "labels": (isinstance(labels, list) and all(isinstance(v, str) for v in labels), "a list of names"),
+        "weights_sha256": (isinstance(digest, str) and len(digest) == 64, "a SHA-256 in hexadecimal"),
+        "training": (isinstance(about.get("training", {}), dict), "an object"),
+        "data": (isinstance(about.get("data", {}), dict), "an object"),
+        "quality": (_rows(about.get("quality", [])), "a list of objects"),
     }
     for name, (good, allowed) in checks.items():
         if not good:
             raise ValueError(
-                f"{where} has {name} {about.get(name)!r}; it must be {allowed}; fetch or write the folder again."
+                f"{where} has {name} {about.get(name)!r:.80}; it must be {allowed}; fetch or write the folder again."
             )
+    if unknown := sorted(set(about) - {*checks, "format", "process"}):
+        warn(f"{where} has {unknown[0]!r}, which this version does not know and does not read", stacklevel=4)
+    if "weights_sha256" not in about:
+        warn(f"{where} has no weights_sha256: its weights are read unchecked", stacklevel=4)
     return {
         "process": process_from_json(about.get("process"), where),
         "predicts": about["predicts"],
         "time": about["time"],
-        "shape": tuple(shape),
+        "shape": tuple(shape or ()),
         "patch": patch,
         "labels": tuple(labels),
     }
 
 
-def _whole(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
+def _check_ends(net: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a network that does not take and return what fewstep.json says, or does not know its labels."""
+    config: Mapping[str, Any] = net.config  # type: ignore[assignment] - set by diffusers
+    (channels, *sides), patch, labels = known["shape"], known["patch"], known["labels"]
+    folded, taken = channels * patch**2, config["in_channels"]
+    if known["process"].kind != "block" and (any(side % patch for side in sides) or taken != folded):
+        raise ValueError(
+            f"{folder / 'fewstep.json'} has shape {known['shape']} and patch {patch}, which are {folded} channels for "
+            f"the network, whose config.json says in_channels={taken}; fetch or write the folder again."
+        )
+    table = next((m for m in net.modules() if isinstance(m, nn.Embedding)), None)
+    most = 0 if table is None else table.num_embeddings - 1
+    if len(labels) > most or bool(labels) != (table is not None):
+        raise ValueError(
+            f"{folder / 'fewstep.json'} has {len(labels)} labels; the network of config.json knows {most} classes "
+            "beside none; fetch or write the folder again."
+        )
+
+
+def _rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
 def _fast_dtype(device: str | torch.device) -> torch.dtype:

@@ -44,5 +44,5 @@ def process_from_json(value: Any, where: str | Path = "fewstep.json") -> Process
         if not ends[0] < ends[1]:
             raise ValueError(f"its log-SNR runs from {ends[0]:g} at t_max to {ends[1]:g} at t_min; it must rise")
         return process
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{where} gives the process {name!r} values it refuses ({error}); correct them.") from error

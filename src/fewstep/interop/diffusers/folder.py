@@ -6,25 +6,34 @@ sees and predicts latents where the pipeline does. Weights are read from safeten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import re
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor, nn
 
+from fewstep.blueprint import check_arguments, check_fits, is_whole
 from fewstep.denoiser import Wrapped
-from fewstep.files import read_json, sha256
+from fewstep.files import load_tensors, read_json, sha256, tensor_shapes
 from fewstep.interop.diffusers.convention import Convention
+from fewstep.interop.diffusers.safe import INDEX, check_folder
 from fewstep.interop.diffusers.scheduler import FewStepScheduler
-from fewstep.model import WEIGHTS, Model
+from fewstep.model import SIDE, WEIGHTS, Model
 
 __all__ = ["DiffusersModel", "load_folder"]
 
 PARTS = ("unet", "transformer")  # a pipeline's network
 SCHEDULER = Path("scheduler") / "scheduler_config.json"
+AXES = {1: "length", 2: "height, width", 3: "depth, height, width"}
+LONGEST = 2**24  # the most numbers of a sound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +65,45 @@ class DiffusersModel(Model):
             device = next(self.net.parameters()).device
             conditions["encoder_hidden_states"] = self.texts(prompt, device, 1, False)[0]
         if label is not None:
-            conditions["class_labels"] = torch.as_tensor(label)
+            conditions["class_labels"] = self._classes(label)
+        elif "class_labels" not in conditions and (table := self._table) is not None:
+            raise ValueError(f"got no label for a network of classes 0 to {table.num_embeddings - 1}: give one")
         return self.convention.denoiser(partial(self._network, **conditions), dtype=self.dtype)
 
+    def _classes(self, label: Any) -> Tensor:
+        """The network's class numbers, a scalar or (B,); other conditions of classes (times, vectors) as they come."""
+        table, kind = self._table, getattr(self.net, "config", {}).get("class_embed_type")
+        if table is None and kind is None:
+            raise ValueError(f"label came as {label!r:.80}; this network has no classes; leave it out.")
+        wanted = torch.as_tensor(label) if not isinstance(label, str) else torch.empty(0)
+        if table is None:
+            return wanted
+        whole = wanted.numel() and wanted.ndim <= 1 and not wanted.is_floating_point() and wanted.dtype != torch.bool
+        if not whole or bool(((wanted < 0) | (wanted >= table.num_embeddings)).any()):
+            raise ValueError(
+                f"label came as {label!r:.80}; this network knows the classes 0 to {table.num_embeddings - 1}; "
+                "give one of these numbers, or one per sample."
+            )
+        return wanted.long()
+
+    @property
+    def _table(self) -> nn.Embedding | None:
+        """The network's numbers for its classes."""
+        named = self.net.named_modules()
+        return next((m for name, m in named if isinstance(m, nn.Embedding) and "class_embed" in name), None)
+
     def _network(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        if (axes := _axes(self.net)) is not None and x.ndim < axes + 2:
+            raise ValueError(
+                f"got states of shape {tuple(x.shape[1:])} for a {type(self.net).__name__}, which sees "
+                f"({self.shape[0]}, {AXES[axes]}): give x or shape of such states"
+            )
+        classes = conditions.get("class_labels")
+        if isinstance(classes, Tensor) and classes.ndim and len(classes) not in (1, len(x)):
+            raise ValueError(
+                f"a batch of {len(x)} samples came for {len(classes)} labels; one label for all or one per sample is "
+                "allowed; make the denoiser with as many labels as the batch has samples."
+            )
         spread = {k: _spread(v, len(x)) for k, v in conditions.items()}
         out = self.net(x, t, **spread, return_dict=False)[0]
         return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out  # without a learned variance
@@ -68,65 +112,195 @@ class DiffusersModel(Model):
 def load_folder(
     folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> DiffusersModel:
-    """Reads a pipeline that diffusers saved, or the folder of its network.
+    """Reads a pipeline that diffusers saved, or the folder of its network; nothing in it is run.
+
+    Weights are those without a variant, else the only variant (as fp16) that is there; one file, or shards and their
+    index. Every tensor of the network is there, and no other.
 
     Args:
         folder: with model_index.json, or `unet` or `transformer` inside such a folder.
-        dtype: the network's; None: as it is stored.
+        dtype: the network's; None is float32, whatever it is stored in.
         device: where the network lives.
 
     Raises:
-        ValueError: for a folder without a network or a scheduler, or whose scheduler does not say what is predicted.
+        ValueError: for a folder without a network or a scheduler, whose scheduler does not say what is predicted, that
+            is not whole, or that holds code or leads out of itself (`fewstep.interop.diffusers.safe`).
     """
-    import diffusers
-    from diffusers.models.modeling_utils import ModelMixin
-
-    folder = Path(folder)
-    whole = folder if (folder / "model_index.json").is_file() else folder.parent
+    folder = Path(folder).expanduser().absolute()
+    whole = folder if (folder / INDEX).is_file() else folder.parent
+    index = check_folder(whole)
     part = next((whole / name for name in PARTS if (whole / name / "config.json").is_file()), None)
     if part is None or not (whole / SCHEDULER).is_file():
         raise ValueError(
             f"got {folder}, which has no {' or '.join(PARTS)} beside a {SCHEDULER}: give a folder that a pipeline's "
             "save_pretrained wrote"
         )
-    name = read_json(part / "config.json", "a network").get("_class_name")
-    cls: Any = getattr(diffusers, str(name), None)
-    if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
-        raise ValueError(f"got {part}, a network of class {name!r}, which diffusers {diffusers.__version__} has not")
+    config = read_json(part / "config.json", "a network")
+    cls = _class_of(config, part)
+    config = check_arguments(cls, config, part / "config.json", null=True)
     convention = FewStepScheduler.from_config(whole / SCHEDULER).convention
-    net: Any = cls.from_pretrained(str(part), use_safetensors=True)
+    files = weights_of(part)
+    found = [tensor_shapes(file) for file in files]
+    check_fits(partial(_made, cls, config, part), _joined(found, part), part, renamed=_renamed)
+    with no_init_weights():
+        net = _made(cls, config, part)
+    tensors = {name: t for file in files for name, t in load_tensors(file).items()}
+    net.load_state_dict(_renamed(net, tensors))
     nn.Module.to(net, device=device, dtype=dtype)
     net.eval().requires_grad_(False)
-    size = net.config.get("sample_size")
-    sides = (size, size) if isinstance(size, int) else tuple(size or ())
+    digests = [sha256(file) for file in files]
     return DiffusersModel(
         net=net,
         process=convention.process,
         predicts=convention.predicts,
         time=convention.steps,
-        shape=(net.config["in_channels"], *sides),
+        shape=_shape(net, part),
         dtype=next(net.parameters()).dtype,
         path=folder,
-        weights=sha256(part / WEIGHTS) if (part / WEIGHTS).is_file() else None,
+        weights=digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         convention=convention,
-        texts=_texts(whole, device),
+        texts=_texts(whole, index, device),
     )
 
 
-def _texts(whole: Path, device: str | torch.device) -> Callable[..., Any] | None:
+def weights_of(part: Path) -> list[Path]:
+    """The files of a network's weights: one, or shards in the order of their names; those without a variant first."""
+    index, file = part / f"{WEIGHTS}.index.json", part / WEIGHTS
+    if not index.is_file() and not file.is_file():
+        index, file = _variant(part) or (index, file)
+    return _shards(index) if index.is_file() else [file]
+
+
+def _variant(part: Path) -> tuple[Path, Path] | None:
+    """(index, file) of the only variant of a network's weights."""
+    kind = ".safetensors"
+    stem = WEIGHTS.removesuffix(kind)
+    names = [p.name for p in part.iterdir() if p.name.startswith(stem)]
+    found = {n.removeprefix(f"{stem}{kind}.index.").removesuffix(".json") for n in names if f"{kind}.index." in n}
+    found |= {
+        n.removeprefix(f"{stem}.").removesuffix(kind)
+        for n in names
+        if n.endswith(kind) and n != WEIGHTS and not re.search(r"-\d+-of-\d+", n)
+    }
+    if len(found) > 1:
+        raise ValueError(
+            f"{part} has no {WEIGHTS} but the variants {', '.join(sorted(found))}; weights without a variant or one "
+            "alone are read; leave one of them."
+        )
+    return next(((part / f"{stem}{kind}.index.{name}.json", part / f"{stem}.{name}{kind}") for name in found), None)
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index of shards names, which lie beside it; what they hold is what it says."""
+    named = read_json(index, "a network").get("weight_map")
+    files = sorted({*named.values()}, key=str) if isinstance(named, dict) and named else [None]
+    for name in files:
+        if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{index} names the shard {name!r:.80}; a shard is a safetensors file beside the index; fetch or write "
+                "the folder again."
+            )
+    assert isinstance(named, dict)
+    for file in files:
+        held, said = {*tensor_shapes(index.parent / str(file))}, {name for name, at in named.items() if at == file}
+        if odd := sorted(held ^ said):
+            where = "holds, which the index does not name" if odd[0] in held else "does not hold, which the index names"
+            raise ValueError(
+                f"{index.parent / str(file)} {where}: {odd[0]}; shards and index belong together; fetch or write the "
+                "folder again."
+            )
+    return [index.parent / str(file) for file in files]
+
+
+def _joined(found: list[dict[str, Any]], part: Path) -> dict[str, Any]:
+    joined = {name: about for shard in found for name, about in shard.items()}
+    if len(joined) < sum(map(len, found)):
+        raise ValueError(f"{part} has a tensor in two shards; each lies in one; fetch or write the folder again.")
+    return joined
+
+
+def _class_of(config: Mapping[str, Any], part: Path) -> Any:
+    """The class of a network in diffusers, which is called with a state and a time step."""
+    import diffusers
+    from diffusers.models.modeling_utils import ModelMixin
+
+    name = config.get("_class_name")
+    cls: Any = getattr(diffusers, name, None) if isinstance(name, str) and not name.startswith("_") else None
+    if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
+        raise ValueError(
+            f"got {part}, a network of class {name!r:.80}, which diffusers {diffusers.__version__} has not"
+        )
+    if "timestep" not in signature(cls.forward).parameters:
+        raise ValueError(f"got {part}, a {name}, which takes no time step: give a network that a pipeline samples with")
+    return cls
+
+
+def _made(cls: Any, config: Mapping[str, Any], part: Path) -> nn.Module:
+    """The network of a config."""
+    try:
+        return cls.from_config(config)
+    except Exception as error:
+        raise ValueError(
+            f"{part / 'config.json'} does not describe a {cls.__name__} ({' '.join(str(error).split())}); it holds "
+            "that class's arguments; fetch or write the folder again."
+        ) from error
+
+
+def _renamed(net: nn.Module, tensors: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """The tensors by today's names: attention had others, and some classes keep what they no longer read."""
+    net._fix_state_dict_keys_on_load(tensors)  # type: ignore[operator] - ModelMixin's
+    ignored = getattr(net, "_keys_to_ignore_on_load_unexpected", None) or []
+    known = net.state_dict()
+    return {k: v for k, v in tensors.items() if k in known or not any(re.search(pattern, k) for pattern in ignored)}
+
+
+def _shape(net: Any, part: Path) -> tuple[int, ...]:
+    """(C, H, W), or (C, L) of a network of one axis; (C,) where the config has no sample_size."""
+    channels, size = net.config.get("in_channels"), net.config.get("sample_size")
+    sides = (size,) * (_axes(net) or 2) if isinstance(size, int) else tuple(size or ())
+    if not all(is_whole(n, LONGEST if len(sides) == 1 else SIDE) for n in (channels, *sides)):
+        raise ValueError(
+            f"{part / 'config.json'} has in_channels={channels!r:.40} and sample_size={size!r:.40}; whole numbers from "
+            f"1 to {SIDE} are allowed; fetch or write the folder again."
+        )
+    return (channels, *sides)
+
+
+def _axes(net: nn.Module) -> int | None:
+    """The axes of a network's states behind their channels, by its first convolution."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return next((kinds.index(type(m)) + 1 for m in net.modules() if type(m) in kinds), None)  # type: ignore[arg-type]
+
+
+def _texts(whole: Path, index: Mapping[str, Any], device: str | torch.device) -> Callable[..., Any] | None:
     """The text encoder of a pipeline that has one, read when the first prompt comes."""
-    index = read_json(whole / "model_index.json", "a pipeline") if (whole / "model_index.json").is_file() else {}
-    if "text_encoder" not in index or "text_encoder_2" in index:
+    if index.get("text_encoder") is None or index.get("text_encoder_2") is not None:
         return None
+    return partial(_encode, whole, index["text_encoder"], [name for name in (*PARTS, "vae") if name in index], device)
 
-    def encode(*arguments: Any) -> Any:
-        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-        without = {name: None for name in (*PARTS, "vae") if name in index}
-        pipe: Any = DiffusionPipeline.from_pretrained(str(whole), use_safetensors=True, **without).to(device)
-        return pipe.encode_prompt(*arguments)
+def _encode(whole: Path, kind: tuple[str, str], without: list[str], device: Any, *arguments: Any) -> Any:
+    """What a pipeline's `encode_prompt` returns, with a text encoder that is whole."""
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    return encode
+    check_folder(whole)
+    library, name = kind
+    cls: Any = getattr(import_module(library), name, None) if library == "transformers" else None
+    if not hasattr(cls, "from_pretrained"):
+        raise ValueError(f"got {whole}, whose text encoder is a {library}.{name}: encode the prompt with the pipeline")
+    try:
+        at = str(whole / "text_encoder")
+        encoder, said = cls.from_pretrained(at, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        if lacking := sorted(map(str, {*said["missing_keys"], *said["mismatched_keys"]})):
+            raise ValueError(f"its text encoder has no {lacking[0]}")
+        parts: dict[str, Any] = {"text_encoder": encoder, **dict.fromkeys(without)}
+        pipe: Any = DiffusionPipeline.from_pretrained(str(whole), use_safetensors=True, **parts).to(device)
+    except Exception as error:
+        raise ValueError(
+            f"got a prompt for {whole}, whose text encoder cannot be read ({' '.join(str(error).split())}): fetch the "
+            "folder again, or give encoder_hidden_states"
+        ) from error
+    return pipe.encode_prompt(*arguments)
 
 
 def _spread(value: Any, batch: int) -> Any:
