@@ -24,6 +24,7 @@ from fewstep.denoiser.network import bound, fingerprint
 from fewstep.denoiser.predict import PREDICTIONS
 from fewstep.grid import Grid, as_grid
 from fewstep.loop.drive import noises_of
+from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel
 from fewstep.loop.rows import SMALL
@@ -178,6 +179,7 @@ def sample(
     budget = one_less(final, steps, nfe)
     table = tabulate(solver, process, grid=grid, **budget)
     same_model(denoiser, table)
+    warn_of_excess(table)
     source = noise_source(noise, seed, first)
     start, drawn = start_state(process, table.rows[0].t, shape, x, source, dtype, device), source.snapshot()
     denoiser = in_pieces(compiled(denoiser) if compile else denoiser, memory, start)

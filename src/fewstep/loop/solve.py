@@ -15,6 +15,7 @@ from fewstep.denoiser.samples import of_samples
 from fewstep.grid import Grid, as_grid
 from fewstep.loop.door import as_driver, intervals, on_table, one_less, same_model, same_process, start_state, tabulate
 from fewstep.loop.drive import drive, predict
+from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel, picard
 from fewstep.loop.walk import Denoiser
@@ -82,6 +83,7 @@ def solve(
         table = tabulate(solver, process, grid=grid, **budget)
         times, start = table.grid, start_state(process, table.rows[0].t, shape, x, source, dtype, device)
         same_model(denoiser, table)
+        warn_of_excess(table)
         denoiser = in_pieces(denoiser, memory, start)
         if parallel:
             how = Parallel.of(parallel).within(denoiser.room.left, start) if memory else Parallel.of(parallel)

@@ -79,6 +79,7 @@ def _forms(table: Tableau, std: float, noise: Callable[[int], Form]) -> list[For
     spread = p.Sigma(t) + std**2 * (p.M(t) * transpose(p.M(t))) if std else None
     start = p.M(t) * Form.of(_X0) + (cholesky(spread) if spread is not None else p.R(t)) * Form.of(_EPS)
     made: list[Form] = []
+    values: dict[Symbol, Form] = {}
     for k, row in enumerate(table.rows):
         if row.given not in (None, "start"):
             raise ValueError(
@@ -86,7 +87,9 @@ def _forms(table: Tableau, std: float, noise: Callable[[int], Form]) -> list[For
             )
         form = start if row.given else Form({})
         for symbol, c in row.form:
-            form = form + c * _value(table, symbol, made, std, noise)
+            if symbol not in values:
+                values[symbol] = _value(table, symbol, made, std, noise)
+            form = form + c * values[symbol]
         made.append(form)
     return made
 

@@ -28,6 +28,7 @@ from fewstep.interop.diffusers.saved import completed, scheduler_file
 from fewstep.interop.diffusers.schedule import Schedule
 from fewstep.interop.diffusers.solvers import solver_of
 from fewstep.interop.diffusers.times import asked_for, is_ramp
+from fewstep.loop.excess import warn_of_excess
 from fewstep.process import Process
 from fewstep.process.config import process_to_json
 from fewstep.solver import SOLVERS
@@ -254,19 +255,19 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         _none(others, "set_timesteps")
         if self.convention.steps == "share" and timesteps is None and is_ramp(sigmas):
             num_inference_steps, sigmas = len(torch.as_tensor(sigmas)), None
-        if self._table is None:
+        table, convention = self._table, self.convention
+        if table is None:
             assert self._solver is not None
             asked = (num_inference_steps, timesteps, sigmas, mu)
             times, convention = asked_for(self.config, self.convention, self._solver, *asked)
             table = self._solver.tabulate(self.process, times)
-            return self._take(Schedule.of(table, convention, self._clipping), device)
-        nfe = self._table.nfe
-        if timesteps is not None or sigmas is not None or num_inference_steps != nfe:
+        elif timesteps is not None or sigmas is not None or num_inference_steps != table.nfe:
             raise ValueError(
-                f"got other steps than the {nfe} of the table this scheduler runs, which has its own times: give "
-                f"num_inference_steps={nfe}"
+                f"got other steps than the {table.nfe} of the table this scheduler runs, which has its own times: give "
+                f"num_inference_steps={table.nfe}"
             )
-        return self._take(Schedule.of(self._table, self.convention, self._clipping), device)
+        warn_of_excess(table, stacklevel=2)
+        self._take(Schedule.of(table, convention, self._clipping), device)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begins runs at a later time step, as image-to-image does, with the calls that are left and no others."""
