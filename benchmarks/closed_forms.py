@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-from fewstep.train.card import hardware
+from fewstep.pace import hardware
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 CALLS = (5, 10, 20)

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
-from fewstep.train.card import hardware
+from fewstep.pace import hardware
 
 CALLS = (5, 8, 10, 15)
 GRIDS = ("uniform", "power", "log-snr", "karras", "logistic")

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
-from fewstep.train.card import hardware
+from fewstep.pace import hardware
 
 SOLVERS = (
     "ddim", "edm", "dpmpp-2m", "dpmpp-3m", "dpmpp-3m-corrected", "unipc-2", "unipc-3", "multistep-2", "multistep-3",

@@ -30,7 +30,7 @@ from torch import Tensor
 
 import fewstep as fs
 from fewstep.interop.diffusers import FewStepScheduler
-from fewstep.train.card import hardware
+from fewstep.pace import hardware
 
 TRAILING = {"timestep_spacing": "trailing", "final_sigmas_type": "zero"}
 Pair = tuple[str, dict[str, Any], Any]  # their class, its options, our solver

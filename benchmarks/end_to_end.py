@@ -28,8 +28,8 @@ import fewstep as fs
 from fewstep.draw import draw
 from fewstep.model import call_network
 from fewstep.noise import Noise
+from fewstep.pace import hardware
 from fewstep.quality import frechet_distance, load_classifier, load_reference
-from fewstep.train.card import hardware
 
 SCHEDULERS = {
     "DDIM": (diffusers.DDIMScheduler, {"timestep_spacing": "trailing", "clip_sample": False}),

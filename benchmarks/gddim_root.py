@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import fewstep as fs
-from fewstep.train.card import hardware
+from fewstep.pace import hardware
 
 ROOTS = {"R": "gDDIM's root, K_t = R_t", "L": "Cholesky, K_t = L_t"}
 

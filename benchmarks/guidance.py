@@ -22,8 +22,8 @@ import torch
 
 import fewstep as fs
 from fewstep.files import write_json
+from fewstep.pace import hardware
 from fewstep.quality import load_classifier, load_reference
-from fewstep.train.card import hardware
 from fewstep.ui import Bar
 
 RULES: dict[str, dict[str, Any]] = {

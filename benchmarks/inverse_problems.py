@@ -22,7 +22,7 @@ from torch import Tensor
 
 import fewstep as fs
 from fewstep.files import write_json
-from fewstep.train.card import hardware
+from fewstep.pace import hardware
 from fewstep.ui import Bar
 
 NOISE, STD = 0.05, 0.5

@@ -37,7 +37,7 @@ from fewstep.loop import Captured, Plan
 from fewstep.loop.door import on_raw_outputs
 from fewstep.loop.drive import noises_of
 from fewstep.noise import noise_source
-from fewstep.train.card import hardware
+from fewstep.pace import hardware
 
 
 def cases(model: fs.Model, solver: str, steps: int, batch: int, device: str) -> dict[str, Callable[[], object]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
-from fewstep.train.card import hardware
+from fewstep.pace import hardware
 
 
 def main() -> None:

@@ -27,8 +27,9 @@ from torch import Tensor
 import fewstep as fs
 from fewstep.files import json_text, load_tensors, read_json, save_tensors, write_text
 from fewstep.model import Model
+from fewstep.pace import hardware
 from fewstep.quality import frechet_distance, load_classifier, load_reference
-from fewstep.train.card import add_quality, hardware
+from fewstep.train.card import add_quality
 
 MODELS = Path(__file__).parent.parent / "models"
 COLUMNS = (10, 20, 50, 100)

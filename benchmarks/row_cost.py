@@ -46,8 +46,8 @@ import torch
 
 import fewstep as fs
 from fewstep.loop import Plan, walk
+from fewstep.pace import hardware
 from fewstep.tableau import Form, Row, Tableau
-from fewstep.train.card import hardware
 
 SHAPES = ((1, 4, 64, 64), (1, 3, 1024, 1024))
 A, B, C = 0.9, 0.4, -0.3

@@ -1,11 +1,19 @@
-"""What every test shares: one thread and a fixed seed."""
+"""What every test shares: one thread, a fixed seed, and a cache of its own for the paces that are measured."""
 
 from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+if "FEWSTEP_CACHE" not in os.environ:  # the workers of a run inherit it, and share what one of them has measured
+    os.environ["FEWSTEP_CACHE"] = tempfile.mkdtemp(prefix="fewstep-cache-")
+    atexit.register(shutil.rmtree, os.environ["FEWSTEP_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -78,7 +78,7 @@ def draw(
     """
     parts, calls, samples, tally, began = [], set(), 0, _Tally(), time.perf_counter()
     room = None if memory is None else Room(memory, device)
-    with telling(progress, "sampling") as tell:
+    with telling(progress, "sampling") as tell, model.pace.threaded():
         for first in range(0, num, batch):
             size = min(batch, num - first)
             plain = conditioned(model, labels and labels[first : first + size], guidance)

@@ -16,7 +16,7 @@ safetensors alone, and every file is checked before a network is built.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from fewstep.files import (
     write_json,
     write_text,
 )
+from fewstep.pace import Pace, choose
 from fewstep.process import Process
 from fewstep.process.config import process_from_json, process_to_json
 from fewstep.words import typed, usable_device
@@ -77,6 +78,7 @@ class Model:
         patch: p: the network sees (C p p, H / p, W / p), each p x p square of pixels folded into channels.
         labels: the names of the classes; label i is `labels[i]`, which the network knows as class i + 1 (0: no label).
         dtype: the network's; states stay float32.
+        pace: how the network runs here: its precision, memory format and threads.
         path: the folder, or None for a model in memory.
         weights: SHA-256 of the file of its weights, by which statistics and fitted tables know their model.
         facts: the rest of fewstep.json: "training" and "quality", as the card tells them.
@@ -90,6 +92,7 @@ class Model:
     patch: int = 1
     labels: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32
+    pace: Pace = field(default_factory=Pace)
     path: Path | None = None
     weights: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -156,25 +159,34 @@ def call_network(net: nn.Module, x: Tensor, t: Tensor, classes: Tensor | None, p
     x = nn.functional.pixel_unshuffle(x, patch) if patch > 1 else x
     out = net(x, t, class_labels=classes).sample
     out = nn.functional.pixel_shuffle(out, patch) if patch > 1 else out
-    return process.coordinates(out.float())
+    return process.coordinates(out.float().contiguous())
 
 
 @typed
 def load(
-    path: str | Path | None = None, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    path: str | Path | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    pace: Pace | None = None,
 ) -> Model:
     """Reads a model folder; None: the shipped class-conditional Fashion-MNIST model.
 
     Args:
         path: the folder; one that a diffusers pipeline was saved in is read by `fewstep.interop.diffusers`.
-        dtype: the network's; None: bfloat16 where the machine has bfloat16 matrix units (2.8 times as fast there,
-            UNet of 2.5 M parameters, batch 128, one core), else float32.
+        dtype: the network's, the same as the pace's precision; None: float32 or bfloat16, whichever is faster here.
         device: where the network lives.
+        pace: precision, memory format and threads; what it leaves open is measured (`fewstep.pace`). Threads are for
+            `fewstep.draw` and the commands: `fewstep.sample` runs with torch's own.
 
     Raises:
         ValueError: one sentence, for a folder that is not whole, not safe or not of this format.
     """
     folder, device = SHIPPED if path is None else Path(path).expanduser(), usable_device(device)
+    given = Pace(precision=str(dtype).removeprefix("torch.")) if dtype is not None else Pace()
+    if pace is not None and pace.precision not in (None, given.precision or pace.precision):
+        raise ValueError(f"got dtype={dtype} and a pace of precision {pace.precision}: give one of them")
+    given = given.over(pace or Pace())
     if not folder.is_dir():
         there = f"{folder} is no folder" if folder.exists() else f"there is no model folder {folder}"
         raise ValueError(
@@ -187,7 +199,11 @@ def load(
     if theirs and not (folder / "fewstep.json").exists():
         from fewstep.interop.diffusers.folder import load_folder
 
-        return load_folder(folder, dtype=dtype, device=device)
+        model = load_folder(folder, dtype=given.dtype if given.precision else None, device=device)
+        stored = Pace(precision=str(model.dtype).removeprefix("torch."))
+        made = _paced(model.net, lambda x: model.net(x, 1), model.shape, stored.over(given), device)
+        made.place(model.net)
+        return replace(model, pace=made)
     config, about = (
         read_json(folder / "config.json", "a model folder"),
         read_json(folder / "fewstep.json", "a model folder"),
@@ -198,11 +214,15 @@ def load(
     net = build_network(config)
     _check_ends(net, known, folder)
     net.load_state_dict({name: t.float() for name, t in tensors.items()})
-    dtype = dtype if dtype is not None else _fast_dtype(device)
-    nn.Module.to(net, device=device, dtype=dtype)  # not diffusers' own, which warns of nothing
     net.eval().requires_grad_(False)
+    run = partial(_run, net, bool(known["labels"]), known["patch"], known["process"])
+    made = _paced(net, run, known["shape"], given, device)
+    nn.Module.to(net, device=device, dtype=made.dtype)  # not diffusers' own, which warns of nothing
+    made.place(net)
     facts = {name: about[name] for name in ("training", "quality", "data") if name in about}
-    return Model(net=net, dtype=dtype, path=folder, weights=sha256(folder / WEIGHTS), facts=facts, **known)
+    return Model(
+        net=net, dtype=made.dtype, pace=made, path=folder, weights=sha256(folder / WEIGHTS), facts=facts, **known
+    )
 
 
 def save_model(
@@ -345,9 +365,21 @@ def _rows(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
-def _fast_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16 where the processor has bfloat16 instructions; float32 elsewhere, GPUs included."""
-    if torch.device(device).type != "cpu":
-        return torch.float32
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return torch.bfloat16 if any(probe() for probe in probes if probe is not None) else torch.float32
+def _run(net: nn.Module, labelled: bool, patch: int, process: Process, x: Tensor) -> Tensor:
+    """A call of the network at some time with no label."""
+    classes = torch.zeros(len(x), dtype=torch.long) if labelled else None
+    return call_network(net, x, torch.tensor(0.5), classes, patch, process)
+
+
+def _paced(
+    net: nn.Module, run: Callable[[Tensor], object], shape: tuple[int, ...], given: Pace, device: torch.device
+) -> Pace:
+    """The pace of a network that is sampled, by timed runs on images of the shape."""
+
+    def prepare(pace: Pace, size: int) -> Callable[[], object]:
+        nn.Module.to(net, dtype=pace.dtype)
+        pace.place(net)
+        x = torch.linspace(-1, 1, size * math.prod(shape)).reshape(size, *shape).to(next(net.parameters()).dtype)
+        return torch.no_grad()(partial(run, x))
+
+    return choose(net, prepare, use="sample", given=given, device=device)

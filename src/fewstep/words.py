@@ -52,6 +52,7 @@ KINDS = FUNCTIONS | {
     "Wrapped": "a wrapped network, as fs.wrap makes",
     "Descent": "a Descent, as fs.Descent(iterations=100)",
     "Dataset": "a Dataset",
+    "Pace": "a Pace, as fs.Pace(precision='float32')",
     "Images": "images, as fewstep.train.read_images makes",
 }
 

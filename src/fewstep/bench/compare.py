@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,8 +20,8 @@ from fewstep.bench.measure import Meter, Row
 from fewstep.bench.peers import peers
 from fewstep.bench.run import Entry, Made, enter, make, preselect
 from fewstep.bench.subject import Subject, subject
+from fewstep.pace import Pace, hardware
 from fewstep.process.config import process_to_json
-from fewstep.train.card import hardware
 from fewstep.ui import Bar
 
 __all__ = ["Asked", "Bench", "Measured", "prepare"]
@@ -50,6 +50,7 @@ class Asked:
         resamples: of the paired bootstrap.
         batch: samples a network call.
         device: where the network runs.
+        pace: how it runs there; what it leaves open is measured.
         out: the folder of the results.
     """
 
@@ -69,6 +70,7 @@ class Asked:
     resamples: int = 200
     batch: int = 128
     device: str = "cpu"
+    pace: Pace = field(default_factory=Pace)
     out: str = "out/bench"
 
 
@@ -126,6 +128,10 @@ class Bench:
 
     def measure(self) -> Measured:
         """Makes what is missing and measures everything."""
+        with self.study.subject.pace.threaded():
+            return self._measured()
+
+    def _measured(self) -> Measured:
         a, entries, ranking = self.asked, self.entries, []
         with Bar(self.work()["exact end states"], "exact end states") as bar:
             study = replace(self.study, tick=bar.advance)
@@ -155,6 +161,7 @@ class Bench:
         return {
             "date": str(date.today()),
             "machine": hardware(self.asked.device),
+            "pace": asdict(subject.pace),
             "versions": versions(),
             "model": subject.name,
             "model_digest": subject.digest[:16],
@@ -171,7 +178,7 @@ class Bench:
 
 def prepare(asked: Asked) -> Bench:
     """Loads what is asked for and makes every contender ready; everything that is wrong with it is said here."""
-    sampled = subject(asked.model, device=asked.device).guided(asked.guidance)
+    sampled = subject(asked.model, device=asked.device, pace=asked.pace).guided(asked.guidance)
     kept = Path(asked.out) / "kept"
     features = features_of(asked.features, sampled)
     found, missing = _contenders(asked, sampled)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from fewstep.check.subject import named_object
 from fewstep.draw import conditioned
 from fewstep.model import load
+from fewstep.pace import Pace
 from fewstep.process import Process
 
 __all__ = ["Subject", "subject"]
@@ -35,6 +36,7 @@ class Subject:
         path: the model folder, where it is one.
         images: whether samples are pictures in [-1, 1], (1 or 3, H, W).
         data: real samples (n, *shape), where the object brings them.
+        pace: how the network runs here.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Subject:
     path: Path | None = None
     images: bool = False
     data: Tensor | None = None
+    pace: Pace = field(default_factory=Pace)
 
     def of(self, first: int, size: int) -> Callable[[Tensor, Any], Any]:
         """The denoiser of samples `first` to `first + size`, with their labels and the guidance."""
@@ -65,7 +68,9 @@ class Subject:
         return [k % self.classes for k in range(first, first + size)] if self.classes else None
 
 
-def subject(model: str | Path | None, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Subject:
+def subject(
+    model: str | Path | None, *, device: str = "cpu", dtype: torch.dtype | None = None, pace: Pace | None = None
+) -> Subject:
     """The subject that a model folder, None (the shipped model), or file.py:object stands for.
 
     The object has `process`, `shape` and `denoiser(labels)`; it may have `labels` (one name per class) and `data`, real
@@ -73,18 +78,19 @@ def subject(model: str | Path | None, *, device: str = "cpu", dtype: torch.dtype
     """
     if isinstance(model, str) and ":" in model and not Path(model).exists():
         return _from_object(model)
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, pace=pace)
     assert loaded.path is not None
     return Subject(
         name=loaded.path.resolve().name,
         digest=f"{loaded.weights or loaded.path.resolve()} {loaded.process} {loaded.predicts} {loaded.time} "
-        f"{loaded.patch} {loaded.dtype}",
+        f"{loaded.patch} {loaded.dtype}{'' if loaded.pace.memory_format == 'contiguous' else ' ' + str(loaded.pace)}",
         process=loaded.process,
         shape=loaded.shape,
         denoiser=loaded.denoiser,
         classes=len(loaded.labels),
         path=loaded.path,
         images=loaded.shape[0] in (1, 3),
+        pace=loaded.pace,
     )
 
 

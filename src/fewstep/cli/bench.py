@@ -7,7 +7,7 @@ import shlex
 import sys
 from functools import partial
 
-from fewstep.cli.common import at_least, check_device, guidance_argument, guidance_of
+from fewstep.cli.common import at_least, check_device, guidance_argument, guidance_of, pace_arguments, pace_of
 
 __all__ = ["arguments", "run"]
 
@@ -40,6 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--resamples", type=at_least(20), default=200, help="of the paired bootstrap (default: 200)")
     add("--batch", type=at_least(1), default=128, help="samples a network call (default: 128)")
     add("--device", default="cpu", help="where the network runs (default: cpu)")
+    pace_arguments(parser)
     add("--out", default="out/bench", help="folder of tables, plots and what is kept (default: out/bench)")
     add("--dry-run", action="store_true", help="print the contenders and the work, and do nothing")
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     args.guidance = guidance_of(args.guidance, files, classes=True)
     names = ("model", "peers", "without", "guidance", "calls", "images", "seeds", "select", "select_images", "exact",
              "features", "data", "resamples", "batch", "device", "out")  # fmt: skip
-    ready = bench.prepare(bench.Asked(solvers=args.solver, **{name: getattr(args, name) for name in names}))
+    ready = bench.prepare(bench.Asked(solvers=args.solver, pace=pace_of(args), **{n: getattr(args, n) for n in names}))
     for library, reason in ready.missing.items():
         print(f"{library} takes no part: {reason}", file=sys.stderr)
     if ready.real is None:

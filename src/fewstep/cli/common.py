@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from fewstep import words
 
 if TYPE_CHECKING:
+    from fewstep.pace import Pace
     from fewstep.process import Process
     from fewstep.solver import Solver
     from fewstep.tableau import Tableau
@@ -29,6 +30,8 @@ __all__ = [
     "guidance_argument",
     "guidance_of",
     "option",
+    "pace_arguments",
+    "pace_of",
     "pick",
     "sampler_arguments",
     "size",
@@ -103,6 +106,23 @@ def guidance_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --guidance, which `guidance_of` reads."""
     text = "scale of classifier-free guidance; 1 is none (default: what a fitted table was fitted to, else 1)"
     parser.add_argument("--guidance", type=number, metavar="W", help=text)
+
+
+def pace_arguments(parser: argparse.ArgumentParser, *, precision: bool = True) -> None:
+    """Adds --precision, --memory-format and --threads, which `pace_of` reads."""
+    add, text = parser.add_argument, "(default: the fastest here, which is measured once)"
+    if precision:
+        add("--precision", choices=("float32", "bfloat16"), help=f"of the network's numbers {text}")
+    add("--memory-format", choices=("contiguous", "channels-last"), help=f"of images within the network {text}")
+    add("--threads", type=at_least(1), help=f"of the processor {text}")
+
+
+def pace_of(args: argparse.Namespace) -> Pace:
+    """What the command line says of the pace; the rest is measured."""
+    from fewstep.pace import Pace
+
+    precision = getattr(args, "precision", None)
+    return Pace(precision=precision, memory_format=args.memory_format, threads=args.threads)
 
 
 def number(text: str) -> float:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.common import Usage, at_least, check_device, number, pick
+from fewstep.cli.common import Usage, at_least, check_device, number, pace_arguments, pace_of, pick
 from fewstep.cli.sample import class_labels
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=at_least(2), default=32, help="samples a network call (default: 32)")
     add("--seed", type=at_least(0), default=0, help="of the noises (default: 0)")
     add("--device", default="cpu", help="where the network runs (default: cpu)")
+    pace_arguments(parser)
     add("--out", help="the file of the fitted table (default: fitted-STEPS.table)")
 
 
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         pick(fs.TABLES, args.solver, "solver")
     if args.grid is not None:
         pick({**fs.GRIDS, "gits": None, "klub": None}, args.grid, "grid")
-    model = fs.load(args.model, device=args.device)
+    model = fs.load(args.model, device=args.device, pace=pace_of(args))
     if args.guidance != 1 and not model.labels:
         raise Usage(f"got --guidance {args.guidance:g} for a model that was trained without classes: leave it out")
     features = None if args.objective == "paired" else feature_space(args.features or CLASSIFIER, model.shape)
@@ -84,16 +86,17 @@ def run(args: argparse.Namespace) -> None:
         pass
     final = args.final or ("state" if model.process.t_zero is None else "zero")
     named = {"features": args.features or CLASSIFIER, "data": args.data}  # which the functions do not know
-    table = fs.fit(
-        None, model.process, steps=args.steps, shape=model.shape, mode=args.mode, method=args.method,
-        objective=args.objective, features=features, real=real_features(args.data, features, model),
-        solver=args.solver, grid=args.grid, final=final,
-        teacher_steps=args.teacher_steps, samples=args.samples, held_out=args.held_out, batch=args.batch,
-        descent=fs.Descent(iterations=args.iterations), seed=args.seed, device=args.device, out=out,
-        conditioned=lambda where: conditioned(model, labels and labels[where], args.guidance),
-        about={"guidance": args.guidance, "labels": args.label},
-        remarks=named if features is not None else None,
-    )  # fmt: skip
+    with model.pace.threaded():
+        table = fs.fit(
+            None, model.process, steps=args.steps, shape=model.shape, mode=args.mode, method=args.method,
+            objective=args.objective, features=features, real=real_features(args.data, features, model),
+            solver=args.solver, grid=args.grid, final=final,
+            teacher_steps=args.teacher_steps, samples=args.samples, held_out=args.held_out, batch=args.batch,
+            descent=fs.Descent(iterations=args.iterations), seed=args.seed, device=args.device, out=out,
+            conditioned=lambda where: conditioned(model, labels and labels[where], args.guidance),
+            about={"guidance": args.guidance, "labels": args.label, "pace": asdict(model.pace)},
+            remarks=named if features is not None else None,
+        )  # fmt: skip
     card = dict(table.card or {})
     rmse, names = card["rmse"], card["start"]
     print(f"{args.steps} network calls, from {names['solver']} on {names['grid']}: held-out distance to the teacher "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import platform
 import sys
@@ -17,6 +18,8 @@ from fewstep.cli.common import (
     check_device,
     guidance_argument,
     guidance_of,
+    pace_arguments,
+    pace_of,
     pick,
     sampler_arguments,
     size,
@@ -56,6 +59,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     text = "run the network through torch.compile: a minute at first, then faster calls"
     add("--compile", action="store_true", help=text)
     add("--device", default="cpu", help="where the network runs (default: cpu)")
+    pace_arguments(parser)
     add("--quality", action="store_true", help="measure quality against the shipped reference features")
     add("--format", choices=("npz", "safetensors"), default="npz", help="of the samples (default: npz)")
     add("--out", default="out", help="folder for sheet.png, samples and run.json (default: out)")
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         raise Usage(f"got --quality with --num {args.num}: quality is measured on at least {LEAST} samples")
     check_device(args.device)
     pick(fs.GRIDS, args.grid or "default", "grid")
-    model = fs.load(args.model, device=args.device)
+    model = fs.load(args.model, device=args.device, pace=pace_of(args))
     guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels))
     if solver is None:
         solver = build(fs.SOLVERS, fs.DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
@@ -199,10 +203,12 @@ def describe(model: Model, table: Tableau | Driver, *, file: str | None, **more:
             "sha256": model.weights,
             "dtype": str(model.dtype),
         },
+        "pace": dataclasses.asdict(model.pace),
         **more,
         "versions": {"fewstep": fs.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "machine": {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()},
-    }
+        "machine": {"system": platform.system(), "processor": platform.machine(),
+                    "threads": model.pace.threads or torch.get_num_threads()},
+    }  # fmt: skip
 
 
 def npz(samples: Tensor, labels: Sequence[int] | None) -> Callable[[Any], None]:

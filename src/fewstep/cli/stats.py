@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.cli.common import Usage, at_least, check_device, pick
+from fewstep.cli.common import Usage, at_least, check_device, pace_arguments, pace_of, pick
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=at_least(1), default=64, help="data points a network call (default: 64)")
     add("--seed", type=at_least(0), default=0, help="everything random is a function of it (default: 0)")
     add("--device", default="cpu", help="where the network runs (default: cpu)")
+    pace_arguments(parser, precision=False)
     add("--out", help="the file (default: statistics.safetensors in the model folder)")
 
 
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.stats import FILE, measure
 
     check_device(args.device)
-    model = fs.load(args.model, device=args.device, dtype=torch.float32)
+    model = fs.load(args.model, device=args.device, dtype=torch.float32, pace=pace_of(args))
     assert model.path is not None
     if args.only == "all" and model.process.kind != "scalar":
         args.only = "variance"
@@ -56,19 +57,20 @@ def run(args: argparse.Namespace) -> None:
     with Results(out.parent):  # one that cannot be written is refused before the work
         data, labels = _data(model, args) if args.data else _drawn(model, args)
 
-    found = measure(
-        None,
-        model.process,
-        data.to(args.device),
-        nodes=args.nodes,
-        v3=args.only == "all",
-        batch=args.batch,
-        seed=args.seed,
-        out=out,
-        weights=model.weights,
-        labels=labels,
-        conditioned=lambda where: model.denoiser(None if labels is None else labels[where]),
-    )
+    with model.pace.threaded():
+        found = measure(
+            None,
+            model.process,
+            data.to(args.device),
+            nodes=args.nodes,
+            v3=args.only == "all",
+            batch=args.batch,
+            seed=args.seed,
+            out=out,
+            weights=model.weights,
+            labels=labels,
+            conditioned=lambda where: model.denoiser(None if labels is None else labels[where]),
+        )
     print(f"{found} of {found.samples} data points: {out}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fewstep.cli.common import at_least, check_device
+from fewstep.cli.common import at_least, check_device, pace_arguments, pace_of
 
 __all__ = ["arguments", "run"]
 
@@ -32,6 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--patch", type=at_least(1), help="side of the squares of pixels folded into channels (default: 2)")
     add("--seed", type=at_least(0), help="everything random is a function of it (default: 0)")
     add("--device", default="cpu", help="where to train (default: cpu)")
+    pace_arguments(parser)
     add("--save-every", type=float, default=120.0, help="seconds between checkpoints (default: 120)")
     add("--sheet-every", type=float, default=600.0, help="seconds between sample sheets; 0: none (default: 600)")
     add("--anew", action="store_true", help="start anew and overwrite the run in OUT")
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
         save_every=args.save_every,
         sheet_every=args.sheet_every or None,
         device=args.device,
+        pace=pace_of(args),
         quiet=args.quiet,
     )
     print(folder)

@@ -119,8 +119,9 @@ class Run:
     def solve(self, denoiser: Callable[[Tensor, Any], Any], progress: Callable[[float], object]) -> Outcome:
         """Runs with a denoiser that stands for this one's; a ValueError where a sample did not reach the end."""
         driven = {} if isinstance(self.solver, fs.Tableau) else {"grid": self.choice.grid, "steps": self.choice.steps}
-        outcome = fs.solve(denoiser, self.model.process, solver=self.solver, seed=self.choice.seed, progress=progress,
-                           shape=(self.choice.num, *self.model.shape), **driven)  # fmt: skip
+        with self.model.pace.threaded():
+            outcome = fs.solve(denoiser, self.model.process, solver=self.solver, seed=self.choice.seed,
+                               progress=progress, shape=(self.choice.num, *self.model.shape), **driven)  # fmt: skip
         if not outcome.ok:
             raise ValueError(str(outcome))
         return outcome

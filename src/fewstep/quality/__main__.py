@@ -85,8 +85,9 @@ is the feature space in which fewstep measures samples of this data set.
     card += f"""{floor.density:.3f}, {floor.coverage:.3f} |
 
 - Command: `python -m fewstep.quality {path.name} --out FOLDER --epochs {epochs} --seed {seed}`.
-- Training: {epochs} epochs over {len(keep):,} images, AdamW, one-cycle learning rate, flips and shifts, bfloat16
-  autocast; {hours * 60:.0f} minutes on one CPU thread ({platform.machine()}), torch {torch.__version__}, seed {seed}.
+- Training: {epochs} epochs over {len(keep):,} images, AdamW, one-cycle learning rate, flips and shifts,
+  {net.pace.precision} ({net.pace.memory_format}, threads: {net.pace.threads}); {hours * 60:.0f} minutes
+  ({platform.machine()}), torch {torch.__version__}, seed {seed}.
 - `weights.safetensors`: float16. `reference.safetensors`: float16 features and labels of the test images and of the
   first {STORED:,} held-out training images, in random order. Features, no images.
 - Images enter as floats in [-1, 1], shape (B, {c}, {h}, {w}).

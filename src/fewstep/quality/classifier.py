@@ -8,14 +8,18 @@ Symbols: x images (B, C, H, W) in [-1, 1]; phi(x) features (B, d); logits = W ph
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fewstep.files import load_tensors, read_json, save_tensors, write_json
+from fewstep.pace import Pace, choose
 
 __all__ = ["Classifier", "accuracy", "images_to_tensor", "load_classifier", "save_classifier", "train_classifier"]
 
@@ -43,7 +47,12 @@ class Classifier(nn.Module):
         classes: int = 10,
     ) -> None:
         super().__init__()
-        self.config = {"shape": list(shape), "channels": list(channels), "features": features, "classes": classes}
+        self.config: dict[str, Any] = {
+            "shape": list(shape),
+            "channels": list(channels),
+            "features": features,
+            "classes": classes,
+        }
         a, b, c = channels
         left = [-(-(side // 4) // 2) for side in shape[1:]]  # positions after two halvings and one more, rounded up
         if not all(left):
@@ -56,6 +65,7 @@ class Classifier(nn.Module):
             *(nn.Linear(c * left[0] * left[1], features), nn.BatchNorm1d(features), nn.ReLU()),
         )
         self.head = nn.Linear(features, classes)
+        self.pace = Pace()  # how it runs here
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes), with gradients: the training path."""
@@ -70,7 +80,8 @@ class Classifier(nn.Module):
                 f"images came as {x.dtype} {tuple(x.shape)}; this classifier takes floats (B, {str(shape)[1:]} in "
                 "[-1, 1]; convert them with images_to_tensor or name another feature function."
             )
-        return torch.cat([self.body(part.float()) for part in x.split(batch)])
+        with self.pace.threaded():
+            return torch.cat([self.body(part.float()) for part in x.split(batch)])
 
     @torch.inference_mode()
     def logits(self, x: Tensor, *, batch: int = 256) -> Tensor:
@@ -101,6 +112,7 @@ def train_classifier(
     seed: int = 0,
     net: Classifier | None = None,
     report: Callable[[int, float], None] | None = None,
+    pace: Pace | None = None,
 ) -> Classifier:
     """Trains with AdamW, one-cycle learning rate, horizontal flips and shifts of up to two pixels; returns it in eval.
 
@@ -108,8 +120,10 @@ def train_classifier(
         images: uint8, as `images_to_tensor` takes them.
         labels: (N,) integers in [0, classes).
         report: called after every epoch with (epoch, mean loss).
+        pace: precision, memory format and threads; what it leaves open is measured (`fewstep.pace`). What was chosen is
+            `pace` of the classifier that is returned.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(seed)
         x, y = images_to_tensor(images), torch.from_numpy(labels.astype(np.int64))
         net = net if net is not None else Classifier(shape=tuple(x.shape[1:]), classes=int(labels.max()) + 1)
@@ -118,6 +132,9 @@ def train_classifier(
         per_epoch = max(1, len(x) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=epochs * per_epoch + 1)
         net.train()
+        net.pace = choose(net, _timed(net, back=True), use="train", given=pace, sizes=(8, 64))
+        net.pace.place(net)
+        stack.enter_context(net.pace.threaded())
         for epoch in range(epochs):
             order, losses = torch.from_numpy(rng.permutation(len(x))), []
             for k in range(per_epoch):
@@ -126,7 +143,7 @@ def train_classifier(
                 flip = torch.from_numpy(rng.random(batch) < 0.5)[:, None, None, None]
                 part = torch.where(flip, part.flip(-1), part)
                 i, j = rng.integers(0, 5, 2)
-                with torch.autocast("cpu", torch.bfloat16):
+                with net.pace.autocast(torch.device("cpu")):
                     out = net(part[:, :, i : i + x.shape[2], j : j + x.shape[3]])
                 loss = nn.functional.cross_entropy(out.float(), y[rows])
                 optimiser.zero_grad(set_to_none=True)
@@ -165,4 +182,28 @@ def load_classifier(folder: str | Path | None = None) -> Classifier:
     if missing:
         raise ValueError(f"{folder / 'weights.safetensors'} lacks {missing[0]!r}; write the folder again.")
     net.load_state_dict(state, strict=False)
-    return net.eval()
+    net.eval()
+    given = Pace(precision="float32")  # what is measured does not depend on the machine's choice
+    net.pace = choose(net, _timed(net, back=False), use="measure", given=given, sizes=(16, 256))
+    net.pace.place(net)
+    return net
+
+
+def _timed(net: Classifier, *, back: bool) -> Callable[[Pace, int], Callable[[], object]]:
+    """Calls of the classifier for the probe of its pace, with the way back or without."""
+
+    def prepare(pace: Pace, size: int) -> Callable[[], object]:
+        pace.place(net)
+        shape = (size, *net.config["shape"])
+        x = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+
+        def call() -> None:
+            with pace.autocast(torch.device("cpu")), torch.set_grad_enabled(back):
+                out = net(x)
+            if back:
+                out.float().square().mean().backward()
+                net.zero_grad(set_to_none=True)
+
+        return call
+
+    return prepare

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fewstep.files import Results, json_text, read_json
 
-__all__ = ["add_quality", "card", "hardware"]
+__all__ = ["add_quality", "card"]
 
 # Licence and attribution of data sets that are recognised by the fingerprint of their images and labels.
 KNOWN_DATA = {
     "1f243a60b4b748a4": "Fashion-MNIST, Copyright (c) 2017 Zalando SE, https://tech.zalando.com, MIT licence "
     "(Xiao, Rasul and Vollgraf 2017, https://arxiv.org/abs/1708.07747)",
 }
-
-
-def hardware(device: str | torch.device = "cpu") -> str:
-    """The processor or GPU a run uses, in words."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
-        name = lines[0].partition(":")[2].strip() if lines else name
-    return f"{torch.get_num_threads()} of {os.cpu_count()} cores, {name}"
 
 
 def card(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
@@ -72,7 +56,7 @@ def card(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
         "hours": f"{training['hours']:.2f}" if "hours" in training else None,
         "hardware": training.get("hardware"),
         "seed": training.get("seed"),
-        "loss": f"mean squared error on {about['predicts']}, bfloat16 autocast; "
+        "loss": f"mean squared error on {about['predicts']}, {_pace(training.get('pace'))}; "
         + (
             "time uniform"
             if training.get("law") == "uniform"
@@ -112,6 +96,14 @@ def add_quality(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with Results(folder) as results:
         results.write("README.md", lambda file: file.write(card(config, about).encode()))
         results.write("fewstep.json", lambda file: file.write(json_text(about).encode() + b"\n"))
+
+
+def _pace(pace: Mapping[str, Any] | None) -> str:
+    """How a network was run while it was trained; those before this was recorded ran in bfloat16 autocast."""
+    if pace is None:
+        return "bfloat16 autocast"
+    precision = "bfloat16 autocast" if pace["precision"] == "bfloat16" else pace["precision"]
+    return f"{precision}, {pace['memory_format']}, threads: {pace['threads']}"
 
 
 def _cell(value: Any) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -33,14 +34,16 @@ from torch import Tensor
 
 from fewstep.denoiser.predict import preconditioning
 from fewstep.files import extra, load_tensors, save_tensors
+from fewstep.pace import Pace, choose, hardware
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse
 from fewstep.seal import is_sealed
-from fewstep.train.card import hardware
 
 __all__ = ["Stopped", "TrainConfig", "Trainer", "read_header"]
 
 BUDGET = ("images", "hours")  # may change when a run goes on; everything else in TrainConfig may not
+
+BEFORE = {"precision": "bfloat16", "memory_format": "contiguous"}  # of checkpoints that do not say it
 
 
 class Stopped(KeyboardInterrupt):
@@ -82,6 +85,7 @@ class Trainer:
         predicts: what the network learns to return, a name of `fewstep.wrap`.
         setup: what else the run depends on (network, process, data), saved in the checkpoint.
         device: where the network lives.
+        pace: precision, memory format and threads; what it leaves open is that of the checkpoint, or else measured.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class Trainer:
         predicts: str = "v",
         setup: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
+        pace: Pace | None = None,
     ) -> None:
         self.net, self.process, self.config, self.checkpoint = net.to(device), process, config, checkpoint
         self.images, self.labels, self.call, self.predicts = images, labels, call, predicts
@@ -104,6 +109,38 @@ class Trainer:
         self.ema = [p.detach().clone() for p in net.parameters()]
         self.optimiser = torch.optim.AdamW(net.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
         self.step, self.seconds, self.hardware = 0, 0.0, hardware(device)
+        self._given, self._pace = pace or Pace(), Pace()  # the second is empty until it is chosen
+
+    @property
+    def pace(self) -> Pace:
+        """How the network runs: chosen when first needed, and kept in the checkpoint, for the bits depend on it."""
+        if self._pace == Pace():
+            gpu = "bfloat16" if self.device.type != "cuda" or torch.cuda.is_bf16_supported() else "float32"
+            self.pace = choose(self.net, self._timed, use="train", given=self._given, device=self.device,
+                               sizes=(1, 4, 32), gpu=gpu)  # fmt: skip
+        return self._pace
+
+    @pace.setter
+    def pace(self, pace: Pace) -> None:
+        self._pace = pace
+        pace.place(self.net)
+        pairs = zip(self.net.parameters(), self.ema, strict=True)
+        self.ema = [torch.empty_like(p).copy_(average) for p, average in pairs]
+
+    def _timed(self, pace: Pace, size: int) -> Callable[[], object]:
+        """The network's part of a step, for the probe; of a single image without the way back, which is slow enough."""
+        pace.place(self.net)
+        x, t, labels, target = self._examples(0)
+        x, t, labels, target = x[:size], t[:size], None if labels is None else labels[:size], target[:size]
+
+        def call() -> None:
+            with torch.set_grad_enabled(size > 1):
+                loss = self._error(x, t, labels, target, pace)
+            if size > 1:
+                loss.backward()
+                self.optimiser.zero_grad(set_to_none=True)
+
+        return call
 
     def progress(self) -> float:
         """The share of the budget that is spent, in [0, 1]."""
@@ -140,13 +177,19 @@ class Trainer:
 
     def loss(self, k: int) -> Tensor:
         """The mean squared error of step k, with gradients."""
+        return self._error(*self._examples(k), self.pace)
+
+    def _examples(self, k: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """What the network is called with in step k, and what it is to return."""
         x0, t, labels, eps = self.batch(k)
         x0, eps, labels = x0.to(self.device), eps.to(self.device), None if labels is None else labels.to(self.device)
         z = self.process.diffuse(x0, t, eps)
         c_in, p, q = preconditioning(self.predicts, self.process, t)
-        target = apply(inverse(q), self.process.coordinates(x0) - apply(p, z))
-        with torch.autocast(x0.device.type, torch.bfloat16):
-            out = self.call(apply(c_in, z), t, labels)
+        return apply(c_in, z), t, labels, apply(inverse(q), self.process.coordinates(x0) - apply(p, z))
+
+    def _error(self, x: Tensor, t: Tensor, labels: Tensor | None, target: Tensor, pace: Pace) -> Tensor:
+        with pace.autocast(self.device):
+            out = self.call(x, t, labels)
         return ((out.float() - target) ** 2).mean()
 
     def run(self, report: Callable[[Trainer, float], None], save_every: float = 120.0) -> None:
@@ -156,7 +199,7 @@ class Trainer:
         """
         parameters = list(self.net.parameters())
         last = saved = time.monotonic()
-        with _stop_requests() as stop:
+        with _stop_requests() as stop, self.pace.threaded():
             while self.progress() < 1:
                 warm = min(1.0, (self.step + 1) * self.config.batch / max(1, self.config.warmup))
                 for group in self.optimiser.param_groups:
@@ -192,7 +235,7 @@ class Trainer:
             tensors |= {f"net.{name}": p, f"ema.{name}": ema}
             tensors |= {f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
         header = {"step": self.step, "seconds": self.seconds, "config": asdict(self.config)}
-        header |= {"setup": self.setup, "hardware": self.hardware, "format": 2}
+        header |= {"setup": self.setup, "hardware": self.hardware, "pace": asdict(self.pace), "format": 2}
         save_tensors(self.checkpoint, tensors, {"fewstep": json.dumps(header, allow_nan=False)}, sealed=True)
 
     def load(self) -> None:
@@ -204,12 +247,16 @@ class Trainer:
         theirs = {k: v for k, v in header["config"].items() if k not in BUDGET} | header.get("setup", {})
         ours = {k: v for k, v in asdict(self.config).items() if k not in BUDGET}
         ours |= json.loads(json.dumps({k: v for k, v in self.setup.items() if k in theirs}))
+        theirs |= header["pace"]
+        ours |= {k: v for k, v in asdict(self._given).items() if v is not None and k != "threads"}
         for name in ours:
             if theirs.get(name, ours[name]) != ours[name]:
                 raise ValueError(
                     f"{self.checkpoint} was made with {name} = {theirs[name]}, this run asks for {ours[name]}; a run "
                     "goes on only as it began; give the same options or another output folder."
                 )
+        threads = min(header["pace"]["threads"] or torch.get_num_threads(), os.cpu_count() or 1)
+        self.pace = self._given.over(Pace(**header["pace"] | {"threads": threads}))
         tensors = load_tensors(self.checkpoint)
         for (name, p), ema in zip(self.net.named_parameters(), self.ema, strict=True):
             parts = [tensors.get(f"{part}.{name}") for part in ("net", "ema", "m", "v")]
@@ -218,7 +265,7 @@ class Trainer:
                     f"{self.checkpoint} has no {name} of shape {tuple(p.shape)}; it belongs to another network; "
                     "give the same options or another output folder."
                 )
-            net, average, m, v = (t.to(p.device) for t in parts if t is not None)
+            net, average, m, v = (torch.empty_like(p).copy_(t) for t in parts if t is not None)
             p.data.copy_(net)
             ema.copy_(average)
             if header["step"]:
@@ -229,7 +276,7 @@ class Trainer:
 
 
 def read_header(checkpoint: Path) -> dict[str, Any]:
-    """Step, seconds, config and setup of a checkpoint, or one sentence about why it is none.
+    """Step, seconds, config, setup and pace of a checkpoint, or one sentence about why it is none.
 
     "sealed" says whether it holds its own checksum, as all do from format 2 on.
     """
@@ -245,7 +292,8 @@ def read_header(checkpoint: Path) -> dict[str, Any]:
             raise ValueError(f"its step is {step!r} and its seconds are {seconds!r}")
         if not (isinstance(header["config"], dict) and isinstance(header["setup"], dict)):
             raise ValueError("its options are no options")
-        return header | {"sealed": sealed}
+        pace = asdict(Pace(**header.get("pace", BEFORE)))
+        return header | {"pace": pace, "sealed": sealed}
     except Exception as error:  # safetensors raises its own class, a bare Exception
         raise ValueError(
             f"{checkpoint} is not a whole training checkpoint ({error}); a run goes on only from one of its own; "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fewstep.data import Images, read_images
 from fewstep.denoiser import TIMES
 from fewstep.files import atomic, extra, physical_memory
 from fewstep.model import Model, build_network, call_network, save_model
+from fewstep.pace import Pace
 from fewstep.process import CLD, EDM, VP, Blurring, Cosine, Discrete, Flow, Process, SubVP
 from fewstep.process.config import process_to_json
 from fewstep.train.card import KNOWN_DATA, card
@@ -82,6 +83,7 @@ def train(
     save_every: float = 120.0,
     sheet_every: float | None = 600.0,
     device: str | torch.device = "cpu",
+    pace: Pace | None = None,
     command: str | None = None,
     quiet: bool = False,
 ) -> Path:
@@ -107,6 +109,8 @@ def train(
         save_every: seconds between checkpoints.
         sheet_every: seconds between sample sheets; None: no sheets.
         device: where to train.
+        pace: precision, memory format and threads; what it leaves open is as in the run in `out`, or else measured
+            (`fewstep.pace`).
         command: the command line, for the card; None: told from the options.
         quiet: shows nothing.
 
@@ -145,6 +149,7 @@ def train(
         predicts=learns,
         setup={**saved_setup, "data": data.fingerprint()},
         device=device,
+        pace=pace,
     )
     with Progress(quiet=quiet) as progress:
         if goes_on:
@@ -199,6 +204,7 @@ def export(trainer: Trainer, folder: Path, *, data: Images, setup: Setup, comman
         "steps": trainer.step,
         "hours": round(trainer.seconds / 3600, 3),
         "hardware": trainer.hardware,
+        "pace": asdict(trainer.pace),
         "versions": f"torch {torch.__version__}, diffusers {extra('diffusers', 'diffusers', 'training').__version__}",
         **{f.name: getattr(config, f.name) for f in fields(config) if f.name not in BUDGET},
     }
