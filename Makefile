@@ -1,5 +1,6 @@
 # make demo   installs what a user needs into .venv and runs the main job
 # make test   installs what a developer needs, then lint, types and tests; stops at the first failure
+# make sweep  the tests that feel a processor's kernels, as on one with AVX2 alone and on one without
 # make lint   lint, format and types alone
 # make docs   installs what the site needs and builds it, strictly, in build/site (DOCS_ARGS for Sphinx)
 # make clean  removes everything that was made here (.venv, build output, out/)
@@ -15,7 +16,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
 PYTEST_ARGS ?= -q -n $(JOBS)
 
-.PHONY: demo test lint docs clean
+# Tests in which the last bits of a network's numbers, or how long it takes, could decide.
+SWEEP := $(addprefix tests/, test_cli_sample.py test_files.py test_fit.py test_model.py test_pace.py test_quality.py \
+	test_train.py test_diffusers_door_pipelines.py::test_a_pipeline_is_saved_with_it)
+
+.PHONY: demo test sweep lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -23,6 +28,11 @@ demo: $(VENV)/.installed
 
 test: lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+sweep: $(VENV)/.installed-dev
+	@OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(PYTEST_ARGS) $(SWEEP)
+	@OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+		$(BIN)/python -m pytest $(PYTEST_ARGS) $(SWEEP)
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from fewstep.loop import Parallel as Parallel, sample as sample, solve as solve, tabulate as tabulate
     from fewstep.model import Model as Model, load as load
     from fewstep.noise import Noise as Noise
+    from fewstep.pace import Pace as Pace
     from fewstep.process import (
         CLD as CLD,
         EDM as EDM,
@@ -219,6 +220,7 @@ _HOME = {
         "load",
     ),
     "fewstep.noise": ("Noise",),
+    "fewstep.pace": ("Pace",),
     "fewstep.process": (
         "CLD",
         "EDM",

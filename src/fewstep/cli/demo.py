@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import time
+from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.common import at_least, tabulated
+from fewstep.cli.common import at_least, pace_arguments, pace_of, tabulated
+
+if TYPE_CHECKING:
+    from fewstep.model import Model
+    from fewstep.tableau import Tableau
 
 __all__ = ["arguments", "run"]
+
+MOST, FEWEST = 512, 16  # samples of each solver
+SECONDS = 100.0  # for all of it, measuring apart
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep demo`."""
     add = parser.add_argument
-    add("--num", type=at_least(16), default=512, help="samples for each solver (default: 512)")
+    text = f"samples for each solver (default: {MOST}, or as many as a slow machine makes in two minutes)"
+    add("--num", type=at_least(FEWEST), help=text)
     add("--steps", type=at_least(1), default=10, help="network calls of the default solver (default: 10)")
     add("--ancestral-steps", type=at_least(1), default=100, help="network calls of ancestral sampling (default: 100)")
     add("--batch", type=at_least(1), default=64, help="samples a network call (default: 64)")
     add("--seed", type=at_least(0), default=0, help="both solvers start from the noises of this seed (default: 0)")
+    pace_arguments(parser)
     add("--out", default="out/demo", help="folder for the pictures and demo.json (default: out/demo)")
 
 
@@ -26,8 +38,10 @@ def run(args: argparse.Namespace) -> None:
     """Samples the shipped model in 10 network calls and in 100, from the same noises, and measures both.
 
     The kernel distance is unbiased (its standard error follows it); the Frechet distance is biased upward at this size,
-    so the last line gives both for as many real images: what a perfect model would reach.
+    so the last line gives both for as many real images: what a perfect model would reach. A first batch is timed, and a
+    machine on which all samples would take longer than two minutes takes fewer.
     """
+    began = time.monotonic()
     import fewstep as fs
     from fewstep.cli.sample import class_labels
     from fewstep.draw import draw
@@ -35,13 +49,20 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.quality import load_classifier, load_reference
     from fewstep.ui import Bar, png, table as aligned
 
-    model, classifier, reference = fs.load(), load_classifier(), load_reference()
+    model, classifier, reference = fs.load(pace=pace_of(args)), load_classifier(), load_reference()
+    plan = [(fs.DEFAULT_SOLVERS[model.process.kind], args.steps), ("ddpm", args.ancestral_steps)]
+    calls = sum(steps for _, steps in plan)
+    if args.num is None:
+        each = calls * _seconds(model, fs.tabulate(None, model.process, steps=1), args.batch)
+        args.num = max(FEWEST, min(MOST, int((SECONDS - (time.monotonic() - began)) / each)))
+        if args.num < MOST:
+            print(f"{args.num} samples of each: on this machine {MOST} would take about {MOST * each / 60:.0f} minutes "
+                  f"(--num {MOST} takes them all)", file=sys.stderr)  # fmt: skip
     floor = reference.floor(args.num)
     labels = class_labels(None, model.labels, args.num)
-    plan = [(fs.DEFAULT_SOLVERS[model.process.kind], args.steps), ("ddpm", args.ancestral_steps)]
     lines, records = [], []
     with Results(args.out) as results:
-        with Bar(sum(steps for _, steps in plan), "sampling") as bar:
+        with Bar(calls, "sampling") as bar:
             for name, steps in plan:
                 solver = fs.TABLES[name]()
                 table = tabulated(solver, model.process, to_zero=solver.reaches_zero(model.process), steps=steps)
@@ -53,12 +74,21 @@ def run(args: argparse.Namespace) -> None:
                 record = {"sheet": sheet.name, "network_calls": drawn.calls, "seconds": round(drawn.seconds, 3)}
                 records.append(record | {"solver": fs.SOLVERS[name]().config(), "quality": quality.as_dict()})
         lines.append(_line("real images (floor)", "", "", floor))
-        results.record("demo.json", {"num": args.num, "seed": args.seed, "floor": floor.as_dict(), "runs": records})
+        record = {"num": args.num, "seed": args.seed, "pace": asdict(model.pace), "floor": floor.as_dict()}
+        results.record("demo.json", {**record, "runs": records})
     head = ["solver", "calls", "seconds", "kernel distance", "Frechet distance"]
     print(f"{args.num} samples of each from the same {args.num} noises, against {floor.reference:,} real images:\n")
     print(aligned(head, lines))
     print("\nSmaller is better; the last line is what a perfect model would reach with as many images.")
     print("Pictures: " + ", ".join(str(results.folder / record["sheet"]) for record in records))
+
+
+def _seconds(model: Model, table: Tableau, batch: int) -> float:
+    """Seconds of a network call for a sample, by the second of two batches of one call: the first warms up."""
+    from fewstep.draw import draw
+
+    draw(model, table, num=batch, batch=batch)
+    return draw(model, table, num=batch, batch=batch).seconds / batch
 
 
 def _line(name: str, calls: str, seconds: str, quality: Any) -> list[str]:
