@@ -1,56 +1,126 @@
-r"""What a network predicts, told from its output: does it look like what it is wrapped as?
+r"""What a network is, told from its output: its prediction, its time and its process, held against how it is wrapped.
 
-Data N(mu, s^2 I) has D = mu + d (z - alpha mu) with d = alpha s^2 / (alpha^2 s^2 + sigma^2), so a network of the
-prediction x0 = p z + q F (`fewstep.denoiser.predict`) returns F = (d - p)/q z + constant. Times sigma far up and times
-alpha near the data, that slope hardly depends on s:
+States z = alpha f + sigma eps are made of a field f and noise eps at several levels of one process, and the network is
+called as if it were of that process and time. What a denoiser makes of them is a gain on each of the two,
 
-| prediction | sigma x slope, nearly all noise | alpha x slope, nearly none |
-|------------|---------------------------------|----------------------------|
-| `noise`    | 1                               | 0                          |
-| `data`     | 0                               | 1                          |
-| `v`, `edm` | 0                               | 0                          |
-| `flow`     | 1                               | -1                         |
-| `score`    | -1 / sigma                      | below 0                    |
+$$ D = g_f f + g_\epsilon \frac{\sigma}{\alpha} \epsilon, \qquad g(\lambda) = E_s \frac{1}{1 + e^{-2\lambda} / s^2}, $$
 
-(with alpha^2 + sigma^2 = 1; on other processes as the formula says). Both slopes are measured in one call, over pairs
-of states z and -z, in whose difference constants vanish: noise above, smooth fields with a little noise below.
+the Wiener filter of data whose standard deviation in that direction is s (`LEAST` to `MOST` along the fields, from 0 on
+along the noise, two of them mixed); so a network of the prediction x0 = p z + q F (`fewstep.denoiser.predict`) returns
+
+$$ F = \frac{g_f - p \alpha}{q} f + \frac{g_\epsilon - p \alpha}{q} \frac{\sigma}{\alpha} \epsilon. $$
+
+The misfit of a reading (process, time, prediction) is the root mean square distance of the two measured factors from
+the nearest that any s allow, in units of the prediction's size.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, overload
 
 import torch
+from torch import Tensor
 
-from fewstep.denoiser.network import Wrapped
+from fewstep.denoiser.network import TIMES, Wrapped
 from fewstep.denoiser.predict import PREDICTIONS
 from fewstep.noise import noise_source
-from fewstep.process.base import ScalarProcess
+from fewstep.process.base import Process, ScalarProcess
+from fewstep.process.scalar import EDM, VE, VP, Cosine, Discrete, Flow
 from fewstep.words import typed
 
-__all__ = ["check_prediction"]
+__all__ = ["Diagnosis", "check_prediction"]
 
-HIGH, LOW = -4.0, 5.0  # log-SNRs of the two levels, where the process goes that far
-NARROW, WIDE = 0.2, 3.0  # standard deviations of data, between which it may lie
-NEAR = 0.35  # a slope that is no further from a prediction's, in units of the prediction's size, is that prediction's
-ENTRIES = 512  # numbers a slope is measured on
-FIELD = 0.6  # of the smooth fields, in data units
+LEVELS = 7  # log-SNRs from the first to the second of the next line, where the process goes that far
+HIGH, LOW = -3.5, 4.5
+ENTRIES = 512  # numbers a factor is measured on, at each level
+FIELD = 0.6  # of the fields, in data units
+LEAST, MOST, WIDTHS = 0.15, 6.0, 16  # of s
+FITS = 0.14  # a misfit below is one of a network that is what it is wrapped as: exact ones have 0.02, trained ones 0.13
+LOOSE = 0.2  # above, a network looks like nothing known
+BETTER = 0.5  # another reading is named where its misfit is at most this share of the declared one's
+SETTLED = 0.5  # a mark below which times and processes that a network may not bear are not tried
+TIE = 1.5  # marks nearer than this factor are named together
+CALLS = 16  # of the network, at most
 NAMES = (*PREDICTIONS, "edm", *(f"-{name}" for name in PREDICTIONS if name != "score"))  # -score is much like noise
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Diagnosis(Sequence[str]):
+    """What a network looks like: a sequence of predictions, with the rest.
+
+    Attributes:
+        names: predictions that fit, as "v", the best first; where only its negative does, "-v". () where none does.
+        process: on which they fit: the declared one, or the one it looks trained on.
+        time: the convention in which they fit, as in `fewstep.wrap`; "reversed" is the declared one run backwards.
+        misfit: of the best of them; see the module.
+        declared: the misfit of the network as it is wrapped.
+        sentence: what is the matter and how sure that is, or that nothing is.
+    """
+
+    names: tuple[str, ...]
+    process: ScalarProcess
+    time: str | Callable[[Tensor], Tensor]
+    misfit: float
+    declared: float
+    sentence: str
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self.names[index]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __eq__(self, other: object) -> bool:
+        return self.names == tuple(other) if isinstance(other, tuple | Diagnosis) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """A network called as one of a process and a time; `changes` is in how much that differs from the declaration."""
+
+    wrapped: Wrapped
+    changes: int = 0
+    backwards: bool = False
+
+    def misfits(self, shape: tuple[int, ...], seed: int, device: torch.device | str) -> dict[str, tuple[float, float]]:
+        """How much each prediction misses that this reading can be of, and how large the output is in its units."""
+        process = self.wrapped.process
+        assert isinstance(process, ScalarProcess)
+        high, low = max(process.log_snr(process.t_max), HIGH), min(process.log_snr(process.t_min), LOW)
+        lam = torch.linspace(high, low, LEVELS, dtype=torch.float64)
+        t = process.inverse_log_snr(lam)
+        edm = self.wrapped.predicts == "edm"
+        measured = _factors(self.wrapped, t, shape, seed, device)
+        return {name: _misfit(self.wrapped, name, lam, t, measured) for name in NAMES if (name == "edm") == edm}
 
 
 @typed
 def check_prediction(
     denoiser: Wrapped, shape: tuple[int, ...], *, seed: int = 0, device: torch.device | str = "cpu"
-) -> tuple[str, ...]:
-    """Warns where a network's output does not look like the prediction it is wrapped as; costs one call.
+) -> Diagnosis:
+    """Warns where a network does not look like what it is wrapped as, and says what it looks like.
 
-    For trained networks: one that returns next to nothing, as before training, looks like `v`. What cannot be told:
-    `v` from `edm`; `v` on processes with alpha = 1 (EDM, VE), where its size depends on the data's; whether the process
-    is the right one. Data should be of order 1, a standard deviation of 0.2 to 3. States near the data are made up: a
-    network that knows a few points by heart and nothing else may return anything there, and be mistaken.
+    One call of 14 states or more where all is well. Else other predictions are tried with other times (those of
+    `fewstep.wrap`, and the declared one backwards) or other processes, with at most `CALLS` calls.
+
+    For trained networks and data of order 1, a standard deviation of 0.2 to 3. What cannot be told: what makes no
+    difference on these states, as an index from its floor, or schedules with alpha^2 + sigma^2 = 1 from one another
+    under `time="sigma"` and `"log-sigma/4"`; a schedule from another that gives the same slopes with data of another
+    width (linear and cosine, on white Gaussian data); a flow network of an index from a score, both called far outside
+    their times; anything of a network that knows a few points by heart.
 
     Args:
         denoiser: of `fewstep.wrap` on a scalar process, its conditions bound for any number of samples.
@@ -59,8 +129,8 @@ def check_prediction(
         device: where the network lives.
 
     Returns:
-        What the output looks like: names of predictions; where there is none, of those whose negative it looks like,
-        as "-flow". () where it looks like nothing known, which is no reason for a warning.
+        The predictions that fit, in a `Diagnosis` that compares as their tuple; () where it looks like nothing known,
+        which is no reason for a warning.
 
     Raises:
         ValueError: for a process that is not scalar, and for what is wrong with the network's output.
@@ -68,48 +138,132 @@ def check_prediction(
     process = denoiser.process
     if not isinstance(process, ScalarProcess):
         raise ValueError(f"got a network on {type(process).__name__}: predictions are told apart on scalar processes")
-    lams = max(process.log_snr(process.t_max), HIGH), min(process.log_snr(process.t_min), LOW)
-    levels = [float(process.inverse_log_snr(lam)) for lam in lams]
-    slopes = _slopes(denoiser, shape, levels, seed, device)
-    high, low = ([name for name in NAMES if _fits(denoiser, name, t, f)] for t, f in zip(levels, slopes, strict=True))
-    # States near the data are made up. Where a network returns there what no prediction would, they say nothing.
-    found = [name for name in high if name in low] or ([] if denoiser.predicts in high else high)
-    looks = tuple(name for name in found if not name.startswith("-")) or tuple(found)
-    if looks and denoiser.predicts not in looks:
-        warnings.warn(
-            f"got a network wrapped with predicts={denoiser.predicts!r}, whose output looks like {' or '.join(looks)}: "
-            "wrap it as what it was trained to predict",
-            stacklevel=3,
+
+    def trial(reading: _Reading) -> list[tuple[float, float, _Reading, str]]:
+        """A mark for each prediction (little output says little, as do many changes), misfit, reading, name."""
+        found = reading.misfits(shape, seed, device)
+        return [((misfit / max(size, 1e-3) + 0.05) * (1 + reading.changes + (name != denoiser.predicts)) ** 2, misfit,
+                 reading, name) for name, (misfit, size) in found.items()]  # fmt: skip
+
+    own, safe, *others = _readings(denoiser)
+    seen = trial(own)
+    declared = next(misfit for _, misfit, _, name in seen if name == denoiser.predicts)
+    for other in [] if declared <= FITS else [safe, *others]:
+        if other is others[0] and any(mark < SETTLED and misfit <= FITS for mark, misfit, *_ in seen):
+            break
+        with suppress(Exception):  # called with what it was not made for, a network may do anything
+            seen += trial(other)
+    mark, best, reading, name = min(seen, key=lambda one: (one[1] > LOOSE, one[0]))
+    if declared <= FITS or best > min(BETTER * declared, LOOSE):
+        reading, best, name = own, declared, denoiser.predicts
+    near = 1.5 * best + 0.01
+    names = [n for _, misfit, one, n in sorted(seen, key=lambda one: one[1]) if one is reading and misfit <= near]
+    names = tuple(n for n in names if not n.startswith("-")) or tuple(names)
+    warned = reading is not own or name != denoiser.predicts
+    if not warned and best > LOOSE:
+        names, sentence = (), f"looks like nothing known (misfit {best:.2g}): nothing can be told"
+    elif not warned:
+        sentence = f"looks like {' or '.join(names)}, as it is wrapped (misfit {best:.2g})"
+    else:
+        passed = [(reading, known) for known in names] + [(own, denoiser.predicts)]
+        rest = [one for one in seen if one[1] <= LOOSE and one[2:] not in passed]
+        second = min(rest, key=lambda one: one[0], default=(math.inf, 0.0, own, ""))
+        tied = second[0] < TIE * mark
+        looks = _looks(denoiser, reading, names) + (f", or {_looks(denoiser, second[2], second[3:])}" if tied else "")
+        how = "perhaps" if tied else "most likely" if second[0] < 2 * TIE * mark else "clearly"
+        sentence = (
+            f"got a network wrapped with predicts={denoiser.predicts!r}, whose output looks {how} like {looks} "
+            f"(misfit {best:.2g}, {declared:.2g} as it is wrapped): wrap it as what it was trained for"
         )
-    return looks
+        names = tuple(dict.fromkeys([*names, *second[3:]])) if tied else names
+        warnings.warn(sentence, stacklevel=3)
+    time = "reversed" if reading.backwards else reading.wrapped.time
+    process = reading.wrapped.process
+    assert isinstance(process, ScalarProcess)
+    return Diagnosis(names=names, process=process, time=time, misfit=best, declared=declared, sentence=sentence)
 
 
-def _slopes(
-    denoiser: Wrapped, shape: tuple[int, ...], levels: Sequence[float], seed: int, device: torch.device | str
-) -> list[float]:
-    """The slopes of the network's output over states at two levels, from one call."""
+def _looks(declared: Wrapped, found: _Reading, names: Sequence[str]) -> str:
+    """What a reading differs in from the declaration, in words."""
+    w, between = found.wrapped, {("index", "t"): "an index network called with t in [0, 1]",
+                                 ("t", "index"): "a network of t in [0, 1] called with an index"}  # fmt: skip
+    looks = []
+    if declared.predicts not in names:
+        spelt = [f"minus {name[1:]} (negate its output)" if name.startswith("-") else name for name in names]
+        looks.append(f"{' or '.join(spelt)} wrapped as {declared.predicts}")
+    if found.backwards:
+        looks.append("one whose time is reversed")
+    elif w.time != declared.time:
+        looks.append(between.get((str(w.time), str(declared.time)), f"a network of the time {w.time!r}"))
+    if w.process is not declared.process:
+        looks.append(f"one trained on {_named(w.process)}")
+    return " and ".join(looks)
+
+
+def _named(process: Process) -> str:
+    return "Stable Diffusion's Discrete" if isinstance(process, Discrete) else type(process).__name__
+
+
+def _readings(d: Wrapped) -> Iterator[_Reading]:
+    """The declared reading; the same backwards; other times, EDM's scaling, other processes."""
+    process, plain = d.process, "noise" if d.predicts == "edm" else d.predicts
+    yield _Reading(wrapped=d)
+    yield _Reading(wrapped=replace(d, time=partial(_turned, process, d.time)), changes=1, backwards=True)
+    for time in TIMES:
+        if (time, plain) != (d.time, d.predicts) and (time != "index" or process.t_max <= 1):
+            yield _Reading(wrapped=replace(d, time=time, predicts=plain), changes=int(time != d.time))
+    for time in dict.fromkeys((d.time, "log-sigma/4")):
+        if (time, "edm") != (d.time, d.predicts):
+            yield _Reading(wrapped=replace(d, time=time, predicts="edm"), changes=int(time != d.time))
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2  # of Stable Diffusion
+    for other in (VP(), Discrete(alphas_cumprod=tuple((1 - betas).cumprod(0).tolist())), Cosine(), Flow(), EDM(), VE()):
+        if other != process and (d.time != "index" or other.t_max <= 1):
+            yield _Reading(wrapped=replace(d, process=other), changes=1)
+
+
+def _turned(process: Process, time: str | Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    back = process.t_max + process.t_min - t
+    return TIMES[time](process, back) if isinstance(time, str) else time(back)
+
+
+def _factors(
+    denoiser: Wrapped, t: Tensor, shape: tuple[int, ...], seed: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """What of the fields and what of the noise is in the output at each time, from one call on pairs z and -z."""
     process, pairs = denoiser.process, -(-ENTRIES // math.prod(shape))
     eps = noise_source(None, seed, 0).initial((2 * pairs, *shape), torch.float32, device)
-    above, below = eps[:pairs], eps[pairs:]
-    field = FIELD * below[(..., *(slice(0, 1),) * (len(shape) - 1))].sign()  # the same in a whole channel
-    z = torch.cat([process.prior(above, levels[0]), process.diffuse(field.expand_as(below), levels[1], below)])
-    t = torch.tensor(levels, dtype=torch.float64).repeat_interleave(pairs)
+    eps, signs = eps[:pairs], eps[pairs:]
+    field = FIELD * signs[(..., *(slice(0, 1),) * (len(shape) - 1))].sign().expand_as(eps)  # the same in a channel
+    z = torch.cat([process.diffuse(field, float(s), eps) for s in t])
+    times = t.repeat_interleave(pairs)
     with torch.no_grad():
-        out = denoiser.at(torch.cat([t, t]), denoiser.predicts)(torch.cat([z, -z]))
-    odd = ((out[: len(z)] - out[len(z) :]) / 2).double()
-    return [
-        float((f * x).sum() / (x * x).sum()) for f, x in zip(odd.split(pairs), z.double().split(pairs), strict=True)
-    ]
+        out = denoiser.at(torch.cat([times, times]), denoiser.predicts)(torch.cat([z, -z]))
+    odd = ((out[: len(z)] - out[len(z) :]) / 2).double().reshape(len(t), -1)
+    f, e = field.double().flatten(), eps.double().flatten()
+    parts = torch.stack([f, e], 1)
+    solved = torch.linalg.solve(parts.T @ parts, parts.T @ odd.T).cpu()
+    return solved[0], solved[1]
 
 
-def _fits(denoiser: Wrapped, name: str, t: float, slope: float) -> bool:
-    """Whether a slope at a time is one of that prediction, for some width of the data: it is monotone in the width."""
-    process, sign, score = denoiser.process, -1 if name.startswith("-") else 1, name.endswith("score")
+def _misfit(
+    denoiser: Wrapped, name: str, lam: Tensor, t: Tensor, measured: tuple[Tensor, Tensor]
+) -> tuple[float, float]:
+    """How far the measured factors are from the nearest that a network of that prediction has, and how large."""
+    process, sign = denoiser.process, -1 if name.startswith("-") else 1
     assert isinstance(process, ScalarProcess)
+    plain = replace(denoiser, predicts=name.removeprefix("-"))
     alpha, sigma = process.alpha(t), process.sigma(t)
-    ready = replace(denoiser, predicts=name.removeprefix("-")).ready(t)
-    narrow, wide = (0.0 if score else NARROW), WIDE  # far from data a score is as large as that of a point
-    gains = (alpha * s**2 / ((alpha * s) ** 2 + sigma**2) for s in (narrow, wide))
-    low, high = sorted(sign * (d - ready.p) / ready.q for d in gains)
-    near = NEAR * (min(1.0, 1 / sigma) if score else 1.0) / max(alpha, sigma)
-    return low - near < slope < high + near
+    p, q = (torch.tensor([float(getattr(plain.ready(float(s)), part)) for s in t]).double() for part in ("p", "q"))
+    size = torch.hypot((1 - p * alpha) / q, p * sigma / q)
+    s = torch.logspace(math.log10(LEAST), math.log10(MOST), WIDTHS, dtype=torch.float64)
+    total = large = 0.0
+    for factor, unit, narrow, weight in ((measured[0], 1.0, LEAST, FIELD), (measured[1], sigma / alpha, 0.0, 1.0)):
+        widths = s if narrow else torch.cat([torch.zeros(1, dtype=torch.float64), s / 4, s[-5:]])
+        gain = torch.special.expit(2 * (lam + widths[:, None].log()))
+        allowed = weight * unit * (gain - p * alpha) / q / size  # (widths, levels)
+        rest = weight * sign * factor / size - allowed
+        between = allowed[:, None] - allowed
+        share = ((rest * between).sum(-1) / between.square().sum(-1).clamp_min(1e-12)).clamp(0, 1)
+        total += float((rest - share[..., None] * between).square().mean(-1).min())
+        large += float((weight * factor / size).square().mean())
+    return math.sqrt(total), math.sqrt(large)
