@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -359,3 +360,56 @@ def test_the_folder_of_a_pipeline_is_sampled_and_its_prediction_looked_at(tmp_pa
     assert (
         main(["bench", str(tmp_path / "pipe"), "--features", "pixels", "--dry-run", "--out", str(tmp_path / "o")]) == 0
     )
+
+
+class Holed(torch.nn.Module):
+    """Not a number for the samples of some classes, whatever stands beside them."""
+
+    def __init__(self, holes):
+        super().__init__()
+        self.holes, self.size = holes, torch.nn.Parameter(torch.tensor(0.1), requires_grad=False)
+
+    def forward(self, x, t, class_labels):
+        bad = torch.isin(class_labels, torch.tensor(self.holes))
+        return SimpleNamespace(sample=torch.where(bad[:, None, None, None], torch.nan, self.size * x))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64])
+@pytest.mark.parametrize("options", [(), ("--final", "denoise"), ("--solver", "ddpm"), ("--solver", "rk45")])
+def test_a_sample_that_is_not_finite_takes_no_other_with_it(tmp_path, capsys, monkeypatch, batch, options):
+    labels = ("coat", "Bag", "boot")
+
+    def run(name, holes, num):
+        model = fs.Model(
+            net=Holed(holes), process=fs.VP(), predicts="noise", time="index", shape=(1, 8, 8), labels=labels
+        )
+        monkeypatch.setattr(fs, "load", lambda *_, **__: model)
+        out, steps = tmp_path / name, 500 if "rk45" in options else 3
+        code = main(
+            ["sample", "--out", str(out), "--num", str(num), "--batch", str(batch), "--steps", str(steps), *options]
+        )
+        return code, out
+
+    code, whole = run("whole", [], 7)
+    assert code == 0
+    assert "set_aside" not in json.loads((whole / "run.json").read_text())
+    capsys.readouterr()
+    code, out = run("out", [2], 7)
+    told = capsys.readouterr()
+    assert code == 1
+    assert told.out.startswith("5 samples, ")
+    assert told.err == (
+        "fewstep: got 2 of 7 samples that are not whole (1, 4): the others are written, and run.json says why of each; "
+        "look at the network, or give more steps\n"
+    )
+    record = json.loads((out / "run.json").read_text())
+    assert [entry["sample"] for entry in record["set_aside"]] == [1, 4]
+    assert all("not finite" in entry["why"] for entry in record["set_aside"])
+    left, wanted = np.load(out / "samples.npz"), np.load(whole / "samples.npz")
+    keep = [0, 2, 3, 5, 6]
+    np.testing.assert_allclose(left["samples"], wanted["samples"][keep], rtol=0, atol=1e-6)
+    assert left["labels"].tolist() == wanted["labels"][keep].tolist()
+    code, none = run("none", [1, 2, 3], 4)
+    assert code == 1
+    assert "not finite" in capsys.readouterr().err
+    assert not none.exists() or not any(none.iterdir())

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fewstep.denoiser import Counted, guide
 from fewstep.denoiser.compiled import compiled, with_networks
-from fewstep.loop import sample
+from fewstep.loop import sample, solve
 from fewstep.loop.memory import InPieces, Room
 from fewstep.model import Model
 from fewstep.solver import Driver
+from fewstep.solver.driver import ENDS, Outcome
 from fewstep.tableau import Tableau
 from fewstep.ui import telling
 
@@ -28,13 +29,15 @@ class Drawn:
     """What `draw` returns.
 
     Attributes:
-        samples: (num, *shape) float32 in data space, on the CPU.
+        samples: (num, *shape) float32 in data space, on the CPU; without those that are set aside.
+        aside: the numbers of the samples that were set aside, and why, in a sentence.
         calls: network calls of a sample, counted; of a driver, whose samples differ, the mean.
         evaluations: of the network for a sample, counted where it is called: two for a guided call.
         seconds: for all of them.
     """
 
     samples: Tensor
+    aside: dict[int, str]
     calls: int
     evaluations: int
     seconds: float
@@ -43,6 +46,10 @@ class Drawn:
     def images(self) -> Tensor:
         """The samples as pictures: cut off at [-1, 1]."""
         return self.samples.clamp(-1, 1)
+
+    def kept(self, values: Sequence[Any] | None) -> list[Any] | None:
+        """Of one value a number (labels), those of `samples`."""
+        return None if values is None else [v for k, v in enumerate(values) if k not in self.aside]
 
 
 def draw(
@@ -58,6 +65,7 @@ def draw(
     device: str | torch.device = "cpu",
     memory: int | str | None = None,
     compile: bool = False,
+    strict: bool = True,
     progress: bool | Callable[[float], object] = False,
     **options: Any,
 ) -> Drawn:
@@ -73,10 +81,13 @@ def draw(
         batch: samples a network call.
         memory: as in `fewstep.sample`: the most that the process may hold; a call takes fewer samples where it must.
         compile: as in `fewstep.sample`.
+        strict: raise a ValueError where a sample is not finite or does not reach the end; False sets it aside, and
+            raises where none is left.
         progress: a function that is told the share of the work that is done, 0 to 1; or True for a bar.
         options: `grid`, `steps` and `nfe` of a driver, as in `fewstep.sample`.
     """
     parts, calls, samples, tally, began = [], set(), 0, _Tally(), time.perf_counter()
+    aside: dict[int, str] = {}
     room = None if memory is None else Room(memory, device)
     with telling(progress, "sampling") as tell, model.pace.threaded():
         for first in range(0, num, batch):
@@ -84,16 +95,44 @@ def draw(
             plain = conditioned(model, labels and labels[first : first + size], guidance)
             plain = with_networks(compiled(plain) if compile else plain, partial(_Tallied, tally=tally))
             denoiser = Counted(plain if room is None else InPieces(plain, room))
-            z = sample(denoiser, model.process, solver=solver, shape=(size, *model.shape), seed=seed, first=first,
-                       final=final, device=device, **options,
-                       progress=lambda share, k=first, n=size: tell((k + share * n) / num))  # fmt: skip
+            arguments: dict[str, Any] = {"solver": solver, "shape": (size, *model.shape), "seed": seed, "first": first,
+                                         "final": final, "device": device, **options}  # fmt: skip
+            begun = tally.count
+            try:
+                z = sample(denoiser, model.process, **arguments,
+                           progress=lambda share, k=first, n=size: tell((k + share * n) / num))  # fmt: skip
+            except ValueError:
+                if strict:
+                    raise
+                tally.count, denoiser = begun, Counted(denoiser.denoiser)
+                outcome = solve(denoiser, model.process, **arguments, progress=False)
+                found = _failed(outcome)
+                if len(found) in (0, num):  # an error of the arguments, or of every sample: it says where it begins
+                    raise
+                aside |= {first + k: why for k, why in found.items()}
+                z = outcome.state[[k for k in range(size) if k not in found]]
+            else:
+                calls.add(denoiser.calls)
             parts.append((model.process.to_data(z) if final == "state" else z).float().cpu())
-            calls.add(denoiser.calls)
             samples += denoiser.evaluations
+    if len(aside) == num:
+        raise ValueError(f"got {num} samples, none of which is whole; the first: {aside[0]}")
     if len(calls) > 1 and isinstance(solver, Tableau):
         raise AssertionError(f"batches of one run took {sorted(calls)} network calls")
-    return Drawn(samples=torch.cat(parts), calls=round(samples / num), evaluations=round(tally.count / num),
-                 seconds=time.perf_counter() - began)  # fmt: skip
+    return Drawn(samples=torch.cat(parts), aside=aside, calls=round(samples / num),
+                 evaluations=round(tally.count / num), seconds=time.perf_counter() - began)  # fmt: skip
+
+
+def _failed(outcome: Outcome) -> dict[int, str]:
+    """The samples of a batch that did not reach the end or are not finite there, and why."""
+    finite = outcome.state.flatten(1).isfinite().all(1).tolist()
+    found: dict[int, str] = {}
+    for k, (status, whole) in enumerate(zip(outcome.status, finite, strict=True)):
+        if status != "reached the end":
+            found[k] = ENDS[status]
+        elif not whole:
+            found[k] = ENDS["not finite"]
+    return found
 
 
 def conditioned(model: Any, labels: Sequence[int] | None, guidance: float) -> Callable[[Tensor, Any], Any]:

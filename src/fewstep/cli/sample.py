@@ -119,19 +119,29 @@ def run(args: argparse.Namespace) -> None:
     with Results(args.out) as results:
         drawn = draw(model, table, num=args.num, labels=labels, guidance=guidance, seed=args.seed, batch=args.batch,
                      final="denoise" if final == "denoise" else "state", device=args.device, memory=args.memory,
-                     compile=args.compile, progress=True, **driven)  # fmt: skip
+                     compile=args.compile, strict=False, progress=True, **driven)  # fmt: skip
+        labels, left = drawn.kept(labels), len(drawn.samples)
+        if drawn.aside:
+            record["set_aside"] = [{"sample": k, "why": why} for k, why in drawn.aside.items()]
         record |= {"network_calls": drawn.calls, "network_evaluations": drawn.evaluations,
                    "seconds": round(drawn.seconds, 3)}  # fmt: skip
-        if measure is not None:
+        if measure is not None and left >= LEAST:
             record["quality"] = measure(drawn.images)
         sheet = results.write("sheet.png", partial(png, drawn.samples))
         samples = results.write(f"samples.{args.format}", WRITERS[args.format](drawn.samples, labels))
         results.record("run.json", record)
     each = "on average" if driven else "each"
     each += f" ({drawn.evaluations} evaluations)" if drawn.evaluations != drawn.calls else ""
-    print(f"{args.num} samples, {drawn.calls} network calls {each}, {drawn.seconds:.1f} s: {sheet}, {samples}")
+    print(f"{left} samples, {drawn.calls} network calls {each}, {drawn.seconds:.1f} s: {sheet}, {samples}")
     if "quality" in record:
         print(sentence(record["quality"]))
+    if drawn.aside:
+        numbers = [str(k) for k in drawn.aside]
+        which = ", ".join(numbers[:8]) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
+        raise ValueError(
+            f"got {len(numbers)} of {args.num} samples that are not whole ({which}): the others are written, and "
+            "run.json says why of each; look at the network, or give more steps"
+        )
 
 
 def budget(args: argparse.Namespace) -> dict[str, int]:

@@ -101,6 +101,7 @@ class RK45(Adaptive):
         f0 = w.value(self._frame(w, t) * k).double()
         d0, d1 = self.norms(run.start.double() / scale), self.norms(f0 / scale)
         h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=float(room.abs()))
+        h0 = h0.nan_to_num(nan=1e-6)  # a slope that is not finite: the network is asked at a time all the same
         place = here + room.sign() * h0
         s = u.time(p, place)
         ahead = w.row(self._frame(w, s) * inverse(self._frame(w, t)) * w.start
