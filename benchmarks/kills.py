@@ -83,9 +83,10 @@ def prepare(folder: Path) -> list[Case]:
     sample = ("sample", model, "--num", "4", "--batch", "2", "--steps", "2", "--out", "OUT")
     train = ("train", data, "OUT", "--images", "16", "--batch", "8", "--channels", "4,4", "--patch", "1",
              "--hours", "1e6", "--save-every", "1e-9", "--quiet")  # fmt: skip
-    fit = ("fit", model, "--steps", "2", "--solver", "ddim", "--samples", "4", "--held-out", "2", "--batch", "2",
-           "--teacher-steps", "3", "--iterations", "2", "--out", "OUT/fit.table")  # fmt: skip
-    stats = ("stats", model, "--samples", "4", "--nodes", "3", "--batch", "2", "--out", "OUT/statistics.safetensors")
+    fit = ("fit", model, "--steps", "2", "--solver", "ddim", "--grid", "uniform", "--samples", "4", "--held-out", "2",
+           "--batch", "2", "--teacher-steps", "3", "--iterations", "2", "--out", "OUT/fit.table")  # fmt: skip
+    stats = ("stats", model, "--samples", "4", "--nodes", "3", "--only", "variance", "--batch", "2",
+             "--out", "OUT/statistics.safetensors")  # fmt: skip
     compare = ("bench", model, "--solver", "ddim", "--calls", "2", "--images", "8", "--exact", "10", "--features",
                "pixels", "--data", data, "--resamples", "20", "--out", "OUT")  # fmt: skip
     lines = {"sample": (sample, ("--seed", "1")), "train": (train, ("--seed", "1")), "fit": (fit, ("--seed", "1")),
@@ -134,12 +135,12 @@ def watched(call: Any, calls: list[int], stop: Point | None) -> Any:
         if call.__name__ == "open" and not (len(args) > 1 and args[1] & os.O_CREAT):
             return call(*args, **named)
         calls[0] += 1
-        here = stop is not None and stop.number == calls[0]
-        if here and not stop.behind:
-            os.kill(os.getpid(), stop.signal)
+        here = stop if stop is not None and stop.number == calls[0] else None
+        if here and not here.behind:
+            os.kill(os.getpid(), here.signal)
         result = call(*args, **named)
-        if here and stop.behind:
-            os.kill(os.getpid(), stop.signal)
+        if here and here.behind:
+            os.kill(os.getpid(), here.signal)
         return result
 
     return counting
@@ -226,7 +227,7 @@ def go(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         cases = prepare(root)
-        fs.load(root / "model")  # imports what children would each import
+        fs.load(root / "model")  # imports what each child would import
         for k, case in enumerate(cases):
             work, start = root / f"{k}", None
             work.mkdir()
