@@ -60,9 +60,11 @@ def test_edm_preconditioning_against_its_table():
     total = sigma**2 + data**2
     c_in, c_skip, c_out = total**-0.5, data**2 / total, sigma * data * total**-0.5
     want = c_skip * x + c_out * torch.sin(3 * c_in * x) * math.log(sigma) / 4
-    assert torch.allclose(fs.wrap(network, edm, "edm", dtype=torch.float64)(x, sigma), want, atol=1e-12)
+    assert torch.allclose(fs.wrap(network, edm, "edm", sigma_data=0.5, dtype=torch.float64)(x, sigma), want, atol=1e-12)
     t = vp.inverse_log_snr(-math.log(sigma))
-    assert torch.allclose(fs.wrap(network, vp, "edm", dtype=torch.float64)(vp.alpha(t) * x, t), want, atol=1e-12)
+    assert torch.allclose(
+        fs.wrap(network, vp, "edm", sigma_data=0.5, dtype=torch.float64)(vp.alpha(t) * x, t), want, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,8 @@ def test_edm_networks_get_their_scale(name: str) -> None:
     s = scheduler(name, 6, **config)
     x = noise() * s.init_noise_sigma
     want = fs.sample(
-        fs.wrap(net, fs.EDM(), predicts="edm"), fs.EDM(), solver=s.table, x=x, noise=torch.Generator().manual_seed(3),
+        fs.wrap(net, fs.EDM(), predicts="edm", sigma_data=0.5), fs.EDM(), solver=s.table, x=x,
+        noise=torch.Generator().manual_seed(3),
     )  # fmt: skip
     assert torch.allclose(march(s, x, torch.Generator().manual_seed(3)), want, rtol=1e-4, atol=1e-4)
 

@@ -364,3 +364,59 @@ def test_thresholding_of_more_than_two_to_the_24_numbers() -> None:
     for limit, want in ((1.0, d.clamp(-s, s) / s), (9.0, d.clamp(-9, 9))):
         found = fs.Thresholded(lambda z, t: d, limit=limit, process=fs.VP())(d, 0.5)
         assert torch.allclose(found, want, atol=1e-5)
+
+
+FLAT = torch.tensor([[0.3] * 8, [-0.7] * 8, [0.0] * 8])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0, 7.5])
+def test_rescaling_leaves_predictions_without_spread_as_guidance_makes_them(scale, dtype):
+    flat, other = FLAT.to(dtype), torch.tensor([[0.1], [0.1], [0.0]], dtype=dtype).expand(3, 8)
+    for share in (0.3, 0.7, 1.0):
+        combine = fs.Rescale(share=share).at(0.5)
+        plain = other + scale * (flat - other)
+        assert torch.equal(combine(flat, other, scale), plain)  # all places alike
+        one, two = flat[:, :1], other[:, :1]
+        assert torch.equal(combine(one, two, scale), two + scale * (one - two))  # one number a sample
+        noisy = torch.randn(3, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(combine(noisy, noisy, scale), noisy)  # both halves alike
+        wide = combine(2 * noisy, noisy, scale)
+        want = noisy + scale * noisy
+        torch.testing.assert_close(
+            wide, want * (1 + share * (2 / (1 + scale) - 1))
+        )  # and the formula where there is some
+
+
+@pytest.mark.parametrize("rule", [fs.APG(), fs.APG(norm=2.0), fs.APG(parallel=0.5, norm=1.0), fs.APG(momentum=-0.5)])
+def test_projected_guidance_of_equal_halves_is_either(rule):
+    for d in (FLAT, torch.zeros(3, 8)):
+        assert torch.equal(rule.at(0.5)(d, d, 5.0), d)
+
+
+def test_thresholding_leaves_zeros():
+    d = fs.Thresholded(lambda z, t: torch.zeros_like(z), process=fs.VP())
+    assert torch.equal(d(torch.ones(2, 5), 0.5), torch.zeros(2, 5))
+
+
+def test_conditions_that_are_all_impossible_count_alike():
+    parts = tuple(fs.Gaussian(fs.VP(), m, 0.5) for m in (-1.0, 1.0))
+    never = lambda z, t: torch.full((len(z),), -torch.inf)  # noqa: E731
+    d, z = fs.AnyOf(parts, (never, never)), torch.zeros(2, 3)
+    torch.testing.assert_close(d(z, 0.5), (parts[0](z, 0.5) + parts[1](z, 0.5)) / 2)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
+def test_scales_that_are_no_numbers_are_refused(scale):
+    p = fs.VP()
+    d, u = fs.Gaussian(p, 0.3, 0.5), fs.Gaussian(p, 0.0, 0.5)
+    makes = [
+        lambda: fs.guide(d, u, scale),
+        lambda: fs.ClassifierGuided(d, lambda z, t: z.sum(1), scale),
+        lambda: fs.Complement(d, u, lambda z, t: z.sum(1), scale),
+    ]
+    for make in makes:
+        with pytest.raises(ValueError, match=r"got scale=(nan|-?inf): give a finite number"):
+            make()
+    with pytest.raises(ValueError, match="got weight="):
+        fs.Composed(u, (d,), (scale,))

@@ -7,23 +7,25 @@ behind it.
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from difflib import get_close_matches
-from functools import cache, wraps
+from functools import cache, partial, wraps
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LIMITS", "Typed", "as_bytes", "bounded", "pick", "short", "typed", "usable_device", "whole"]
+__all__ = ["LIMITS", "Typed", "as_bytes", "bounded", "finite", "pick", "short", "typed", "usable_device", "whole"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 FUNCTIONS = {
-    "Denoiser": "a function (z, t) -> x0_hat, as fs.wrap makes",
+    "Denoiser": "a function (z, t) -> x0_hat, as fs.wrap(net, process) makes of a network",
     "Levels": "a function y -> log p(t | y)",
     "LogProb": "a function (z, t) -> log probabilities (batch,)",
     "Callback": "a function (row, t, state, x0_hat)",
@@ -102,6 +104,13 @@ def bounded(what: str, count: int) -> int:
     if count > LIMITS[what]:
         raise ValueError(f"got {count} {what}: at most {LIMITS[what]} are taken; give fewer")
     return count
+
+
+def finite(label: str, *values: Any) -> None:
+    """Refuses numbers that are infinite or none."""
+    for value in values:
+        if not math.isfinite(float(value)):
+            raise ValueError(f"got {label}={float(value)}: give a finite number")
 
 
 def as_bytes(size: str | int) -> int:
@@ -195,8 +204,18 @@ def _is(value: Any, kind: str) -> bool:
         sized = hasattr(value, "__len__") and not isinstance(value, Mapping)
         return sized and getattr(value, "ndim", 1) > 0 and all(_is(v, entry.split(",")[0].rstrip("]")) for v in value)
     if name in FUNCTIONS:
-        return callable(value) and not isinstance(value, type)
+        return callable(value) and not isinstance(value, type) and not (name == "Denoiser" and _is_network(value))
     return any(name in (c.__name__, f"{c.__module__}.{c.__qualname__}") for c in type(value).__mro__)
+
+
+def _is_network(value: Any) -> bool:
+    """Whether a function is a network itself, which wants wrapping: a module that tells no process, or its forward."""
+    while isinstance(value, partial):
+        value = value.func
+    if isinstance(value, MethodType) and value.__name__ in ("forward", "__call__"):
+        value = value.__self__
+    module = any(f"{c.__module__}.{c.__name__}" == "torch.nn.modules.module.Module" for c in type(value).__mro__)
+    return module and not (hasattr(value, "at") or hasattr(value, "process"))
 
 
 def _index(value: Any) -> int | None:

@@ -25,7 +25,7 @@ from fewstep.denoiser.guidance.gradient import check_interval
 from fewstep.denoiser.network import Wrapped, bound, needs_grad
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
-from fewstep.words import Typed, typed
+from fewstep.words import Typed, finite, typed
 
 __all__ = ["ClassifierFree", "Differentiated", "Guided", "guide", "rate"]
 
@@ -51,12 +51,12 @@ class Guided(Typed):
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """The guided x0_hat in data space."""
-        return self.base(z, t) + self.shift(z, t)
+        return bound(self.base, t)(z) + bound(self.shift, t)(z)
 
     def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
         """`base` and `guidance`, in the process's coordinates."""
         part = {"base": self.base, "guidance": self.shift}.get(name)
-        return None if part is None else lambda z: self.process.coordinates(part(z, t))
+        return None if part is None else lambda z: self.process.coordinates(bound(part, t)(z))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -221,6 +221,7 @@ def guide(
     if len(processes) < 2 or processes[0] != processes[1]:
         raise ValueError(f"got denoisers made for {processes or 'no process they tell'}: give two of one process")
     check_interval(interval, processes[0])
+    finite("scale", scale)
     if rule is not None and (isinstance(rule, type) or not hasattr(rule, "at")):
         raise ValueError(f"got rule={rule!r}: give one as fs.Rescale() or fs.APG(), or None")
     idle = {"rule": rule, "interval": interval} if scale == 1 else {}
@@ -254,7 +255,7 @@ class Differentiated(Typed):
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """x0_hat in data space."""
-        return self.denoiser(z, t)
+        return bound(self.denoiser, t)(z)
 
     def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
         """`derivative`, in the process's coordinates."""

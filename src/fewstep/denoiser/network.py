@@ -14,6 +14,7 @@ and the time is put into the network's own convention:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,15 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser.predict import PREDICTIONS, conversion, preconditioning, view
+from fewstep.denoiser.watch import NetworkError, called, kept, trusted
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import Coefficient, apply
 from fewstep.words import pick, typed
 
 __all__ = ["TIMES", "Counted", "NetworkError", "Wrapped", "bound", "fingerprint", "needs_grad", "wrap"]
-
-
-class NetworkError(ValueError):
-    """What a network returned cannot be used; the loop adds the row and the time."""
 
 
 TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
@@ -94,7 +92,15 @@ class AtTime:
     label: float | Tensor
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self.convert(z, self.raw(z))
+        if trusted(self.denoiser.net):
+            return self.convert(z, self._output(z, watched=False))
+        return kept(self.denoiser.net, self.convert(z, self._output(z, watched=True)))
+
+    def raw(self, z: Tensor) -> Tensor:
+        """The network's output in the state's dtype, shape checked."""
+        if trusted(self.denoiser.net):
+            return self._output(z, watched=False)
+        return kept(self.denoiser.net, self._output(z, watched=True))
 
     def convert(self, z: Tensor, output: Tensor) -> Tensor:
         """x0_hat in data space of the network's output at z."""
@@ -105,36 +111,45 @@ class AtTime:
             x0 = x0.add(z, alpha=self.p)
         return self.denoiser.process.from_coordinates(x0)
 
-    def raw(self, z: Tensor) -> Tensor:
-        """The network's output in the state's dtype, shape checked."""
+    def _output(self, z: Tensor, *, watched: bool) -> Tensor:
         d = self.denoiser
         dtype = d.dtype or _dtype(d.net) or z.dtype
-        x = z if isinstance(self.c_in, float) and self.c_in == 1.0 else apply(self.c_in, z)
-        out = d.net(x.to(dtype), self._label(z, torch.float64 if dtype == torch.float64 else torch.float32))
+        scaled = d.predicts == "edm" or not (isinstance(self.c_in, float) and self.c_in == 1.0)
+        x = (apply(self.c_in, z) if scaled else z).to(dtype)
+        label = self._label(z, torch.float64 if dtype == torch.float64 else torch.float32)
+        try:
+            out = called(d.net, x, label, own=x is not z) if watched else d.net(x, label)
+        except (RuntimeError, IndexError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or not (misfit := _misfit(d.net, len(z))):
+                raise
+            raise NetworkError(f"{misfit}, and fails: {error}") from error
         out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
         if not isinstance(out, Tensor):
             raise NetworkError(f"the network returned {type(out).__name__}: it must return a tensor")
-        data_shape = (z.shape[0], *d.process.data_shape(tuple(z.shape[1:])))
-        allowed = {
-            "data": [data_shape],
-            "score": [tuple(z.shape), data_shape],
-            "noise": [tuple(z.shape)],
-        }.get(d.predicts, [tuple(x.shape)])
-        if tuple(out.shape) not in allowed:
+        shapes = self._shapes(z, x)
+        if tuple(out.shape) not in shapes:
+            misfit = _misfit(d.net, len(z))
             raise NetworkError(
                 f"the network returned shape {tuple(out.shape)} for a state of shape {tuple(z.shape)}: it must return "
-                f"{' or '.join(map(str, allowed))}"
+                f"{' or '.join(map(str, shapes))}{'; ' + misfit if misfit else ''}"
             )
-        out = out.to(z.dtype)
+        out = as_state(out, z)
         if d.predicts == "data":
             return d.process.coordinates(out)
         if d.predicts == "score" and tuple(out.shape) != tuple(z.shape):  # the velocity's alone
             out = torch.stack([torch.zeros_like(out), out], 1)
         return out
 
+    def _shapes(self, z: Tensor, x: Tensor) -> list[tuple[int, ...]]:
+        """What the network may return for a state, of which it sees x."""
+        d = self.denoiser
+        data_shape = (z.shape[0], *d.process.data_shape(tuple(z.shape[1:])))
+        by = {"data": [data_shape], "score": [tuple(z.shape), data_shape], "noise": [tuple(z.shape)]}
+        return by.get(d.predicts, [tuple(x.shape)])
+
     def _label(self, z: Tensor, dtype: torch.dtype) -> Tensor:
         if isinstance(self.label, Tensor):
-            return self.label.to(z.device, dtype)
+            return self.label.to(z.device, dtype, copy=True)
         return torch.full((z.shape[0],), self.label, dtype=dtype, device=z.device)
 
 
@@ -146,7 +161,7 @@ def wrap(
     *,
     time: str | Callable[[Tensor], Tensor] | None = None,
     dtype: torch.dtype | None = None,
-    sigma_data: float = 0.5,
+    sigma_data: float | None = None,
     needs_grad: bool = False,
 ) -> Wrapped:
     r"""Makes a denoiser out of a network.
@@ -165,7 +180,8 @@ def wrap(
             (see `fewstep.denoiser.predict`) and data shapes.
         time: the network's time convention (`TIMES` or a function); None is "t", and "log-sigma/4" for "edm".
         dtype: the network's dtype; None asks its parameters.
-        sigma_data: EDM's standard deviation of the data; used with predicts="edm" only.
+        sigma_data: EDM's standard deviation of the data; used with predicts="edm" only, where None is 0.5 with a
+            warning.
         needs_grad: the network differentiates inside; the loop then keeps autograd on.
 
     Raises:
@@ -178,6 +194,10 @@ def wrap(
             raise ValueError(
                 f"got time='index' for {process}, whose time is no share of a table: use another convention"
             )
+    if sigma_data is not None and not 0 < sigma_data < float("inf"):
+        raise ValueError(f"got sigma_data={sigma_data}: give the standard deviation of the data, above 0")
+    if isinstance(net, Wrapped):
+        raise ValueError(f"got a {type(net).__name__} to wrap, which is a denoiser already: give it to sample as it is")
     if predicts != "edm":
         pick({**PREDICTIONS, "edm": None}, predicts, "predicts")
         conversion(predicts, process, (process.t_max + process.t_min) / 2)
@@ -185,13 +205,19 @@ def wrap(
         raise ValueError(
             f"got predicts='edm' for {type(process).__name__}: EDM's preconditioning is for scalar processes"
         )
+    if predicts == "edm" and sigma_data is None:
+        warnings.warn(
+            "got predicts='edm' without sigma_data: it takes 0.5, that of EDM's images in [-1, 1]; give the standard "
+            "deviation that the network was trained with, sigma_data=0.5 if it is this one",
+            stacklevel=3,
+        )
     return Wrapped(
         net=net,
         process=process,
         predicts=predicts,
         time=time,
         dtype=dtype,
-        sigma_data=sigma_data,
+        sigma_data=0.5 if sigma_data is None else float(sigma_data),
         needs_grad=needs_grad,
     )
 
@@ -269,7 +295,34 @@ def bound(denoiser: Callable[[Tensor, Time], Any], t: Time, output: str = "x0") 
         raise ValueError(
             f"got a table in terms of {output!r} for a denoiser without raw outputs: give a wrapped network"
         )
-    return lambda z: denoiser(z, t)
+
+    def call(z: Tensor) -> Any:
+        if trusted(denoiser):
+            return denoiser(z, t)
+        return kept(denoiser, called(denoiser, z, t.clone() if isinstance(t, Tensor) else t))
+
+    return call
+
+
+def as_state(out: Tensor, z: Tensor) -> Tensor:
+    """An output in the dtype of the state it was made of, where that loses nothing but digits."""
+    if out.dtype == z.dtype:
+        return out
+    if not out.is_floating_point():
+        what = "complex numbers" if out.is_complex() else "no numbers with a point"
+        raise NetworkError(f"the network returned {out.dtype}, {what}: it must return a real floating-point tensor")
+    return out.to(z.dtype)
+
+
+def _misfit(net: Any, batch: int) -> str | None:
+    """What is bound to a network for another number of samples, in a sentence."""
+    while isinstance(net, partial):
+        named = {**{f"argument {k}": v for k, v in enumerate(net.args)}, **net.keywords}
+        for name, value in named.items():
+            if getattr(value, "ndim", 0) and len(value) != batch:
+                return f"the network has {name} of shape {tuple(value.shape)} bound to it for a batch of {batch}"
+        net = net.func
+    return None
 
 
 def _dtype(net: Callable[..., Any]) -> torch.dtype | None:

@@ -54,6 +54,9 @@ __all__ = [
 ]
 
 
+BEYOND = 4.0  # in log-SNR: how far above t_max a time may lie
+
+
 def default(process: Process, steps: int) -> Tensor:
     """The process's own: `process.default_grid`."""
     return GRIDS[process.default_grid](process, steps)
@@ -108,4 +111,9 @@ def as_grid(grid: str | Tensor | Grid, process: Process, steps: int | None) -> T
             f"{float(times[where + 1]):g}): times must fall from noise to data"
         )
     process.check_times(times)
+    if float(process.log_snr(float(times[0]))) < float(process.log_snr(process.t_max)) - BEYOND:
+        raise ValueError(
+            f"got time {float(times[0]):g} for {process}, whose times end at {process.t_max:g}, beyond all noise that "
+            "a network has seen: give times of the process, as (index + 1) / N, not a network's indices"
+        )
     return times

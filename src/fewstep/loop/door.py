@@ -22,12 +22,14 @@ from torch import Tensor
 from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.network import bound, fingerprint
 from fewstep.denoiser.predict import PREDICTIONS
+from fewstep.denoiser.watch import watching
 from fewstep.grid import Grid, as_grid
 from fewstep.loop.drive import noises_of
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel
 from fewstep.loop.rows import SMALL
+from fewstep.loop.start import finite_start, start_state, takes
 from fewstep.loop.walk import After, Callback, Denoiser, Plan, _under_autograd, look_at, walk
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
@@ -35,7 +37,7 @@ from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, SOLVERS, Solver
 from fewstep.solver.driver import Driver
 from fewstep.tableau import Tableau
 from fewstep.ui import telling
-from fewstep.words import pick, typed, usable_device, whole
+from fewstep.words import pick, typed, whole
 
 __all__ = ["sample", "tabulate"]
 
@@ -163,6 +165,7 @@ def sample(
     if as_driver(solver) is not None or parallel:
         from fewstep.loop.solve import solve
 
+        finite_start(x)
         if callback is not None or after is not None or differentiable:
             raise ValueError(
                 "got callback, after or differentiable with a driver or parallel: they have none, leave it"
@@ -176,6 +179,9 @@ def sample(
             raise ValueError(str(outcome))
         return outcome.state
     same_process(denoiser, process)
+    finite_start(x)
+    takes("callback", callback, 4)
+    takes("after", after, 3)
     budget = one_less(final, steps, nfe)
     table = tabulate(solver, process, grid=grid, **budget)
     same_model(denoiser, table)
@@ -238,7 +244,7 @@ def on_table(
             )
         return d
 
-    with mode:
+    with mode, watching():
         calls, done = table.nfe + (final == "denoise"), count(1)
         with telling(progress, "sampling", total=calls) as tell:
             z = run(look=False, callback=callback, tick=lambda: tell(next(done) / calls))
@@ -273,28 +279,6 @@ def as_driver(solver: Any) -> Driver | None:
     made = DRIVERS.get(solver) if isinstance(solver, str) else solver
     made = made() if callable(made) else made
     return made if isinstance(made, Driver) else None
-
-
-def start_state(
-    process: Process,
-    t: float,
-    shape: tuple[int, ...] | None,
-    x: Tensor | None,
-    source: NoiseSource,
-    dtype: torch.dtype,
-    device: torch.device | str | None,
-) -> Tensor:
-    """The start that was given, or one drawn for a shape."""
-    if (shape is None) == (x is None):
-        raise ValueError(
-            "got both a shape and a start x: give one" if x is not None else "got no shape: give shape or x"
-        )
-    if x is not None:
-        _check_dtype(x.dtype)
-        return x
-    state_shape, device = _state_shape(process, shape or ()), usable_device(device or "cpu")
-    _check_dtype(dtype)
-    return process.prior(source.initial(state_shape, dtype, device), t)
 
 
 def intervals(solver: Solver | Driver, process: Process, steps: int | None, nfe: int | None) -> int:
@@ -351,18 +335,3 @@ def one_less(final: str, steps: int | None, nfe: int | None) -> dict[str, int | 
             )
         left[label] = None if value is None else value - 1
     return left
-
-
-def _state_shape(process: Process, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if not shape:
-        raise ValueError("got shape=(): give (batch, *data shape)")
-    shape = tuple(whole("shape entry", n) for n in shape)
-    return (shape[0], *process.state_shape(shape[1:]))
-
-
-def _check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"got a state in {dtype}: states are float32 or float64 (a bfloat16 state loses 0.3 over 1000 steps); "
-            "run the network in another dtype through wrap(dtype=...)"
-        )

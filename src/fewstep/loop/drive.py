@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.network import NetworkError, bound
+from fewstep.denoiser.network import NetworkError, as_state, bound
 from fewstep.denoiser.samples import of_samples
+from fewstep.denoiser.watch import watching
 from fewstep.noise import BrownianPath, Noise, NoiseSource, PathSource
 from fewstep.noise.source import Request
 from fewstep.process import Process
@@ -26,6 +27,7 @@ from fewstep.tableau.tableau import NoiseInterval, noise_head
 __all__ = ["drive", "noises_of", "outputs", "place", "predict"]
 
 
+@watching()
 def drive(
     driver: Driver,
     denoiser: Any,
@@ -73,15 +75,16 @@ def outputs(denoiser: Any, process: Process, z: Tensor, t: Time) -> dict[str, Te
         grad = getattr(denoiser, "needs_grad", False)
         with torch.enable_grad() if grad else nullcontext():
             out = bound(denoiser, t)(z)
+        heads = dict(out) if isinstance(out, Mapping) else {"x0": out}
+        heads = {name: as_state(v, z) if isinstance(v, Tensor) else v for name, v in heads.items()}
     except NetworkError as error:
-        raise ValueError(f"at {where}: {error}") from None
-    heads = dict(out) if isinstance(out, Mapping) else {"x0": out}
+        raise ValueError(f"at {where}: {error}") from error.__cause__
     out = heads.get("x0")
     wanted = (len(z), *process.data_shape(tuple(z.shape[1:])))
     if not isinstance(out, Tensor) or tuple(out.shape) != wanted:
         got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
         raise ValueError(f"at {where}: the denoiser returned {got}: it must return a tensor of shape {wanted}")
-    return {name: value.detach() for name, value in heads.items()} | {"x0": out.detach().to(z.dtype)}
+    return {name: value.detach() for name, value in heads.items()} | {"x0": out.detach()}
 
 
 class Driving:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from fewstep.denoiser.predict import statistic
 from fewstep.denoiser.samples import of_samples
+from fewstep.denoiser.watch import watching
 from fewstep.loop.drive import noises_of, outputs
 from fewstep.loop.walk import Denoiser, Plan, _offered, walk
 from fewstep.noise import NoiseSource
@@ -96,6 +97,7 @@ class Parallel(Typed):
         return Parallel() if value is True else Parallel(window=value)
 
 
+@watching()
 def picard(
     table: Tableau,
     denoiser: Denoiser,

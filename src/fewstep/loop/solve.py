@@ -13,11 +13,12 @@ from torch import Tensor
 from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.samples import of_samples
 from fewstep.grid import Grid, as_grid
-from fewstep.loop.door import as_driver, intervals, on_table, one_less, same_model, same_process, start_state, tabulate
+from fewstep.loop.door import as_driver, intervals, on_table, one_less, same_model, same_process, tabulate
 from fewstep.loop.drive import drive, predict
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel, picard
+from fewstep.loop.start import start_state
 from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process

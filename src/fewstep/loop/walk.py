@@ -6,7 +6,9 @@ needs (`fewstep.loop.rows`), memory is the live rows, and nothing waits for the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.network import NetworkError, bound
+from fewstep.denoiser.network import NetworkError, as_state, bound
 from fewstep.denoiser.predict import conversion
+from fewstep.denoiser.watch import watching
 from fewstep.loop.rows import SMALL, Columns, Fresh, InPlace, Rows, SideBySide
 from fewstep.process import Process
 from fewstep.process.operator import Coefficient, apply
@@ -34,6 +37,8 @@ MAKERS = {
     "sn": "fewstep.variance_head",
     "npr": "fewstep.variance_head",
 }
+
+UNREAD = "which is not read: states are edited by after="
 
 Denoiser = Callable[[Tensor, Any], Any]
 Callback = Callable[[int, float, Tensor, Tensor], None]
@@ -145,6 +150,22 @@ def walk(
 
     A plan without its first rows goes on from `live`, what those rows left (it is changed), and `drawn` noises.
     """
+    with nullcontext() if torch.compiler.is_compiling() else watching():
+        return _walk(plan, start, noises, given, callback, after, tick, look, live, drawn)
+
+
+def _walk(
+    plan: Plan,
+    start: Tensor,
+    noises: Iterable[Tensor],
+    given: Mapping[str, Tensor] | None,
+    callback: Callback | None,
+    after: After | None,
+    tick: Callable[[], object] | None,
+    look: bool,
+    live: dict[Symbol, Tensor] | None,
+    drawn: int,
+) -> Tensor:
     rows = _rows(plan, start, live, watched=callback is not None or after is not None)
     live = rows.live
     coming: Iterator[Tensor] = iter(noises)
@@ -156,21 +177,30 @@ def walk(
         else:
             while drawn < step.draw:
                 live["xi", drawn] = next(coming)
+                if look:
+                    look_at(
+                        live["xi", drawn], f"noise {drawn} of the run is not finite", "check what was given as noise"
+                    )
                 drawn += 1
             for s in step.roots:
                 live[s] = live["y", s[1], s[2]].sqrt() * live["xi", s[3]]
             z = rows.make(step)
             if after is not None:
-                z = after(step.row, step.t, z)
-        if look:
-            look_at(z, f"the state became non-finite at row {step.row} (t = {step.t:g})")
+                z = _edited(after(step.row, step.t, z), z, step)
+        if look and step.given is not None:
+            what = "the start" if step.given == "start" else f"the given row {step.given!r}"
+            look_at(z, f"{what} is not finite", "check what was given")
+        elif look:
+            look_at(z, f"the state became non-finite at row {step.row} (t = {step.t:g}){_in_after(after)}")
         live[step.state] = z
         if step.call is not None or step.offered:
             main = _evaluate(plan, step, z, rows, shape, look=look)
             if tick is not None:
                 tick()
             if callback is not None and main is not None:
-                callback(step.row, step.at or 0.0, z, _x0_hat(plan, step, z, main))
+                told = callback(step.row, step.at or 0.0, z, _x0_hat(plan, step, z, main))
+                if isinstance(told, Tensor | Mapping):
+                    warnings.warn(f"got a {type(told).__name__} back from callback, {UNREAD}", stacklevel=2)
         if step.spent:
             rows.spend(step)
     return z
@@ -252,8 +282,9 @@ def _call(plan: Plan, step: Instruction, z: Tensor, shape: torch.Size) -> tuple[
     assert step.call is not None
     try:
         main = step.call(z)
+        main = as_state(main, z) if isinstance(main, Tensor) else main
     except NetworkError as error:
-        raise ValueError(f"row {step.row} (t = {step.at:g}): {error}") from None
+        raise ValueError(f"row {step.row} (t = {step.at:g}): {error}") from error.__cause__
     others: dict[str, Tensor] = {}
     if not isinstance(main, Tensor):
         others = dict(main) if isinstance(main, Mapping) else {plan.output: main}
@@ -267,6 +298,7 @@ def _call(plan: Plan, step: Instruction, z: Tensor, shape: torch.Size) -> tuple[
                 f"row {step.row} (t = {step.at:g}): the denoiser returned {', '.join(map(str, others)) or 'nothing'}: "
                 f"it must return {plan.output}"
             )
+        others = {head: as_state(value, z) for head, value in others.items()}
         main = others.pop(plan.output)
     if plan.output != "x0":
         return main, others
@@ -275,7 +307,7 @@ def _call(plan: Plan, step: Instruction, z: Tensor, shape: torch.Size) -> tuple[
             f"row {step.row} (t = {step.at:g}): the denoiser returned shape {tuple(main.shape)} for a state of "
             f"shape {tuple(z.shape)}: it must return {tuple(shape)}"
         )
-    return plan.process.coordinates(main if main.dtype == z.dtype else main.to(z.dtype)), others
+    return plan.process.coordinates(main), others
 
 
 def _given(given: Mapping[str, Tensor] | None, label: str, start: Tensor) -> Tensor:
@@ -286,7 +318,23 @@ def _given(given: Mapping[str, Tensor] | None, label: str, start: Tensor) -> Ten
     return given[label]
 
 
-def look_at(z: Tensor, sentence: str) -> None:
+def _edited(told: Any, z: Tensor, step: Instruction) -> Tensor:
+    """What the hook `after` has made of a state, as one."""
+    if not isinstance(told, Tensor) or told.shape != z.shape or not told.is_floating_point():
+        got = f"a tensor of {told.dtype} {tuple(told.shape)}" if isinstance(told, Tensor) else type(told).__name__
+        raise ValueError(
+            f"row {step.row} (t = {step.t:g}): after returned {got}: it must return the state, {tuple(z.shape)} numbers"
+        )
+    return told.to(z)
+
+
+def _in_after(after: After | None) -> str:
+    return "" if after is None else ", in what the network or after returned"
+
+
+def look_at(
+    z: Tensor, sentence: str, advice: str = "check the network's output there, its dtype and its time convention"
+) -> None:
     """Raises the sentence when a tensor is not finite."""
     if not bool(torch.isfinite(z).all()):
-        raise ValueError(f"{sentence}: check the network's output there, its dtype and its time convention")
+        raise ValueError(f"{sentence}: {advice}")

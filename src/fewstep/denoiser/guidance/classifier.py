@@ -20,7 +20,7 @@ from torch import Tensor
 from fewstep.denoiser.guidance.gradient import LogProb, check_interval, data_shift, gradient, process_of
 from fewstep.denoiser.network import bound
 from fewstep.process.base import Time, to_tensor
-from fewstep.words import Typed
+from fewstep.words import Typed, finite
 
 __all__ = ["ClassifierGuided"]
 
@@ -63,13 +63,14 @@ class ClassifierGuided(Typed):
             raise ValueError(f"got on={self.on!r}: choose state or x0_hat")
         object.__setattr__(self, "process", process_of(self.denoiser, process=self.process))
         check_interval(self.interval, self.process)
+        finite("scale", self.scale)
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """The guided x0_hat in data space."""
         if not bool(self._inside(t).any()):
-            return self.denoiser(z, t)
+            return bound(self.denoiser, t)(z)
         shift, seen = self._shift(z, t)
-        return (seen if self.on == "x0_hat" else self.denoiser(z, t)) + shift
+        return (seen if self.on == "x0_hat" else bound(self.denoiser, t)(z)) + shift
 
     def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
         """`base`, the model alone, and `guidance`, in the process's coordinates."""
@@ -92,7 +93,7 @@ class ClassifierGuided(Typed):
         """What guidance adds to x0_hat, and what the log probability was told."""
 
         def judged(z: Tensor) -> tuple[Tensor, Tensor]:
-            seen = self.denoiser(z, t) if self.on == "x0_hat" else z
+            seen = bound(self.denoiser, t)(z) if self.on == "x0_hat" else z
             return self.log_prob(seen, t), seen
 
         g, seen = gradient(judged, z)

@@ -40,9 +40,9 @@ from torch import Tensor
 
 from fewstep.denoiser.guidance.gradient import LogProb, process_of
 from fewstep.denoiser.guidance.update import along_of
-from fewstep.denoiser.network import needs_grad
+from fewstep.denoiser.network import bound, needs_grad
 from fewstep.process.base import Time
-from fewstep.words import Typed
+from fewstep.words import Typed, finite
 
 __all__ = ["AnyOf", "Complement", "Composed", "conjunction", "disjunction", "negation"]
 
@@ -132,20 +132,20 @@ class Composed(Typed):
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """The composed x0_hat in data space."""
-        base = self.unconditional(z, t)
+        base = bound(self.unconditional, t)(z)
         return base + self._shift(z, t, base)
 
     def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
         """`base`, the unconditional model, and `guidance`, in the process's coordinates."""
         if name == "base":
-            return lambda z: self.process.coordinates(self.unconditional(z, t))
-        shift = lambda z: self.process.coordinates(self._shift(z, t, self.unconditional(z, t)))  # noqa: E731
+            return lambda z: self.process.coordinates(bound(self.unconditional, t)(z))
+        shift = lambda z: self.process.coordinates(self._shift(z, t, bound(self.unconditional, t)(z)))  # noqa: E731
         return shift if name == "guidance" else None
 
     def _shift(self, z: Tensor, t: Time, base: Tensor) -> Tensor:
         signed = {True: torch.zeros_like(base), False: torch.zeros_like(base)}
         for w, part in zip(self.weights, self.parts, strict=True):
-            signed[w > 0] = signed[w > 0] + w * (part(z, t) - base)
+            signed[w > 0] = signed[w > 0] + w * (bound(part, t)(z) - base)
         against = signed[False]
         if self.perpendicular:
             against = against - along_of(against, signed[True])
@@ -186,8 +186,9 @@ class AnyOf(Typed):
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """The composed x0_hat in data space."""
-        share = torch.stack([log(z, t) for log in self.log_probs]).softmax(0)
-        each = [part(z, t) for part in self.parts]
+        logs = torch.stack([log(z, t) for log in self.log_probs])
+        share = logs.masked_fill((logs == -torch.inf).all(0), 0.0).softmax(0)  # all impossible: as if all alike
+        each = [bound(part, t)(z) for part in self.parts]
         return torch.stack([_wide(w, d) * d for w, d in zip(share, each, strict=True)]).sum(0)
 
 
@@ -214,6 +215,7 @@ class Complement(Typed):
     process: Any = None
 
     def __post_init__(self) -> None:
+        finite("scale", self.scale)
         object.__setattr__(self, "process", process_of(self.unconditional, self.conditional, process=self.process))
 
     @property
@@ -222,9 +224,9 @@ class Complement(Typed):
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """The composed x0_hat in data space."""
-        log, base = self.log_prob(z, t), self.unconditional(z, t)
+        log, base = self.log_prob(z, t), bound(self.unconditional, t)(z)
         odds = (log - _log1mexp(log)).exp().to(base)
-        return base - float(self.scale) * _wide(odds, base) * (self.conditional(z, t) - base)
+        return base - float(self.scale) * _wide(odds, base) * (bound(self.conditional, t)(z) - base)
 
 
 def _log1mexp(log: Tensor) -> Tensor:
@@ -242,6 +244,7 @@ def _weights(weights: Sequence[float] | None, parts: Sequence[Any]) -> tuple[flo
     found = (1.0,) * len(parts) if weights is None else tuple(float(w) for w in weights)
     if len(found) != len(parts) or not parts:
         raise ValueError(f"got {len(parts)} parts and {len(found)} weights: give one for each, and at least one")
+    finite("weight", *found)
     return found
 
 

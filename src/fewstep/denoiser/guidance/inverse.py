@@ -23,6 +23,7 @@ from torch import Tensor
 from fewstep.denoiser.guidance.classifier import ClassifierGuided
 from fewstep.denoiser.guidance.gradient import process_of
 from fewstep.denoiser.guidance.observation import Observation, spread, spread_by
+from fewstep.denoiser.network import bound
 from fewstep.process.base import Process, Time
 from fewstep.words import Typed, typed
 
@@ -124,7 +125,7 @@ class DDNM(Typed):
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """x0_hat given the state and the observation, in data space."""
-        d = self.denoiser(z, t)
+        d = bound(self.denoiser, t)(z)
         return d + self._shift(d, t)
 
     def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
@@ -132,7 +133,7 @@ class DDNM(Typed):
         if name not in ("base", "guidance"):
             return None
         part: Any = (lambda d: d) if name == "base" else (lambda d: self._shift(d, t))
-        return lambda z: self.process.coordinates(part(self.denoiser(z, t)))
+        return lambda z: self.process.coordinates(part(bound(self.denoiser, t)(z)))
 
     def _shift(self, d: Tensor, t: Time) -> Tensor:
         c = spread(self.process, t, self.std)

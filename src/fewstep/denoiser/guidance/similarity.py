@@ -72,7 +72,7 @@ class Similarity(Typed):
     def __post_init__(self) -> None:
         if isinstance(self.by, str):
             pick(SIMILARITIES, self.by, "similarity")
-        if not self.weight > 0:
+        if not 0 < self.weight < float("inf"):
             raise ValueError(f"got weight={self.weight}: give one above 0")
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:

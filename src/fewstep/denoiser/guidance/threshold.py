@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser.guidance.gradient import process_of
+from fewstep.denoiser.network import bound
 from fewstep.process.base import Time
 from fewstep.words import Typed
 
@@ -58,7 +59,7 @@ class Thresholded(Typed):
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """The thresholded x0_hat in data space."""
-        d = self.denoiser(z, t)
+        d = bound(self.denoiser, t)(z)
         if self.quantile is None:
             return d.clamp(-self.limit, self.limit)
         s = torch.stack([quantile(row, self.quantile) for row in d.abs().flatten(1)])

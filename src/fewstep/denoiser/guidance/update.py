@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.process.base import Time
-from fewstep.words import Typed
+from fewstep.words import Typed, finite
 
 __all__ = ["APG", "Rescale"]
 
@@ -28,6 +28,8 @@ class Rescale(Typed):
 
     Args:
         share: phi in (0, 1]; the paper's is 0.7. None of it is `guide` without a rule.
+
+    A prediction without spread, flat or of one number, has none to bring back and is left as guidance makes it.
 
     Where we differ: the paper scales the network's output, whatever it predicts (v there, noise in many tools); here it
     is the data prediction, so that one setting means the same for all networks.
@@ -47,8 +49,12 @@ class Rescale(Typed):
 
         def combine(conditional: Tensor, unconditional: Tensor, scale: Any) -> Tensor:
             guided = unconditional + scale * (conditional - unconditional)
+            if guided[:1].numel() < 2:
+                return guided
             wanted, found = (_wide(d.flatten(1).std(1), d) for d in (conditional, guided))
-            return guided * (1 + self.share * (wanted / found.clamp(min=torch.finfo(found.dtype).tiny) - 1))
+            least = 8 * torch.finfo(found.dtype).eps * _wide(guided.flatten(1).abs().amax(1), guided)  # rounding's
+            ratio = torch.where(found > least, wanted / found.clamp(min=torch.finfo(found.dtype).tiny), 1.0)
+            return guided * (1 + self.share * (ratio - 1))
 
         return combine
 
@@ -80,8 +86,9 @@ class APG(Typed):
     def __post_init__(self) -> None:
         if not -1.0 < self.momentum < 1.0:
             raise ValueError(f"got momentum={self.momentum}: give -1 < momentum < 1")
-        if self.norm is not None and not self.norm > 0:
+        if self.norm is not None and not 0 < self.norm < float("inf"):
             raise ValueError(f"got norm={self.norm}: give a limit above 0, or None")
+        finite("parallel", self.parallel)
         if self.parallel == 1.0 and self.norm is None and self.momentum == 0.0:
             raise ValueError("got parallel=1 without norm and momentum, which is plain guidance: leave the rule away")
 
