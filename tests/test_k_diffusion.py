@@ -205,6 +205,59 @@ def test_options_without_effect_are_refused(options, sentence):
         K.sample_res_multistep(model, start(), SIGMAS, disable=True, **options)
 
 
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"])
+def test_eta_0_with_noise_is_the_sampler_without(name):
+    run = lambda **options: K.sample(name)(model, start(), SIGMAS, disable=True, **options)  # noqa: E731
+    plain = run(eta=0.0)
+    for extra in ({"noise_sampler": drawn()}, {"s_noise": 1.003}, {"noise_sampler": drawn(), "s_noise": 0.5}):
+        assert torch.equal(run(eta=0, **extra), plain)
+    if name == "euler_ancestral":
+        torch.testing.assert_close(plain, K.sample_euler(model, start(), SIGMAS, disable=True))
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpm_2"])
+def test_s_noise_without_churn_runs_as_in_k_diffusion(name):
+    ours = K.sample(name)(model, start(), SIGMAS, disable=True, s_noise=1.003)
+    assert torch.equal(ours, K.sample(name)(model, start(), SIGMAS, disable=True))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, torch.Tensor.numpy, torch.Tensor.float, torch.Tensor.half])
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m_sde"])
+def test_sigmas_of_other_kinds_are_the_same_levels(name, kind):
+    exact = torch.tensor([14.5, 7.0, 3.0, 1.25, 0.5, 0.125, 0.0], dtype=torch.float64)  # in every precision
+    told, options = [], {"disable": True, "seed": 1, "callback": lambda d: told.append(float(d["sigma"]))}
+    ours = K.sample(name)(model, start(), kind(exact), **options)
+    torch.testing.assert_close(ours, K.sample(name)(model, start(), exact, disable=True, seed=1))
+    assert told == exact[:-1].tolist()
+
+
+def test_whole_sigmas_are_levels_too():
+    whole = torch.tensor([14, 7, 3, 1, 0])
+    ours = K.sample_dpmpp_2m(model, start(), whole, disable=True)
+    assert torch.equal(ours, K.sample_dpmpp_2m(model, start(), whole.double(), disable=True))
+
+
+@pytest.mark.parametrize("sigmas", [SIGMAS[None], SIGMAS[0], SIGMAS[:, None], SIGMAS > 1, SIGMAS + 0j, "karras", None])
+def test_sigmas_that_are_no_row_of_levels_are_refused(sigmas):
+    with pytest.raises(ValueError, match=r"sigmas.*give noise levels"):
+        K.sample_euler(model, start(), sigmas, disable=True)
+
+
+@pytest.mark.parametrize("x", [torch.ones(2, 2, dtype=torch.long), torch.ones(2, 2) > 0, torch.ones(2) + 0j,
+                               torch.tensor(1.0), [1.0], None])  # fmt: skip
+@pytest.mark.parametrize("name", ["euler", "rk45", "dpmpp_2m_sde"])
+def test_a_state_that_is_no_batch_of_numbers_is_refused(name, x):
+    with pytest.raises(ValueError, match=r"as x: give the state"):
+        K.sample(name)(model, x, SIGMAS, disable=True)
+
+
+@pytest.mark.parametrize("out", [lambda x: None, lambda x: (x,), lambda x: x + 0j, lambda x: x > 0, lambda x: x[:1]])
+@pytest.mark.parametrize("levels", [SIGMAS, SIGMAS[-2:]])
+def test_a_model_that_returns_no_state_is_refused(levels, out):
+    with pytest.raises(ValueError, match=r"returned"):
+        K.sample_dpmpp_2m_sde(lambda x, sigma: out(x), start(), levels, disable=True, seed=0)
+
+
 def test_bad_input_is_refused_and_no_step_is_no_change():
     with pytest.raises(ValueError, match="did you mean"):
         K.sample("dpmpp_2mm")

@@ -20,9 +20,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.network import as_state
+from fewstep.denoiser.watch import NetworkError, called, kept, watching
 from fewstep.interop.tool_names import ALIASES, LABELS, SCHEDULERS
 from fewstep.loop import sample as run, tabulate
 from fewstep.noise import NoiseSource, noise_source
@@ -39,6 +42,7 @@ Callback = Callable[[dict[str, Any]], object]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
 GUIDED = {"base", "guidance"}  # the heads that a guided model of these tools can tell apart
+IDLE = {"euler", "heun", "dpm_2", "dpm_fast", "dpm_adaptive"}  # k-diffusion's take s_noise where they add no noise
 
 
 def _runs(make: Callable[..., Any]) -> bool:
@@ -92,6 +96,8 @@ def sample(name: str) -> Callable[..., Tensor]:
         solver = make(**chosen)
         if isinstance(process, Flow) and isinstance(solver, Ancestral) and name in ALIASES:
             solver = replace(solver, down="flow")
+        if name in IDLE and not solver.stochastic:
+            s_noise, noise_sampler = 1.0, None
         return march(
             solver, model, x, sigmas, extra_args, callback, disable,
             s_noise=s_noise, noise_sampler=noise_sampler, seed=seed, process=process,
@@ -126,21 +132,28 @@ def march(
         solver: a solver, a driver (it takes the ends of sigmas), or a table on `process` and sigmas.
         model: (x, sigma, **extra_args) -> the denoised x; sigma is (batch,).
         x: (batch, ...) the state at sigmas[0]; the run is in float32 at least, the result in the dtype of x.
-        sigmas: (n + 1,) noise levels that fall; used exactly. Where a solver cannot step to sigma = 0 it ends at the
-            level before, and the denoised x is the result. Fewer than two levels return x.
+        sigmas: (n + 1,) noise levels that fall, as a tensor, an array or a list; used exactly. Where a solver cannot
+            step to sigma = 0 it ends at the level before, and the denoised x is the result. Fewer than two levels
+            return x.
         extra_args: for the model.
         callback: called once a step with {"x", "i", "sigma", "sigma_hat", "denoised"}; with a driver, once a call.
         disable: True shows no progress bar.
         s_noise: what all noise is multiplied with.
-        noise_sampler: (sigma, sigma_next) -> standard normals of the shape of x, instead of the seed.
+        noise_sampler: (sigma, sigma_next) -> standard normals of the shape of x, instead of the seed. As in k-diffusion
+            a solver whose eta is 0 has no use for it, nor for s_noise; one that never adds noise refuses both.
         seed: of the noise; None takes extra_args["seed"], or else draws one from torch's generator.
         process: the process on whose time sigmas lie; None is EDM. `fewstep.Flow()` for flow models.
     """
-    process = EDM() if process is None else process
+    process, sigmas = EDM() if process is None else process, _levels(sigmas)
+    if not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim):
+        got = f"a tensor of {x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise ValueError(f"got {got} as x: give the state at sigmas[0], a floating-point tensor (batch, ...)")
     if len(sigmas) < 2:
         return x
     args, grid, tell = dict(extra_args or {}), sigmas.detach().to("cpu", torch.float64), _Steps(callback, sigmas)
     stochastic = bool(solver.noises) if isinstance(solver, Tableau) else solver.stochastic
+    if not stochastic and getattr(solver, "eta", None) == 0:
+        s_noise, noise_sampler = 1.0, None
     if not stochastic and (s_noise != 1 or noise_sampler is not None):
         raise ValueError(f"got s_noise or noise_sampler for {type(solver).__name__}, which adds no noise: leave it out")
     source = noise_source(seed=_seed(seed, args) if stochastic else 0)
@@ -152,7 +165,7 @@ def march(
         table = tabulate(solver, process, grid=grid[:stop]) if isinstance(solver, Solver) and stop > 1 else None
     denoiser = _Model(model, args, x.dtype, guided=table is not None and bool(GUIDED & _outputs(table)))
     z = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    with torch.no_grad():
+    with torch.no_grad(), watching():
         if isinstance(solver, Driver):
             if noise_sampler is not None or s_noise != 1:
                 raise ValueError("got s_noise or noise_sampler for a driver, whose samples draw at times of their own")
@@ -212,18 +225,22 @@ class _Model:
             args["model_options"] = options | {"sampler_post_cfg_function": hooks, "disable_cfg1_optimization": True}
 
     def __call__(self, z: Tensor, t: Time) -> Tensor | dict[str, Tensor]:
-        sigma = torch.as_tensor(t, dtype=z.dtype).to(z.device).expand(len(z))
-        out = self.model(z.to(self.dtype), sigma, **self.args)
+        sigma = torch.as_tensor(t, dtype=z.dtype).to(z.device).expand(len(z)).clone()
+        own = z.dtype != self.dtype
+        out = kept(self.model, called(self.model, z.to(self.dtype), sigma, own=own, **self.args))
+        if not isinstance(out, Tensor):
+            raise NetworkError(f"the model returned a {type(out).__name__}: it must return the denoised x")
+        out = as_state(out, z)
         if self.heard is not None:
             self.heard(z, t, out)
         if self.base is None:
-            return out.to(z.dtype)
+            return out
         if not self.base:
             raise ValueError(
                 "got a model that called no function of model_options['sampler_post_cfg_function'], from which this "
                 "solver learns what is guidance: give a guided model of ComfyUI, or use another solver"
             )
-        out, base = out.to(z.dtype), self.base.pop().to(z.dtype)
+        base = self.base.pop().to(z.dtype)
         return {"x0": out, "base": base, "guidance": out - base}
 
     def _hook(self, told: Mapping[str, Any]) -> Tensor:
@@ -304,6 +321,19 @@ def steps(table: Tableau) -> dict[int, int]:
         if after is not None:
             found.setdefault(after, i)
     return found
+
+
+def _levels(sigmas: Any) -> Tensor:
+    """Noise levels as a floating-point tensor (n + 1,)."""
+    try:
+        found = sigmas if isinstance(sigmas, Tensor) else torch.from_numpy(np.array(sigmas, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise ValueError(f"got a {type(sigmas).__name__} as sigmas: give noise levels (n + 1,) that fall") from None
+    if found.ndim != 1 or found.is_complex() or found.dtype == torch.bool:
+        raise ValueError(
+            f"got sigmas of {found.dtype} and shape {tuple(found.shape)}: give noise levels (n + 1,) that fall"
+        )
+    return found if found.is_floating_point() else found.float()
 
 
 def _outputs(table: Tableau) -> set[str]:
