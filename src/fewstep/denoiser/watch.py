@@ -33,7 +33,7 @@ from torch import Tensor, nn
 __all__ = ["NetworkError", "called", "kept", "trusted", "watching"]
 
 FRESH, HELD = 2, 5  # calls
-PROBE = 2**15  # numbers of a tensor that are compared
+PROBE = 2**12  # numbers of a tensor that are compared
 COUNTED = ("running_mean", "running_var", "num_batches_tracked", "_u", "_v")  # buffers that training alone changes
 
 
@@ -155,7 +155,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
     if a.device.type != "cpu":
         return True
     try:
-        return np.array_equal(*(_probe(v).numpy() for v in (a, b)), equal_nan=True)
+        one, other = (_probe(v).numpy() for v in (a, b))
+        return np.array_equal(one, other) or np.array_equal(one, other, equal_nan=True)
     except (RuntimeError, TypeError):  # inside a transform of torch.func; a dtype that numpy has not
         return True
 
