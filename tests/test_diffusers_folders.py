@@ -94,6 +94,19 @@ def test_the_cache_of_the_hub_is_a_folder(folder: Path) -> None:
         fs.load(snapshot)
 
 
+def test_a_link_to_itself_and_a_shard_that_is_no_name_are_refused(folder: Path) -> None:
+    link = folder / "unet" / "other.json"
+    link.symlink_to(link.name)
+    with pytest.raises(ValueError, match="other.json is a link that ends nowhere|is no regular file"):
+        fs.load(folder)
+    link.unlink()
+    index = sharded(folder) / SHARDS
+    about = json.loads(index.read_text())
+    index.write_text(json.dumps(about | {"weight_map": about["weight_map"] | {"x": ["y"]}}))
+    with pytest.raises(ValueError, match=r"names the shard \['y'\]"):
+        fs.load(folder)
+
+
 def test_a_variant_alone_is_read(folder: Path) -> None:
     want, unet = drawn(folder), folder / "unet"
     (unet / WEIGHTS).rename(unet / "diffusion_pytorch_model.fp16.safetensors")

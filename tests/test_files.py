@@ -187,3 +187,11 @@ def test_tensors_lie_in_memory_as_they_did_before_they_were_saved(tmp_path):
     for name, tensor in load_tensors(tmp_path / "a.safetensors").items():
         assert torch.equal(tensor, tensors[name])
         assert tensor.data_ptr() % 64 == tensors[name].data_ptr() % 64 == 0
+
+
+def test_a_pipe_is_no_sealed_file(tmp_path):
+    from fewstep.seal import is_sealed
+
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="it is no regular file"):
+        is_sealed(tmp_path / "pipe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -248,3 +249,38 @@ def test_shipped_classifier_and_reference_belong_together() -> None:
     worse = compare(reference.test, reference.held_out[reference.held_out_labels != 3][:512])
     assert worse.frechet > 1.5 * floor.frechet
     assert worse.kernel > floor.kernel + 3 * floor.kernel_error
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"shape": 3}, "has shape 3; a list of 3 whole numbers from 1 to 65536 is allowed"),
+        ({"shape": [1, 8]}, r"has shape \[1, 8\]; a list of 3"),
+        ({"shape": [1, 10**9, 8]}, "from 1 to 65536 is allowed"),
+        ({"channels": [2, "a", 2]}, r"has channels \[2, 'a', 2\]"),
+        ({"features": None}, "has features None; a whole number from 1"),
+        ({"classes": True}, "has classes True; a whole number from 1"),
+        ({"classes": 60_000, "features": 60_000}, r"has .* its config.json asks for .*60000"),
+        ({"classes": 4}, r"has 'head.weight' as \(3, 4\), its config.json asks for \(4, 4\)"),
+        ({"kind": "x" * 10_000}, "has kind 'xxx"),
+    ],
+)
+def test_a_classifier_whose_config_is_wrong_is_refused_before_it_is_built(change, sentence, tmp_path):
+    from fewstep.quality.classifier import Classifier, load_classifier, save_classifier
+
+    save_classifier(tmp_path, Classifier(shape=(1, 8, 8), channels=(2, 2, 2), features=4, classes=3))
+    config = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=sentence) as error:
+        load_classifier(tmp_path)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_reference_whose_labels_are_not_its_rows_is_refused(tmp_path):
+    from fewstep.quality.reference import Reference, load_reference, save_reference
+
+    rows = torch.rand(8, 4)
+    save_reference(tmp_path / "r.safetensors", Reference(
+        test=rows, test_labels=torch.arange(8), held_out=rows[:6], held_out_labels=torch.arange(8)))  # fmt: skip
+    with pytest.raises(ValueError, match=r"holds held_out of shape \(6, 4\) and held_out_labels of \(8,\)"):
+        load_reference(tmp_path / "r.safetensors")

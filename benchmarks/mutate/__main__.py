@@ -155,6 +155,7 @@ def main() -> int:
     if args.case is not None:
         return again(args.only[0], args.case, args.seed, Path(tempfile.mkdtemp(prefix="mutate-")))
     folder = Path(tempfile.mkdtemp(prefix="mutate-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    os.environ["FEWSTEP_CACHE"] = str(folder / "cache")
     start, counts, faults = time.monotonic(), collections.Counter(), []
     slowest: tuple[float, str] = (0.0, "")
     try:

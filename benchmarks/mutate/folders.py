@@ -188,7 +188,9 @@ def _fit(folder: Path) -> Any:
 
 def _as_good_as_none(run: Callable[[Path], Any], folder: Path) -> None:
     """A damaged part never stops the run that finds it."""
-    if any(path.is_symlink() or not (path.is_file() or path.is_dir()) for path in folder.rglob("*")):
+    if any(
+        path.is_symlink() or not path.is_file() and (path.suffix or not path.is_dir()) for path in folder.rglob("*")
+    ):
         return  # somebody put something else there
     with running():
         run(folder)
@@ -230,7 +232,7 @@ KINDS = {
     "model": Kind(
         weight=3,
         makes=lambda: [partial(_model, process=fs.VP()), partial(_model, process=fs.VP(), labels=("a", "b")),
-                       partial(_model, process=fs.Blurring(size=(8, 8)), facts={"quality": {"fid": 3.0}})],
+                       partial(_model, process=fs.Blurring(size=(8, 8)), facts={"quality": [{"fid": 3.0}]})],
         use=_use_model,
         seal=_seal_model,
     ),

@@ -30,7 +30,7 @@ WRITES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chow
           "os.truncate", "os.utime", "shutil.rmtree", "shutil.move")  # fmt: skip
 OURS = tuple({str(made) for p in (
     sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"),
-    Path(__file__).parents[2] / "src", "/proc", "/sys", "/dev/null", "/dev/urandom", "/usr", "/lib", "/etc",
+    Path(__file__).parents[2], "/proc", "/sys", "/dev/null", "/dev/urandom", "/usr", "/lib", "/etc",
 ) for made in (Path(p), Path(p).resolve())})  # fmt: skip
 
 
@@ -47,6 +47,7 @@ class Guard:
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder.resolve())
+        self.cache = os.path.realpath(os.environ.get("FEWSTEP_CACHE", self.folder))  # the library's own
         self.watching, self.broken = False, ""
         sys.addaudithook(self._audit)
         signal.signal(signal.SIGPROF, self._over)
@@ -102,12 +103,12 @@ class Guard:
             self.broken = f"{event} {args!r:.200}"
         elif event in WRITES and isinstance(args[0], str | bytes | os.PathLike):
             where = os.path.realpath(os.path.dirname(os.fsdecode(args[0]) or "."))
-            if not where.startswith(self.folder):
+            if not where.startswith((self.folder, self.cache)):
                 self.broken = f"{event} of {args[0]!r}"
 
     def _opened(self, name: str, mode: str | None, flags: int) -> None:
         path, writes = os.path.realpath(name), bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
-        if path.startswith(self.folder):
+        if path.startswith((self.folder, self.cache)):
             return
         if writes and path != "/dev/null":
             self.broken = f"wrote {name}"

@@ -378,7 +378,8 @@ def _tensors(path: Path, *, sealed: bool = False) -> Iterator[Any]:
             yield f
     except Exception as error:  # safetensors raises its own class, a bare Exception
         raise ValueError(
-            f"{path} is truncated or corrupt ({error}); only a whole safetensors file is read; fetch or write it again."
+            f"{path} is truncated or corrupt ({str(error)[:300]}); only a whole safetensors file is read; fetch or "
+            "write it again."
         ) from error
 
 

@@ -287,7 +287,7 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         return cls(**arguments)
     except Exception as error:
         raise ValueError(
-            f"config.json does not describe a {name} ({' '.join(str(error).split())}); it holds that class's "
+            f"config.json does not describe a {name} ({' '.join(str(error).split())[:300]}); it holds that class's "
             "arguments; fetch or write the folder again."
         ) from error
 

@@ -33,6 +33,8 @@ def with_metadata(data: bytes, metadata: Mapping[str, str], *, sealed: bool) -> 
 
 def is_sealed(path: Path) -> bool:
     """Whether a safetensors file holds its checksum; a ValueError where that is another one's."""
+    if not path.is_file():
+        raise ValueError("it is no regular file")  # a pipe would wait for ever
     with path.open("rb") as file:
         size = file.read(8)
         length = int.from_bytes(size, "little")

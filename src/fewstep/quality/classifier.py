@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from fewstep.files import load_tensors, read_json, save_tensors, write_json
 from fewstep.pace import Pace, choose
+from fewstep.words import short
 
 __all__ = ["Classifier", "accuracy", "images_to_tensor", "load_classifier", "save_classifier", "train_classifier"]
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / "fashion-classifier"
 KIND = "fewstep-classifier"  # what its config.json calls itself
+_LARGEST = 2**16  # channels, features, classes and pixels on a side of a classifier that is read
 _COUNTERS = "num_batches_tracked"  # batch normalisation counts its batches; nothing reads that afterwards
 
 
@@ -164,23 +166,42 @@ def save_classifier(folder: str | Path, net: Classifier) -> None:
     write_json(folder / "config.json", {"kind": KIND, **net.config})
 
 
+def _sizes(config: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The arguments of `Classifier` in a config, each of them whole numbers of at least 1 and of a plain size."""
+    for name, count in (("shape", 3), ("channels", 3), ("features", 0), ("classes", 0)):
+        value = config.get(name)
+        numbers = value if count and isinstance(value, list) else [value]
+        if len(numbers) != (count or 1) or not all(type(n) is int and 1 <= n <= _LARGEST for n in numbers):
+            allowed = f"a list of {count} whole numbers" if count else "a whole number"
+            raise ValueError(
+                f"{where} has {name} {short(value)}; {allowed} from 1 to {_LARGEST} is allowed; write the folder again."
+            )
+    return {name: tuple(v) if isinstance(v := config[name], list) else v
+            for name in ("shape", "channels", "features", "classes")}  # fmt: skip
+
+
 def load_classifier(folder: str | Path | None = None) -> Classifier:
     """The classifier of a folder written by `save_classifier`, in eval mode and float32; None: the shipped one."""
     folder = SHIPPED if folder is None else Path(folder)
     config = read_json(folder / "config.json", "a classifier folder")
     if config.get("kind") != KIND:
         raise ValueError(
-            f"{folder / 'config.json'} has kind {config.get('kind')!r}; a classifier folder has {KIND!r}; "
+            f"{folder / 'config.json'} has kind {short(config.get('kind'))}; a classifier folder has {KIND!r}; "
             "name another folder."
         )
-    net = Classifier(
-        shape=tuple(config["shape"]), channels=tuple(config["channels"]), features=config["features"],
-        classes=config["classes"],
-    )  # fmt: skip
+    sizes = _sizes(config, folder / "config.json")
+    with torch.device("meta"):  # its shapes are known before there is room for them
+        wanted = {k: v.shape for k, v in Classifier(**sizes).state_dict().items() if not k.endswith(_COUNTERS)}
     state = {k: v.float() for k, v in load_tensors(folder / "weights.safetensors").items()}
-    missing = [k for k in net.state_dict() if k not in state and not k.endswith(_COUNTERS)]
-    if missing:
-        raise ValueError(f"{folder / 'weights.safetensors'} lacks {missing[0]!r}; write the folder again.")
+    found = {k: v.shape for k, v in state.items()}
+    if wanted != found:
+        name = next(k for k in (*wanted, *found) if wanted.get(k) != found.get(k))
+        has, asks = (str(tuple(v[name])) if name in v else "missing" for v in (found, wanted))
+        raise ValueError(
+            f"{folder / 'weights.safetensors'} has {short(name)} as {has}, its config.json asks for {asks}; "
+            "write the folder again."
+        )
+    net = Classifier(**sizes)
     net.load_state_dict(state, strict=False)
     net.eval()
     given = Pace(precision="float32")  # what is measured does not depend on the machine's choice

@@ -63,4 +63,12 @@ def load_reference(path: str | Path | None = None) -> Reference:
     names = ("test", "test_labels", "held_out", "held_out_labels")
     if set(tensors) != set(names):
         raise ValueError(f"{path} holds {sorted(tensors)}; a reference file holds {sorted(names)}; name another file.")
+    for rows, labels in (("test", "test_labels"), ("held_out", "held_out_labels")):
+        shapes = tuple(tensors[rows].shape), tuple(tensors[labels].shape)
+        one_space = shapes[0][1:] == tuple(tensors["test"].shape[1:]) and len(shapes[0]) == 2
+        if not one_space or shapes[0][0] < 4 or shapes[1] != shapes[0][:1]:
+            raise ValueError(
+                f"{path} holds {rows} of shape {shapes[0]} and {labels} of {shapes[1]}; features (n, d) of at least 4 "
+                "pictures, with one label each and one d, are needed; write the file again."
+            )
     return Reference(**{n: tensors[n].long() if n.endswith("labels") else tensors[n].float() for n in names})

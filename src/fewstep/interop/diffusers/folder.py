@@ -193,14 +193,15 @@ def _variant(part: Path) -> tuple[Path, Path] | None:
 def _shards(index: Path) -> list[Path]:
     """The files that an index of shards names, which lie beside it; what they hold is what it says."""
     named = read_json(index, "a network").get("weight_map")
-    files = sorted({*named.values()}, key=str) if isinstance(named, dict) and named else [None]
-    for name in files:
+    given = list(named.values()) if isinstance(named, dict) and named else [None]
+    for name in given:
         if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
             raise ValueError(
                 f"{index} names the shard {name!r:.80}; a shard is a safetensors file beside the index; fetch or write "
                 "the folder again."
             )
     assert isinstance(named, dict)
+    files = sorted({str(name) for name in given})
     for file in files:
         held, said = {*tensor_shapes(index.parent / str(file))}, {name for name, at in named.items() if at == file}
         if odd := sorted(held ^ said):
@@ -240,8 +241,9 @@ def _made(cls: Any, config: Mapping[str, Any], part: Path) -> nn.Module:
     try:
         return cls.from_config(config)
     except Exception as error:
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"{part / 'config.json'} does not describe a {cls.__name__} ({' '.join(str(error).split())}); it holds "
+            f"{part / 'config.json'} does not describe a {cls.__name__} ({reason}); it holds "
             "that class's arguments; fetch or write the folder again."
         ) from error
 
@@ -296,8 +298,9 @@ def _encode(whole: Path, kind: tuple[str, str], without: list[str], device: Any,
         parts: dict[str, Any] = {"text_encoder": encoder, **dict.fromkeys(without)}
         pipe: Any = DiffusionPipeline.from_pretrained(str(whole), use_safetensors=True, **parts).to(device)
     except Exception as error:
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"got a prompt for {whole}, whose text encoder cannot be read ({' '.join(str(error).split())}): fetch the "
+            f"got a prompt for {whole}, whose text encoder cannot be read ({reason}): fetch the "
             "folder again, or give encoder_hidden_states"
         ) from error
     return pipe.encode_prompt(*arguments)

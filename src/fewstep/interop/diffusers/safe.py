@@ -55,7 +55,10 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _check_file(root: Path, path: Path) -> None:
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
-    within = path.resolve()
+    try:
+        within = path.resolve()
+    except (OSError, RuntimeError):  # a link to itself; what Python raises differs between versions
+        raise _refused(path, "is a link that ends nowhere", "a link within the folder") from None
     if path.is_symlink() and not (within.is_relative_to(root) or within.parent == blobs):
         raise _refused(path, f"is a link to {within}, out of its folder", "a link within the folder")
     if path.suffix.lower() in CODE:
@@ -93,7 +96,13 @@ def _component(path: Path, key: str, value: Any) -> tuple[str, str] | None:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value.isascii() and value.isidentifier() and not value.startswith("_")
+    return (
+        isinstance(value, str)
+        and value.isascii()
+        and value.isidentifier()
+        and len(value) < 200
+        and not value.startswith("_")
+    )
 
 
 def _is_part(library: str) -> bool:
