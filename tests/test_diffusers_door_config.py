@@ -308,3 +308,9 @@ def test_levels_of_flows_that_their_scheduler_makes(config: dict[str, Any]) -> N
     ours = FewStepScheduler.from_config(theirs.config, solver="unipc-2")
     ours.set_timesteps(6, **mu)
     assert torch.allclose(ours.sigmas, theirs.sigmas, rtol=1e-5, atol=2e-6)  # theirs begin a millionth below 1
+
+
+def test_a_config_with_a_name_of_python_s_is_read_as_without():
+    config = {"_class_name": "DDPMScheduler", "prediction_type": "epsilon"}
+    found = [FewStepScheduler.from_config(config | more).convention for more in ({}, {"__class__": "x", "__init__": 1})]
+    assert found[0].predicts == found[1].predicts == "noise"

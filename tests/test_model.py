@@ -339,3 +339,23 @@ def test_the_shipped_model_says_how_it_was_made_and_how_good_it_is() -> None:
     card = (model.path / "README.md").read_text(encoding="utf-8")  # type: ignore[operator]
     assert training["command"] in card
     assert "Not measured" not in card
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"shape": [1, 8, 6]}, r"cannot be called on \(1, 4, 4, 3\)"),
+        (
+            {"process": {"name": "blurring", "size": [9, 8]}},
+            r"has shape \(1, 8, 8\) and a process on images of \(9, 8\)",
+        ),
+        ({"process": {"name": "vp", "t_max": 20.0}}, "whose time is no share of a table"),
+        ({"format": "x" * 10_000}, "has format 'xxx"),
+    ],
+)
+def test_what_could_not_be_sampled_is_refused_when_it_is_loaded(folder: Path, change: dict, sentence: str) -> None:
+    about = json.loads((folder / "fewstep.json").read_text())
+    (folder / "fewstep.json").write_text(json.dumps(about | change))
+    with pytest.raises(ValueError, match=sentence) as error:
+        load(folder, dtype=torch.float32)
+    assert len(str(error.value)) < 1000

@@ -167,3 +167,12 @@ def test_times_far_from_the_path_have_a_place_on_it():
     from fewstep.loop.drive import place
 
     assert place(fs.VE(), 1e6) == pytest.approx(0.0, abs=1e-300)
+
+
+def test_a_solver_that_the_rows_are_not_of_does_not_stop_a_run(tmp_path):
+    fitted = fs.Fitted(start=fs.DDIM(), theta=((0.0,), (0.0, 0.0)), phi=(0.0, 0.0), delta=(0.0, 0.0))
+    form = Form({("z", 0): 400.0})  # wide: the run warns, and asks the solver for more calls, which it has not
+    rows = (Row(0.9, 0.9, Form({}), "start"), Row(0.1, None, form))
+    Tableau(rows=rows, noises=(), process=fs.VP(), grid=GRID, solver=fitted).save(tmp_path / "table")
+    with pytest.warns(UserWarning, match="times as wide as the data"):
+        fs.sample(fs.Gaussian(fs.VP(), 0.0, 1.0), fs.VP(), solver=tmp_path / "table", shape=(2, 3))

@@ -167,8 +167,8 @@ def main() -> int:
             slowest = max(slowest, (seconds, f"{kind} {number}"))
             if verdict not in WELL:
                 faults.append({"kind": kind, "case": number, "seed": args.seed, "verdict": verdict, "said": said})
-                if args.out:
-                    args.out.write_text("".join(json.dumps(fault) + "\n" for fault in faults))
+            if args.out and (verdict not in WELL or done == 1):
+                args.out.write_text("".join(json.dumps(fault) + "\n" for fault in faults))
             if done % 1000 == 0:
                 print(
                     f"{done} cases, {len(faults)} faults, {done / (time.monotonic() - start):.0f} a second", flush=True

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-__all__ = ["check_arguments", "check_fits", "is_whole"]
+__all__ = ["check_arguments", "check_call", "check_fits", "is_whole"]
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 LARGEST = 2**28  # numbers of what a network makes for itself, beside its weights
@@ -52,6 +52,31 @@ def check_arguments(cls: type, config: Mapping[str, Any], where: str | Path, *, 
         if hints[name] is bool:
             given[name] = False
     return given
+
+
+def check_call(build: Callable[[], nn.Module], size: tuple[int, ...], where: str | Path, *, labelled: bool) -> None:
+    """Refuses a network that cannot be called as net(x, t, class_labels=y) on images of a size, by shapes alone.
+
+    Args:
+        build: makes the network.
+        size: (1, C, H, W).
+        where: the file, for the sentence.
+        labelled: whether it knows classes.
+
+    Raises:
+        ValueError: one sentence, with what the network came upon.
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            classes = torch.zeros(1, dtype=torch.long) if labelled else None
+            made: Any = build().eval()(torch.zeros(size), torch.zeros(1), class_labels=classes)
+            if tuple(made.sample.shape) != size:
+                raise ValueError(f"it returns {tuple(made.sample.shape)}")
+    except Exception as error:  # whatever a network of odd options comes upon
+        raise ValueError(
+            f"{where} describes a network that cannot be called on {size} ({' '.join(str(error).split())[:300]}); "
+            "fetch or write the folder again."
+        ) from error
 
 
 def check_fits(

@@ -26,7 +26,7 @@ from warnings import warn
 import torch
 from torch import Tensor, nn
 
-from fewstep.blueprint import check_arguments, check_fits, is_whole
+from fewstep.blueprint import check_arguments, check_call, check_fits, is_whole
 from fewstep.denoiser import PREDICTIONS, TIMES, Wrapped, wrap
 from fewstep.files import (
     extra,
@@ -306,7 +306,9 @@ def _config_of(net: nn.Module) -> dict[str, Any]:
 def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """The fields of `Model` that fewstep.json holds, each checked; what is not known of it, or lacks, is said."""
     if about.get("format") != FORMAT or isinstance(about.get("format"), bool):
-        raise ValueError(f"{where} has format {about.get('format')!r}; this version reads {FORMAT}; update fewstep.")
+        raise ValueError(
+            f"{where} has format {about.get('format')!r:.80}; this version reads {FORMAT}; update fewstep."
+        )
     shape, patch, labels = about.get("shape"), about.get("patch", 1), about.get("labels", [])
     digest = about.get("weights_sha256", "0" * 64)
     checks = {
@@ -359,6 +361,16 @@ def _check_ends(net: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
             f"{folder / 'fewstep.json'} has {len(labels)} labels; the network of config.json knows {most} classes "
             "beside none; fetch or write the folder again."
         )
+    process = known["process"]
+    if process.kind == "diagonal" and process.size != tuple(sides):
+        raise ValueError(
+            f"{folder / 'fewstep.json'} has shape {known['shape']} and a process on images of {process.size}; one "
+            "of frequencies has the images' own size; fetch or write the folder again."
+        )
+    wrap(lambda x, t: x, process, predicts=known["predicts"], time=known["time"])
+    if process.kind != "block":
+        size = (1, folded, *(side // patch for side in sides))
+        check_call(partial(build_network, _config_of(net)), size, folder / "config.json", labelled=bool(labels))
 
 
 def _rows(value: Any) -> bool:

@@ -77,7 +77,10 @@ def _enough(table: Tableau, times: Grid) -> int | None:
         return None
     first = None
     for n in range(len(table.grid), MOST):
-        longer = table.solver.tabulate(table.process, as_grid(times, table.process, n))
+        try:
+            longer = table.solver.tabulate(table.process, as_grid(times, table.process, n))
+        except ValueError:  # a fitted one, which is of one count; a file's, which the rows need not be of
+            return None
         holds = excess(longer) <= HOLDS
         if holds and first is not None:
             return first

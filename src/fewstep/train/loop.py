@@ -296,8 +296,8 @@ def read_header(checkpoint: Path) -> dict[str, Any]:
         return header | {"pace": pace, "sealed": sealed}
     except Exception as error:  # safetensors raises its own class, a bare Exception
         raise ValueError(
-            f"{checkpoint} is not a whole training checkpoint ({error}); a run goes on only from one of its own; "
-            "delete it or name another output folder."
+            f"{checkpoint} is not a whole training checkpoint ({str(error)[:300]}); a run goes on only from one of its "
+            "own; delete it or name another output folder."
         ) from error
 
 

@@ -50,7 +50,7 @@ def completed(config: Any) -> dict[str, Any]:
         raise ValueError(f"got a {type(config).__name__} as a scheduler's config: give its config, or the file of it")
     name = config.get("_class_name")
     theirs = {} if name is None or isinstance(config, FrozenDict) else _defaults(name)
-    given = {k: v for k, v in config.items() if k != "_use_default_values"}
+    given = {k: v for k, v in config.items() if k != "_use_default_values" and not str(k).startswith("__")}
     if "prediction_type" not in given and given.get("predict_epsilon") is False:  # before diffusers 0.8
         given["prediction_type"] = "sample"
     for key, value in given.items():
