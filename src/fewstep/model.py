@@ -44,14 +44,7 @@ from fewstep.process import Process
 from fewstep.process.config import process_from_json, process_to_json
 from fewstep.words import typed, usable_device
 
-__all__ = [
-    "NETWORKS",
-    "Model",
-    "build_network",
-    "call_network",
-    "load",
-    "save_model",
-]
+__all__ = ["NETWORKS", "Model", "build_network", "call_network", "load", "save_model"]
 
 SHIPPED = Path(__file__).resolve().parent / "models" / "fashion-unet"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -108,7 +101,7 @@ class Model:
             classes = classes.to(next(self.net.parameters()).device)
 
         labelled = partial(self._call, classes=classes)  # tensors of a partial go along with their samples
-        made = wrap(labelled, self.process, predicts=self.predicts, time=self.time, dtype=torch.float32)
+        made = _wrapped(labelled, self.process, self.predicts, self.time)
         return replace(made, weights=self.weights)
 
     def _call(self, x: Tensor, t: Tensor, *, classes: Tensor | None) -> Tensor:
@@ -204,10 +197,7 @@ def load(
         made = _paced(model.net, lambda x: model.net(x, 1), model.shape, stored.over(given), device)
         made.place(model.net)
         return replace(model, pace=made)
-    config, about = (
-        read_json(folder / "config.json", "a model folder"),
-        read_json(folder / "fewstep.json", "a model folder"),
-    )
+    config, about = (read_json(folder / name, "a model folder") for name in ("config.json", "fewstep.json"))
     known, digest = _check_about(about, folder / "fewstep.json"), about.get("weights_sha256")
     check_fits(partial(build_network, config), tensor_shapes(folder / WEIGHTS), folder / WEIGHTS)
     tensors = load_tensors(folder / WEIGHTS, digest=digest)
@@ -312,7 +302,7 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
     shape, patch, labels = about.get("shape"), about.get("patch", 1), about.get("labels", [])
     digest = about.get("weights_sha256", "0" * 64)
     checks = {
-        "predicts": (about.get("predicts") in [*PREDICTIONS], f"one of {', '.join(PREDICTIONS)}"),
+        "predicts": (about.get("predicts") in [*PREDICTIONS, "edm"], f"one of {', '.join(PREDICTIONS)}, edm"),
         "time": (about.get("time") in [*TIMES], f"one of {', '.join(TIMES)}"),
         "shape": (
             isinstance(shape, list) and len(shape) == 3 and all(is_whole(side, SIDE) for side in shape),
@@ -367,10 +357,16 @@ def _check_ends(net: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
             f"{folder / 'fewstep.json'} has shape {known['shape']} and a process on images of {process.size}; one "
             "of frequencies has the images' own size; fetch or write the folder again."
         )
-    wrap(lambda x, t: x, process, predicts=known["predicts"], time=known["time"])
+    _wrapped(lambda x, t: x, process, known["predicts"], known["time"])
     if process.kind != "block":
         size = (1, folded, *(side // patch for side in sides))
         check_call(partial(build_network, _config_of(net)), size, folder / "config.json", labelled=bool(labels))
+
+
+def _wrapped(net: Callable[..., Tensor], process: Process, predicts: str, time: str) -> Wrapped:
+    """The denoiser of a network that was trained here, with the sigma_data of images in [-1, 1]."""
+    data = 0.5 if predicts == "edm" else None
+    return wrap(net, process, predicts=predicts, time=time, dtype=torch.float32, sigma_data=data)
 
 
 def _rows(value: Any) -> bool:
