@@ -27,8 +27,8 @@ from fewstep.solver import (
     UniC,
     UniPC,
 )
-from fewstep.solver.exponential import weights
 from fewstep.solver.pndm import ADAMS
+from fewstep.solver.weights import weights
 from fewstep.tableau import Tableau
 from fewstep.tableau.check import point_mass
 

@@ -28,7 +28,7 @@ from fewstep.loop import sample
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse, magnitude, transpose
 from fewstep.solver import Multistep, Solver
-from fewstep.solver.exponential import first_order
+from fewstep.solver.weights import first_order
 from fewstep.words import typed
 
 __all__ = ["gits", "klub", "path_costs", "step_costs"]

@@ -16,7 +16,7 @@ from fewstep.loop import sample
 from fewstep.process import CLD, EDM, VP, Blurring, Discrete, Flow, Process
 from fewstep.process.clock import clock
 from fewstep.solver import DDIM, Multistep, UniPC
-from fewstep.solver.exponential import weights
+from fewstep.solver.weights import weights
 
 GOLDEN = store()
 

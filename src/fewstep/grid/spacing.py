@@ -115,14 +115,15 @@ def logistic(process: Process, steps: int, *, center: float = 0.25, width: float
         raise ValueError(f"got width={width} and tail={tail}: give numbers above 0")
     low, high = finite_range(process)
     place = lambda lam: torch.sigmoid((lam - center) / width) + tail * lam  # noqa: E731
-    first, last = place(torch.tensor([low, high], dtype=torch.float64)).tolist()
+    points = 1 + min(max(1024, math.ceil(16 * (high - low) / width)), 2**16)
+    known = torch.linspace(low, high, points, dtype=torch.float64)
+    first, last = place(known[[0, -1]]).tolist()
     target = torch.linspace(first, last, steps + 1, dtype=torch.float64)
-    below, above = torch.full_like(target, low), torch.full_like(target, high)
-    for _ in range(60):
-        middle = (below + above) / 2
-        left = place(middle) < target
-        below, above = torch.where(left, middle, below), torch.where(left, above, middle)
-    return exact_ends(process, process.inverse_log_snr((below + above) / 2))
+    lam = known[torch.searchsorted(place(known), target).clamp(max=len(known) - 1)]
+    for _ in range(5):  # Newton's method, from so near that it ends at rounding
+        share = torch.sigmoid((lam - center) / width)
+        lam = lam - (share + tail * lam - target) / (share * (1 - share) / width + tail)
+    return exact_ends(process, process.inverse_log_snr(lam.clamp(low, high)))
 
 
 def linear_quadratic(process: Process, steps: int, *, threshold: float = 0.025, clock: str = "t") -> Tensor:

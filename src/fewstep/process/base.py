@@ -17,20 +17,119 @@ References: Zhang, Tao, Chen, gDDIM, 2022, eq. 16-18, https://arxiv.org/abs/2206
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fewstep.process.operator import Coefficient, apply, inverse, transpose
+from fewstep.process.operator import Coefficient, apply, inverse, transpose, unstacked
 from fewstep.words import Typed
 
-__all__ = ["Process", "ScalarProcess", "Time", "derivative", "like", "to_tensor"]
+__all__ = ["Process", "ScalarProcess", "Time", "across", "derivative", "like", "once", "remembering", "to_tensor"]
 
 Time = Any  # float | (batch,) float64 Tensor; a function of a Time returns the same of the two
+ASKED = ("M", "R", "Psi", "F", "GG", "Sigma", "M_rate", "R_rate", "alpha", "sigma", "log_snr", "inverse_log_snr")
+PLACES = ("alpha", "sigma", "log_snr", "inverse_log_snr")  # what times are made of
+
+
+class Memory:
+    """What a process has answered at single times while a table is written: see `remembering`."""
+
+    def __init__(self, process: Process, times: list[float]) -> None:
+        self.process, self.times, self.noting = process, dict.fromkeys(times), False
+        self.noted: dict[float, None] = {}
+        self.answers: dict[tuple[Any, float], Any] = {}
+        self.steps = dict(zip(times[:-1], times[1:], strict=True))
+
+    def recall(self) -> bool:
+        """Ends the noting, and takes what was noted among the times; whether there was anything."""
+        self.noting = False
+        self.times |= self.noted
+        return bool(self.noted)
+
+    def across(self, key: Any, f: Callable[[Time, Time], Any], t: float, s: float) -> Any:
+        """f(t, s) for a step of the grid, worked out for all of its steps at once."""
+        if self.steps.get(t) != s:
+            return f(t, s)
+        if (key, t) not in self.answers:
+            ends = (torch.tensor(list(x), dtype=torch.float64) for x in (self.steps.keys(), self.steps.values()))
+            every = zip(self.steps, unstacked(f(*ends)), strict=True)
+            self.answers.update(((key, u), value) for u, value in every)
+        return self.answers[key, t]
+
+    def answer(self, key: Any, f: Callable[[Time], Any], t: float) -> Any:
+        """F at t, worked out for all known times at once; while times are noted, f at the first for one that is new."""
+        if key == "inverse_log_snr":
+            return self.answers.setdefault((key, t), f(t))
+        if t not in self.times:
+            if self.noting and key not in PLACES:
+                first = next(iter(self.times))
+                self.noted[t] = None
+                return self.answers[key, first] if (key, first) in self.answers else self.answer(key, f, first)
+            return self.answers.setdefault((key, t), f(t))
+        new = [u for u in self.times if (key, u) not in self.answers]
+        try:
+            values = unstacked(f(torch.tensor(new, dtype=torch.float64)))
+        except (RuntimeError, ValueError):  # a time beside this one may be singular
+            return self.answers.setdefault((key, t), f(t))
+        self.answers.update(((key, u), value) for u, value in zip(new, values, strict=True))
+        return self.answers[key, t]
+
+
+_MEMORY: ContextVar[Memory | None] = ContextVar("_MEMORY", default=None)
+
+
+@contextmanager
+def remembering(process: Process, times: list[float]) -> Iterator[Memory]:
+    """While the block runs, the process remembers its answers at single times, and works out those of `times` at once.
+
+    A table asks for the same few functions at the same times over and over, and a tensor operation costs as much for
+    one number as for a hundred. While `noting` is set, other times are collected and given a stand-in, for a second
+    time that asks for all of them together.
+    """
+    memory = Memory(process, times)
+    token = _MEMORY.set(memory)
+    try:
+        yield memory
+    finally:
+        _MEMORY.reset(token)
+
+
+def once(process: Process, key: Any, f: Callable[[Time], Any], t: Time) -> Any:
+    """f(t), a function of the process that has a name, remembered inside `remembering`."""
+    memory = _MEMORY.get()
+    if memory is None or type(t) is not float or memory.process is not process:
+        return f(t)
+    found = memory.answers.get((key, t))
+    return memory.answer(key, f, t) if found is None else found
+
+
+def across(process: Process, key: Any, f: Callable[[Time, Time], Any], t: Time, s: Time) -> Any:
+    """f(t, s), a function of the process that has a name, for all steps of the grid at once inside `remembering`."""
+    memory = _MEMORY.get()
+    if memory is None or type(t) is not float or memory.process is not process:
+        return f(t, s)
+    return memory.across(key, f, t, s)
+
+
+def _remembered(name: str, method: Callable[[Any, Time], Any]) -> Callable[[Any, Time], Any]:
+    """The method of a process, by way of `once`."""
+
+    @functools.wraps(method)
+    def ask(self: Process, t: Time) -> Any:
+        memory = _MEMORY.get()
+        if memory is None or type(t) is not float or memory.process is not self:
+            return method(self, t)
+        found = memory.answers.get((name, t))
+        return memory.answer(name, functools.partial(method, self), t) if found is None else found
+
+    return ask
 
 
 class Process(Typed, ABC):
@@ -43,6 +142,12 @@ class Process(Typed, ABC):
     default_grid: ClassVar[str]
     t_max: float
     t_min: float
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ASKED:
+            if (method := cls.__dict__.get(name)) is not None:
+                setattr(cls, name, _remembered(name, method))
 
     def __post_init__(self) -> None:
         """Refuses time ranges that are empty or outside the domain."""
@@ -159,6 +264,10 @@ class Process(Typed, ABC):
         """The time at which sigma = 0, where a step may end; None for a process that has no such time."""
         low = self.domain[0]
         return low if math.isfinite(low) and self.log_snr(low) == math.inf else None
+
+
+for _name in ("Sigma", "M_rate", "R_rate"):
+    setattr(Process, _name, _remembered(_name, getattr(Process, _name)))
 
 
 class ScalarProcess(Process):

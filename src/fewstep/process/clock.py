@@ -13,18 +13,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.process.base import Process
+from fewstep.process.base import Process, Time, across, derivative, like, once, to_tensor
 
 __all__ = ["CLOCKS", "Clock", "clock"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clock:
     """`of(process, t)` reads the clock, `time(process, u)` reads it backwards, `of_log_snr(process, lam)` converts."""
 
     of: Callable[[Process, Tensor], Tensor]
     time: Callable[[Process, Tensor], Tensor]
     of_log_snr: Callable[[Process, Tensor], Tensor]
+
+    def at(self, process: Process, t: Time) -> Time:
+        """What the clock reads at a time: a float for a float."""
+        return once(process, (self, "at"), lambda t: like(torch.as_tensor(self.of(process, to_tensor(t))), t), t)
+
+    def rate(self, process: Process, t: Time) -> Time:
+        """du/dt, exact to rounding."""
+        rate = lambda t: like(derivative(lambda x: self.of(process, x), to_tensor(t)), t)  # noqa: E731
+        return once(process, (self, "rate"), rate, t)
+
+    def between(self, process: Process, t: Time, s: Time, share: float) -> Time:
+        """The time a share of the way from t to s."""
+
+        def place(t: Time, s: Time) -> Time:
+            start, end = self.at(process, t), self.at(process, s)
+            return like(torch.as_tensor(self.time(process, to_tensor(start + share * (end - start)))), t)
+
+        return across(process, (self, "between", share), place, t, s)
 
 
 CLOCKS = {

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process, Time, like, to_tensor
 from fewstep.process.operator import Block, Coefficient, _cholesky2
+from fewstep.process.quadrature import antiderivatives, chebyshev
 
 __all__ = ["CLD"]
 
@@ -172,25 +173,16 @@ class CLD(Process):
 def _angle(process: CLD) -> tuple[Tensor, Tensor]:
     """Panels of sqrt(t), and on each the Chebyshev series of the angle from t = 1.
 
-    The rate is interpolated in Chebyshev's nodes and its series integrated: T_k integrates to T_{k+1}/(2k+2) -
-    T_{k-1}/(2k-2). The panels double, because that is the scale on which the rate changes; the last ones end where
-    nothing of the data is left.
+    The panels double, because that is the scale on which the rate changes; the last ones end where nothing of the data
+    is left.
     """
     with torch.inference_mode(False):  # kept between runs, differentiable ones too
         powers = 2.0 ** torch.arange(_LOWEST, _HIGHEST + 1, dtype=torch.float64)
         edges = torch.cat([torch.zeros(1, dtype=torch.float64), powers])
         half = edges.diff()[:, None] / 2
-        k = torch.arange(_DEGREE + 2, dtype=torch.float64)
-        angle = math.pi * (torch.arange(_DEGREE, dtype=torch.float64) + 0.5) / _DEGREE
-        rate = half * process._angle_rate(edges[:-1, None] + half * (1 + angle.cos()))
-        c = rate @ torch.cos(k * angle[:, None]) * (2 / _DEGREE)
-        c[:, _DEGREE:] = 0.0  # T_32 vanishes in the nodes, and T_33 is an image of T_31
-        series = torch.zeros(len(half), _DEGREE + 1, dtype=torch.float64)
-        series[:, 1:] = (c[:, :-2] - c[:, 2:]) / (2 * k[1:-1])
-        ends = (series * torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(_DEGREE // 2 + 1)[: _DEGREE + 1]).sum(-1)
-        whole = series.sum(-1) - ends
-        before = torch.cat([torch.zeros(1, dtype=torch.float64), whole.cumsum(0)[:-1]])
-        series[:, 0] = before - ends - whole[: 1 - _LOWEST].sum()  # zero at t = 1
+        series, whole = antiderivatives(half * process._angle_rate(edges[:-1, None] + half * (1 + chebyshev(_DEGREE))))
+        before = whole.cumsum(0) - whole
+        series[:, 0] += before - before[1 - _LOWEST]  # zero at t = 1
         return edges, series
 
 

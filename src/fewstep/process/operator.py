@@ -33,6 +33,7 @@ __all__ = [
     "stacked",
     "trace",
     "transpose",
+    "unstacked",
     "weighted_sum",
 ]
 
@@ -248,6 +249,15 @@ def stacked(each: list[Coefficient]) -> Coefficient:
     if isinstance(first, Block):
         return Block(torch.stack([c.values for c in each]))
     return torch.tensor(each, dtype=torch.float64)
+
+
+def unstacked(c: Coefficient) -> list[Coefficient]:
+    """The coefficients of single times, of one that has an entry a time: the inverse of `stacked`."""
+    if isinstance(c, Diagonal):
+        return [Diagonal(values, c.rank) for values in c.values]
+    if isinstance(c, Block):
+        return [Block(values) for values in c.values]
+    return [value + 0.0 for value in c.tolist()]  # never -0.0
 
 
 def is_zero(c: Coefficient) -> bool:

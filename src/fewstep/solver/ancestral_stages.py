@@ -14,10 +14,13 @@ On numbers, Euler's step with "variance" is DDIM(eta): the noise it draws is tha
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
-from fewstep.process.base import Process
+import torch
+
+from fewstep.process.base import Process, Time, across, like, to_tensor
 from fewstep.process.operator import cholesky, is_zero
 from fewstep.solver.ancestral import added_noise
 from fewstep.solver.base import Solver
@@ -80,17 +83,22 @@ class Ancestral(Solver):
 
     def _lower(self, process: Process, t: float, s: float) -> float:
         """The time d to step down to."""
-        high, low = float(process.log_snr(t)), float(process.log_snr(s))
-        if self.eta == 0 or low == math.inf:
+        if self.eta == 0 or process.log_snr(s) == math.inf:
             return s
+        lowest = process.domain[0]
+        return max(across(process, (self, "lower"), functools.partial(self._place, process), t, s), lowest)
+
+    def _place(self, process: Process, t: Time, s: Time) -> Time:
+        """The time of the level below s from which the fresh noise leads back to s."""
+        high, low = (to_tensor(process.log_snr(u)) for u in (t, s))
         if self.down == "variance":
-            share = 1 + self.eta**2 * math.expm1(-2 * (low - high))  # rho_d^2 / rho_s^2
-            lam = low - 0.5 * math.log(share) if share > 0 else math.inf
+            share = 1 + self.eta**2 * torch.expm1(-2 * (low - high))  # rho_d^2 / rho_s^2
+            lam = low - 0.5 * share.clamp(min=0.0).log()
         else:
-            tau_t, tau_s = (1 / (1 + math.exp(x)) for x in (high, low))
+            tau_t, tau_s = torch.sigmoid(-high), torch.sigmoid(-low)
             tau = tau_s * (1 - self.eta * (1 - tau_s / tau_t))
-            lam = math.log1p(-tau) - math.log(tau)
-        return max(float(process.inverse_log_snr(lam)), process.domain[0])
+            lam = torch.log1p(-tau) - tau.log()
+        return like(torch.as_tensor(process.inverse_log_snr(lam)), t)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from fewstep.process.base import Process
+from fewstep.solver.weights import together
+from fewstep.tableau.kept import kept
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
 from fewstep.words import Typed, bounded
@@ -106,9 +108,17 @@ class Solver(Typed, ABC):
                 "there: end earlier or use ddim, dpmpp-2m or multistep-2"
             )
         bounded("network calls of a table", self.calls(len(grid) - 1, to_zero=end == torch.inf))
-        writer = Writer(process, grid)
-        self.write(writer)
-        return writer.table(self)
+        return kept((self, process, tuple(grid.tolist())), lambda: self._written(process, grid))
+
+    def _written(self, process: Process, grid: Tensor) -> Tableau:
+        def written() -> Writer:
+            writer = Writer(process, grid)
+            self.write(writer)
+            return writer
+
+        with torch.inference_mode(False):  # kept between runs, differentiable ones too
+            grid = grid.clone()
+            return together(process, grid.tolist(), written).table(self)
 
     def config(self) -> dict[str, Any]:
         """Class and options, as JSON."""

@@ -20,6 +20,7 @@ from fewstep.process.operator import Coefficient, inverse, is_zero, transpose
 from fewstep.solver.base import Solver
 from fewstep.solver.driver import Driver, Live, Outcome, Run, ends_of
 from fewstep.solver.reverse_sde import EulerMaruyama, langevin
+from fewstep.solver.weights import together
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
@@ -137,11 +138,16 @@ class LangevinCorrected(Driver):
 
     def _steps_alone(self, process: Process, grid: Tensor) -> bool:
         """Whether the predictor's table is that of its steps, one by one."""
-        w = Writer(process, grid)
-        z = w.start
-        for t, s in w.steps:
-            z = self._ahead(w, z, t, s)
-        return w.table(self.predictor).rows == self.predictor.tabulate(process, grid).rows
+
+        def written() -> Writer:
+            w = Writer(process, grid)
+            z = w.start
+            for t, s in w.steps:
+                z = self._ahead(w, z, t, s)
+            return w
+
+        alone = together(process, grid.tolist(), written).table(self.predictor)
+        return alone.rows == self.predictor.tabulate(process, grid).rows
 
     def _langevin(self, w: Writer, z: Form, t: float, size: Size) -> Form:
         if self.corrector == "annealed":

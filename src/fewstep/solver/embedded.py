@@ -14,9 +14,9 @@ from fewstep.process.operator import Coefficient, cholesky, inverse, transpose
 from fewstep.solver.adaptive import Adaptive, Control
 from fewstep.solver.base import Solver
 from fewstep.solver.driver import Live, Run
-from fewstep.solver.exponential import first_order
 from fewstep.solver.runge_kutta import METHODS, RungeKutta, slope, stages
 from fewstep.solver.singlestep import Singlestep, inside, singlestep
+from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fewstep.process.clock import clock
 from fewstep.solver.base import Solver
-from fewstep.solver.exponential import weights
 from fewstep.solver.reverse import added, scaled
 from fewstep.solver.sde import Node, finite, places, step
+from fewstep.solver.weights import Frame, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
@@ -88,7 +88,7 @@ class ERSDE(Solver):
                 phi, weighed = step(w, law, "rho", t, s, used)
             z = w.row(phi * z + weighed + (added(w, phi, t, s) if self.stochastic else Form({})), s)
 
-    def _taylor(self, w: Writer, law: tuple, t: float, s: float, nodes: list[Node]) -> tuple:
+    def _taylor(self, w: Writer, law: Frame, t: float, s: float, nodes: list[Node]) -> tuple:
         """D' between the last two predictions, D'' the bend of all three: as published."""
         phi, b = weights(w.process, law, clock("rho"), t, s, [u for u, _ in nodes])
         x, y = places(w, "rho", t, s, nodes), [form for _, form in nodes]

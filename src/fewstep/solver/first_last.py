@@ -25,9 +25,10 @@ from typing import Any
 from fewstep.process.operator import inverse, transpose
 from fewstep.solver.base import Moments, Solver
 from fewstep.solver.dpm import DPMMultistep
-from fewstep.solver.exponential import Multistep, first_order
+from fewstep.solver.exponential import Multistep
 from fewstep.solver.singlestep import inside, singlestep
 from fewstep.solver.unipc import UniPC
+from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 

@@ -20,30 +20,26 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.process.base import Process, derivative
+from fewstep.process.base import Process, Time, derivative, to_tensor
 from fewstep.process.clock import Clock
-from fewstep.process.operator import Block, Coefficient, cholesky, inverse, transpose, weighted_sum
+from fewstep.process.operator import Block, Coefficient, cholesky, inverse, transpose
+from fewstep.process.quadrature import antiderivatives, chebyshev
 from fewstep.solver.base import Solver
-from fewstep.solver.exponential import weights
+from fewstep.solver.weights import Frame, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
 __all__ = ["GaussianSplit", "Widened", "logistic"]
 
-_X, _W = np.polynomial.legendre.leggauss(16)
-_PANEL = 1.5  # log-SNR units a Gauss panel spans
-_FAR = 40.0  # beyond this many log-SNR units before the end the integrand is below rounding
-_CLEAN = 14.0  # and beyond this many after the level of std, where it falls like e^(-2 lambda)
+_PANEL = 1.5  # log-SNR units that a polynomial of the angle spans, of this degree
+_DEGREE = 32
 
-
-Seen = tuple[float, Form, Form]  # where a call was made, its prediction and its state
+Seen = tuple[float, Form, Form]  # where a call was made, its prediction, and the mean behind it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,35 +116,36 @@ class GaussianSplit(Solver):
         return ("alpha=0",) * (not infinite_node) + ("sigma=0",) * bool(self.std or self.ending)
 
     def write(self, w: Writer) -> None:
-        n, u = len(w.steps), logistic(self.width)
+        n, wide = len(w.steps), Widened(w.process, self.std)
+        step = functools.partial(self._step, w.process, wide.frame() if self.std else "data", logistic(self.width))
         theta = 0.0 if self.relax == math.inf else 1 / (1 + (self.relax / n) ** 3)
         z = ahead = w.start
         seen: list[Seen] = []
         for k, (t, s) in enumerate(w.steps):
-            seen = [(t, w.call(ahead, t), ahead), *seen[: self.points]]
+            y = w.call(ahead, t)
+            a, b = wide.mean(t) if self.std else (1.0, 0.0)
+            seen = [(t, y, a * y - b * ahead), *seen[: self.points]]
             if theta and k:
-                again = self._step(w.process, u, w.times[k - 1], t, z, seen, n - k + 1)
+                again = step(w.times[k - 1], t, z, seen, n - k + 1)
                 z = w.row((1 - theta) * ahead + theta * again, t)
             else:
                 z = ahead
-            ahead = w.row(self._step(w.process, u, t, s, z, seen[: self._points(n - k)], n - k), s)
+            ahead = w.row(step(t, s, z, seen[: self._points(n - k)], n - k), s)
 
     def _points(self, left: int) -> int:
         """How many means the step has that is the `left`-th from the end."""
         return min(self.points, left) if left <= self.ending else self.points
 
-    def _step(self, p: Process, u: Clock, t: float, s: float, z: Form, seen: list[Seen], left: int) -> Form:
+    def _step(
+        self, p: Process, wide: Frame | str, u: Clock, t: float, s: float, z: Form, seen: list[Seen], left: int
+    ) -> Form:
         """From t to s with the means behind the predictions, or near the end with the predictions themselves."""
-        if left <= self.ending or not self.std:
-            carry, found = weights(p, "data", u, t, s, [at for at, _, _ in seen])
-            means = [y for _, y, _ in seen]
-        else:
-            wide = Widened(p, self.std)
-            carry, found = _weights(wide, u, t, s, [at for at, _, _ in seen])
-            means = [a * y - b * x for at, y, x in seen for a, b in [wide.mean(at)]]
-        return functools.reduce(operator.add, (b * mean for b, mean in zip(found, means, strict=True)), carry * z)
+        near = left <= self.ending
+        carry, found = weights(p, "data" if near else wide, u, t, s, [at for at, _, _ in seen])
+        return Form.total([(carry, z), *zip(found, (y if near else mean for _, y, mean in seen), strict=True)])
 
 
+@functools.lru_cache(maxsize=8)
 def logistic(width: float) -> Clock:
     """The clock 1/(1 + e^(-lambda/width)); log-SNR where the width is infinite."""
     read = (lambda lam: lam) if width == math.inf else lambda lam: torch.sigmoid(lam / width)
@@ -167,7 +164,7 @@ class Widened:
     process: Process
     std: float
 
-    def Sigma(self, t: float | Tensor) -> Coefficient:
+    def Sigma(self, t: Time) -> Coefficient:
         m = self.process.M(t)
         return self.process.Sigma(t) + self.std**2 * (m * transpose(m))
 
@@ -180,76 +177,50 @@ class Widened:
         a = 1.0 + self.std**2 * n
         return a, self.std**2 * (back * inverse(self.Sigma(t)) * a)
 
+    def frame(self) -> Frame:
+        """The form R~, M, whose weights `fewstep.solver.weights` integrates."""
+        return Frame(functools.partial(_root, self), self.process.M, self.rate, -math.log(self.std))
+
     def rate(self, t: Tensor) -> Coefficient:
         """R~ d(R~^-1 M)/dt."""
         p = self.process
         return -0.5 * (p.GG(t) * inverse(self.Sigma(t)) * p.M(t))
 
-    def turn(self, t: Tensor) -> Tensor | None:
+    def turn(self, t: Tensor) -> Tensor:
         """The rate at which R~ turns against its Cholesky factor L of blocks: (L^-1 (F + G G^T Sigma~^-1 / 2) L)_12."""
         p, lower = self.process, cholesky(self.Sigma(t))
-        if not isinstance(lower, Block):
-            return None
         pull = p.F(t) + 0.5 * (p.GG(t) * inverse(self.Sigma(t)))
         return (inverse(lower) * pull * lower).values[..., 0, 1]
 
 
-def _weights(wide: Widened, u: Clock, t: float, s: float, nodes: list[float]) -> tuple[Coefficient, list[Coefficient]]:
-    """R~_s R~_t^-1 and the B_j of a step from t to s; the latest node takes what rounding leaves of their sum."""
-    p = wide.process
-    low, high = float(p.log_snr(t)), float(p.log_snr(s))
-    high = min(high, max(low, -math.log(wide.std)) + _CLEAN)
-    low = max(low, high - _FAR)
-    panels = max(1, math.ceil(abs(high - low) / _PANEL))
-    edges = torch.linspace(low, high, panels + 1, dtype=torch.float64)
-    lam = (edges[:-1, None] + edges.diff()[:, None] * (torch.from_numpy(_X) + 1) / 2).flatten()
-    weight = (edges.diff()[:, None] * torch.from_numpy(_W) / 2).flatten()
-    tau = p.inverse_log_snr(lam)
-    tau = tau.clamp(max=math.nextafter(t, s)) if t > s else tau  # beside alpha = 0 times round to the end itself
-    speed = derivative(p.log_snr, tau)
-    carries, carry = _carries(wide, t, s, tau, edges, speed)
-    whole = p.M(s) - carry * p.M(t)
-    density = carries * wide.rate(tau)
-    basis = _lagrange([float(u.of(p, torch.tensor(v, dtype=torch.float64))) for v in nodes], u.of_log_snr(p, lam))
-    found = [weighted_sum(v * weight / speed, density) for v in basis]
-    found[0] = found[0] + functools.reduce(operator.sub, found, whole)
-    return carry, found
-
-
-def _carries(
-    wide: Widened, t: float, s: float, tau: Tensor, edges: Tensor, speed: Tensor
-) -> tuple[Coefficient, Coefficient]:
-    """R~_s R~_tau^-1 at the Gauss points tau and R~_s R~_t^-1."""
-    end, inner, start = (cholesky(wide.Sigma(v)) for v in (s, tau, t))
-    rate = wide.turn(tau)
-    if rate is None:
-        return end * inverse(inner), end * inverse(start)
-    pieces = (rate / speed).reshape(len(edges) - 1, -1) * edges.diff()[:, None] / 2
-    later = (pieces @ torch.from_numpy(_W)).flip(0).cumsum(0).flip(0)
-    angles = pieces @ torch.from_numpy(_ONWARD).mT + (later - pieces @ torch.from_numpy(_W))[:, None]
-    return end * _rotation(angles.flatten()) * inverse(inner), end * _rotation(later[0]) * inverse(start)
-
-
-def _rotation(angle: Tensor) -> Block:
+def _root(wide: Widened, t: Time) -> Coefficient:
+    """R~: the root of Sigma~ on numbers and frequencies; on blocks its Cholesky factor, turned by an angle."""
+    lower = cholesky(wide.Sigma(t))
+    if not isinstance(lower, Block):
+        return lower
+    angle = _angle(wide, to_tensor(wide.process.log_snr(t)))
     c, s = angle.cos(), angle.sin()
-    return Block(torch.stack([torch.stack([c, s], -1), torch.stack([-s, c], -1)], -2))
+    return lower * Block(torch.stack([torch.stack([c, s], -1), torch.stack([-s, c], -1)], -2))
 
 
-def _lagrange(nodes: list[float], u: Tensor) -> list[Tensor]:
-    """The Lagrange polynomials of the nodes at u."""
-    return [
-        functools.reduce(operator.mul, [(u - b) / (a - b) for i, b in enumerate(nodes) if i != j], torch.ones_like(u))
-        for j, a in enumerate(nodes)
-    ]
+def _angle(wide: Widened, lam: Tensor) -> Tensor:
+    """The angle from log-SNR 0 (a constant one is free): its polynomial on the panel that lam lies on."""
+    panel = (lam / _PANEL).floor()
+    low, high = (8 * math.floor(float(k) / 8) for k in (panel.min(), panel.max() + 8))
+    low, high = min(low, 0), max(high, 8)
+    series = _angles(wide, low, high)[(panel - low).long()]
+    x = (2 * (lam / _PANEL - panel) - 1).clamp(-1.0, 1.0)
+    order = torch.arange(series.shape[-1], dtype=torch.float64)
+    return (series * torch.cos(order * x.arccos()[..., None])).sum(-1)
 
 
-def _onward() -> np.ndarray:
-    """Row i integrates a polynomial, given at the Gauss points of [-1, 1], from point i to 1."""
-    legendre = np.polynomial.legendre
-    n = len(_X)
-    to_series = np.linalg.inv(legendre.legvander(_X, n - 1))
-    whole = [legendre.legint(column) for column in np.eye(n)]
-    return np.stack([legendre.legval(1.0, c) - legendre.legval(_X, c) for c in whole], 1) @ to_series
-
-
-_ONWARD = _onward()
+@functools.lru_cache(maxsize=8)
+def _angles(wide: Widened, low: int, high: int) -> Tensor:
+    """The Chebyshev series of the angle on panels of log-SNR, numbered from low to high."""
+    with torch.inference_mode(False), torch.no_grad():  # kept between runs, differentiable ones too
+        p, panels = wide.process, torch.arange(low, high, dtype=torch.float64)[:, None]
+        tau = to_tensor(p.inverse_log_snr(_PANEL * (panels + (1 + chebyshev(_DEGREE)) / 2)))
+        series, whole = antiderivatives(_PANEL / 2 * wide.turn(tau) / derivative(p.log_snr, tau))
+        before = whole.cumsum(0) - whole
+        series[:, 0] += before - before[-low]
+        return series

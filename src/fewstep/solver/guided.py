@@ -24,8 +24,8 @@ from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, inverse, transpose
 from fewstep.solver.ancestral import DDIM, DDPM
 from fewstep.solver.base import Solver
-from fewstep.solver.exponential import first_order
 from fewstep.solver.pndm import PNDM
+from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 
 from fewstep.solver.base import Moments, Solver
-from fewstep.solver.exponential import first_order
+from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 

@@ -27,7 +27,7 @@ from typing import ClassVar
 
 from fewstep.process.base import Process
 from fewstep.solver.base import Moments, Solver
-from fewstep.solver.exponential import first_order
+from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 
-from fewstep.process.base import Process
-from fewstep.process.operator import Coefficient, cholesky, is_zero, magnitude
+from fewstep.process.base import Process, Time
+from fewstep.process.operator import Coefficient, cholesky, is_zero, magnitude, weighted_sum
 from fewstep.solver.ancestral import posterior
 from fewstep.solver.base import Solver
 from fewstep.tableau.writer import Writer
@@ -75,7 +76,7 @@ class QuasiTaylor(Solver):
             w.call(z, t)
             r = p.R(t)
 
-            def along(u: float, t: float = t, r: Coefficient = r) -> tuple[Coefficient, Coefficient, Coefficient]:
+            def along(u: Time, t: float = t, r: Coefficient = r) -> tuple[Coefficient, Coefficient, Coefficient]:
                 carry = p.transition(u, t)
                 if not self.noise:
                     return carry, p.R(u) - carry * r, 0.0 * carry
@@ -102,7 +103,7 @@ class StochasticQuasiTaylor(QuasiTaylor):
 
 
 def taylor(
-    process: Process, f: Callable[[float], tuple[Coefficient, ...]], t: float, s: float, degree: int
+    process: Process, f: Callable[[Time], tuple[Coefficient, ...]], t: float, s: float, degree: int
 ) -> tuple[Coefficient, ...]:
     """The Taylor polynomials at t, of a degree, of coefficients that are functions of time, at s.
 
@@ -114,11 +115,6 @@ def taylor(
     while magnitude(process.transition(t - reach, t)) > 2:
         reach /= 2
     x = 0.5 * (np.cos(math.pi * (np.arange(_NODES) + 0.5) / _NODES) - 1)  # in (-1, 0), in units of reach
-    values = [f(t + reach * float(node)) for node in x]
     to_monomials = np.linalg.inv(np.vander(x, increasing=True))
-    weights = ((s - t) / reach) ** np.arange(degree + 1) @ to_monomials[: degree + 1]
-    return tuple(
-        sum((float(weight) * value[i] for weight, value in zip(weights[1:], values[1:], strict=True)),
-            start=float(weights[0]) * values[0][i])
-        for i in range(len(values[0]))
-    )  # fmt: skip
+    weights = torch.from_numpy(((s - t) / reach) ** np.arange(degree + 1) @ to_monomials[: degree + 1])
+    return tuple(weighted_sum(weights, value) for value in f(t + reach * torch.from_numpy(x)))

@@ -28,12 +28,12 @@ from torch import Tensor
 
 from fewstep.process.base import Process, Time, derivative, to_tensor
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, is_zero, transpose
+from fewstep.solver.weights import Frame
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
-__all__ = ["Triple", "added", "carry", "reverse", "scaled"]
+__all__ = ["added", "carry", "reverse", "scaled"]
 
-Triple = tuple[Callable[[Time], Coefficient], Callable[[Time], Coefficient], Callable[[Time], Coefficient]]
 _APART = 0.5  # log-SNR between knots
 _C, _B = (torch.from_numpy(a) / 2 for a in np.polynomial.legendre.leggauss(8))  # Gauss' nodes and weights on [0, 1]
 _C = _C + 0.5
@@ -41,8 +41,8 @@ _POWERS = torch.arange(8, dtype=torch.float64)
 _A = (_C[:, None] ** (_POWERS + 1) / (_POWERS + 1)) @ torch.linalg.inv(_C[:, None] ** _POWERS)
 
 
-def reverse(process: Process, eta: float) -> Triple:
-    """P, M and P d(P^-1 M)/dt of the reverse SDE with fresh noise eta: what `exponential.weights` integrates."""
+def reverse(process: Process, eta: float) -> Frame:
+    """P, M and P d(P^-1 M)/dt of the reverse SDE with fresh noise eta: what `weights` integrates."""
     if process.kind != "block":
         return scaled(process, lambda rho: eta * rho.log() if eta else torch.zeros_like(rho))
     if eta == 0:
@@ -51,23 +51,23 @@ def reverse(process: Process, eta: float) -> Triple:
         frame = lambda t: process.Sigma(t) * transpose(inverse(process.Psi(t)))  # noqa: E731
     else:
         frame = lambda t: process.R(t) * _turned(process, eta, t)  # noqa: E731
-    return frame, process.M, lambda t: (1 + eta) * _ode_rate(process, t)
+    return Frame(frame, process.M, lambda t: (1 + eta) * _ode_rate(process, t))
 
 
-def scaled(process: Process, log_g: Callable[[Tensor], Tensor]) -> Triple:
+def scaled(process: Process, log_g: Callable[[Tensor], Tensor]) -> Frame:
     """The same for P = R g(rho) on numbers and frequencies, given log g: phi = rho g is ER-SDE's noise scale."""
     rho = lambda t: process.R(t) * inverse(process.Psi(t))  # noqa: E731
     kappa = lambda x: 1 + derivative(lambda v: log_g(v.exp()), x.log())  # noqa: E731
-    return (
+    return Frame(
         lambda t: process.R(t) * _each(lambda x: log_g(x).exp(), rho(t)),
         process.M,
         lambda t: _each(kappa, rho(t)) * _ode_rate(process, t),
     )
 
 
-def carry(triple: Triple, t: float, s: float) -> Coefficient:
+def carry(frame: Frame, t: float, s: float) -> Coefficient:
     """Phi = P_s P_t^-1."""
-    return triple[0](s) * inverse(triple[0](t))
+    return frame.p(s) * inverse(frame.p(t))
 
 
 def added(w: Writer, phi: Coefficient, t: float, s: float) -> Form:

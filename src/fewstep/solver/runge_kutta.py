@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fewstep.process.base import Process, Time, derivative, like, to_tensor
+from fewstep.process.base import Process, Time
 from fewstep.process.clock import Clock, clock
 from fewstep.process.operator import Coefficient, cholesky, inverse
 from fewstep.solver.ancestral import added_noise
@@ -192,19 +192,17 @@ def step(w: Writer, method: Method, form: str, u: Clock, z: Form, t: Time, s: Ti
 
 def stages(w: Writer, method: Method, form: str, u: Clock, z: Form, t: Time, s: Time) -> tuple[Form, list[Form]]:
     """A step's new state and its slopes; t and s are floats or, for rows made at once, one time a sample."""
-    p, (start, end) = w.process, (like(u.of(w.process, to_tensor(x)), x) for x in (t, s))
+    p, (start, end) = w.process, (u.at(w.process, x) for x in (t, s))
     if not isinstance(s, Tensor) and w.process.log_snr(s) == math.inf:
         method = METHODS["euler"]
     slopes: list[Form] = []
     ahead, base = z, inverse(_frame(p, form, t))
     for a, c in zip((*method.a, method.b), (*method.c, 1.0), strict=True):
-        at = t if c == 0 else s if c == 1 else like(u.time(p, to_tensor(start + c * (end - start))), t)
+        at = t if c == 0 else s if c == 1 else u.between(p, t, s, c)
         if slopes:
             front = _frame(p, form, at)
-            row = front * base * z
-            for weight, k in zip(a, slopes, strict=True):
-                row = row + (front * (weight * (end - start))) * k
-            ahead = w.row(row, at)
+            parts = [(front * (weight * (end - start)), k) for weight, k in zip(a, slopes, strict=True)]
+            ahead = w.row(Form.total([(front * base, z), *parts]), at)
         if len(slopes) < len(method.b):
             slopes.append(slope(w, form, u, ahead, at))
     return ahead, slopes
@@ -217,7 +215,7 @@ def _frame(process: Process, form: str, t: Time) -> Coefficient:
 def slope(w: Writer, form: str, u: Clock, z: Form, t: Time) -> Form:
     """k, the derivative of the chosen variable with respect to the clock."""
     p, d = w.process, w.call(z, t)
-    rate = inverse(like(derivative(lambda x: u.of(p, x), to_tensor(t)), t))
+    rate = inverse(u.rate(p, t))
     if form == "noise":
         return rate * (inverse(p.Psi(t)) * (p.R_rate(t) - p.F(t) * p.R(t))) * w.eps(z)
     r_inv = inverse(p.R(t))

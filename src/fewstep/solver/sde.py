@@ -15,12 +15,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fewstep.process.base import to_tensor
 from fewstep.process.clock import clock
 from fewstep.process.operator import Coefficient, cholesky, is_zero, transpose
 from fewstep.solver.base import Solver
-from fewstep.solver.exponential import weights
-from fewstep.solver.reverse import Triple, added, reverse
+from fewstep.solver.reverse import added, reverse
+from fewstep.solver.weights import Frame, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
@@ -180,7 +179,7 @@ def finite(w: Writer, nodes: list[Node]) -> list[Node]:
     return [node for node in nodes if w.process.log_snr(node[0]) > -math.inf]
 
 
-def step(w: Writer, law: Triple | str, name: str, t: float, s: float, nodes: list[Node], half: str = "") -> Linear:
+def step(w: Writer, law: Frame | str, name: str, t: float, s: float, nodes: list[Node], half: str = "") -> Linear:
     """Phi and sum_j B_j y_j of a step, the polynomial through the nodes taken in a clock; `half` halves a weight.
 
     With x = 0 at t and 1 at s, y = y_0 + D1 x + D2 x^2 and B^k the integral of x^k: "slope" gives D1 of two predictions
@@ -197,13 +196,10 @@ def step(w: Writer, law: Triple | str, name: str, t: float, s: float, nodes: lis
         bend = [1 / math.prod(v - u for u in x if u != v) for v in x]  # of the parabola, by divided differences
         second = x[1] ** 2 * b[1] + x[2] ** 2 * b[2]
         b = [c - (0.5 * q) * second for c, q in zip(b, bend, strict=True)]
-    total = Form({})
-    for c, form in zip(b, y, strict=True):
-        total = total + c * form
-    return phi, total
+    return phi, Form.total(zip(b, y, strict=True))
 
 
 def places(w: Writer, name: str, t: float, s: float, nodes: list[Node]) -> list[float]:
     """Where the nodes lie in the clock, 0 at t and 1 at s."""
-    start, end, *at = (float(clock(name).of(w.process, to_tensor(x))) for x in (t, s, *(x for x, _ in nodes)))
+    start, end, *at = (clock(name).at(w.process, x) for x in (t, s, *(x for x, _ in nodes)))
     return [(u - start) / (end - start) for u in at]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fewstep.process.clock import clock
 from fewstep.process.operator import Coefficient, cholesky, transpose
 from fewstep.solver.base import Solver
 from fewstep.solver.reverse import added, carry, reverse
@@ -78,9 +79,8 @@ class SEEDS(Solver):
         z, p = w.start, w.process
         law = reverse(p, self.eta)
         for t, s in w.steps:
-            low, high = float(p.log_snr(t)), float(p.log_snr(s))
-            r = NODES[self.stages] if high < math.inf else ()
-            times = [t, *(float(p.inverse_log_snr(low + x * (high - low))) for x in r), s]
+            r = NODES[self.stages] if p.log_snr(s) < math.inf else ()
+            times = [t, *(clock("log-snr").between(p, t, s, x) for x in r), s]
             nodes: list[Node] = []
             ahead, noise = z, Form({})
             for at, to in zip(times, times[1:], strict=False):

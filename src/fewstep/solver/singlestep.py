@@ -24,7 +24,7 @@ import torch
 from fewstep.process.base import Time, like, to_tensor
 from fewstep.process.clock import clock
 from fewstep.solver.base import Moments, Solver
-from fewstep.solver.exponential import first_order, weights
+from fewstep.solver.weights import first_order, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
@@ -141,10 +141,7 @@ class Singlestep(Solver):
 
 def inside(w: Writer, t: Time, s: Time, order: int, name: str) -> list[Time]:
     """The times of the calls of a step from t to s, at the fixed nodes of the clock, and s."""
-    u, p = clock(name), w.process
-    start, end = (like(u.of(p, to_tensor(x)), x) for x in (t, s))
-    nodes = [like(u.time(p, to_tensor(start + r * (end - start))), t) for r in NODES[order]]
-    return [t, *nodes, s]
+    return [t, *(clock(name).between(w.process, t, s, r) for r in NODES[order]), s]
 
 
 def singlestep(
@@ -164,14 +161,12 @@ def singlestep(
         if len(used) == 1:
             found = [whole]
         elif half:
-            start, middle, end = (u.of(w.process, to_tensor(x)) for x in (t, at, to))
+            start, middle, end = (to_tensor(u.at(w.process, x)) for x in (t, at, to))
             share = (end - start) / (middle - start) / 2  # 1/(2 r_1)
             share = like(torch.where((share - 1).abs() < 1e-9, 1.0, share), t)  # the midpoint: y_0 drops out
             found = [(1 - share) * whole, share * whole]
         else:
             found = weights(w.process, form, u, t, to, [x for x, _ in used])[1]
-        row = carry * z
-        for (_, y), b in zip(used, found, strict=True):
-            row = row + b * y
-        ahead = w.row(row, to)
+        parts = ((b, y) for (_, y), b in zip(used, found, strict=True))
+        ahead = w.row(Form.total([(carry, z), *parts]), to)
     return ahead

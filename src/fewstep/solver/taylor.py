@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewstep.process.base import derivative, to_tensor
 from fewstep.process.clock import clock
 from fewstep.process.operator import inverse
 from fewstep.solver.base import Solver
-from fewstep.solver.exponential import weights
+from fewstep.solver.weights import weights
 from fewstep.tableau.writer import Writer
 
 __all__ = ["Taylor"]
@@ -60,8 +59,7 @@ class Taylor(Solver):
         for t, s in w.steps:
             d = w.call(z, t)
             carry, (ahead, here) = weights(p, self.form, u, t, s, [s, t])
-            length = float(u.of(p, to_tensor(s)) - u.of(p, to_tensor(t)))
-            speed = float(derivative(lambda x: u.of(p, x), to_tensor(t)))
+            length, speed = u.at(p, s) - u.at(p, t), u.rate(p, t)
             rise = w.head(z, "derivative") if self.form == "data" else -1.0 * (
                 inverse(p.R(t)) * p.M(t)
             ) * w.head(z, "derivative")  # fmt: skip

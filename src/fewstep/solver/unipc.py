@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewstep.solver.base import Moments, Solver
-from fewstep.solver.exponential import first_order
+from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 

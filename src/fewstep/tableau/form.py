@@ -12,7 +12,7 @@ Forms add, subtract, and take a coefficient on the left, so a published update i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +33,20 @@ class Form:
     def of(symbol: Symbol) -> Form:
         return Form({symbol: 1.0})
 
+    @staticmethod
+    def total(parts: Iterable[tuple[Coefficient, Form]]) -> Form:
+        """The sum of coefficient * form."""
+        terms: dict[Symbol, Coefficient] = {}
+        for c, form in parts:
+            for symbol, d in form.terms.items():
+                terms[symbol] = terms[symbol] + c * d if symbol in terms else c * d
+        return Form(_without_zeros(terms))
+
     def __add__(self, other: Form) -> Form:
         terms = dict(self.terms)
         for symbol, c in other.terms.items():
             terms[symbol] = terms[symbol] + c if symbol in terms else c
-        return Form(terms)._without_zeros()
+        return Form(_without_zeros(terms))
 
     def __sub__(self, other: Form) -> Form:
         return self + -1.0 * other
@@ -46,10 +55,15 @@ class Form:
         return -1.0 * self
 
     def __rmul__(self, c: Coefficient) -> Form:
-        return Form({symbol: c * d for symbol, d in self.terms.items()})._without_zeros()
+        return Form(_without_zeros({symbol: c * d for symbol, d in self.terms.items()}))
 
     def __iter__(self) -> Iterator[tuple[Symbol, Coefficient]]:
         return iter(self.terms.items())
 
-    def _without_zeros(self) -> Form:
-        return Form({symbol: c for symbol, c in self.terms.items() if not is_zero(c)})
+
+def _without_zeros(terms: dict[Symbol, Coefficient]) -> dict[Symbol, Coefficient]:
+    """The terms, without those that are exactly zero (most often none, and then it is the same dictionary)."""
+    for c in terms.values():
+        if c == 0.0 if type(c) is float else is_zero(c):
+            return {symbol: c for symbol, c in terms.items() if not is_zero(c)}
+    return terms

@@ -124,10 +124,7 @@ class Tableau:
             if row.given is not None:
                 made.append(Form.of(("z", k)))
                 continue
-            form = Form({})
-            for symbol, c in row.form:
-                form = form + c * self._eliminated(symbol, made)
-            made.append(form)
+            made.append(Form.total((c, self._eliminated(symbol, made)) for symbol, c in row.form))
         rows = tuple(
             replace(row, form=row.form if row.given else form) for row, form in zip(self.rows, made, strict=True)
         )
@@ -164,10 +161,8 @@ class Tableau:
                 swap["y", j, "noise"] = raw if exact else (a + b * p) * state + (b * q) * raw
         rows = []
         for row in self.rows:
-            form = Form({})
-            for symbol, c in row.form:
-                form = form + c * swap.get(symbol, Form.of(symbol))
-            rows.append(replace(row, form=form))
+            form = Form.total((c, swap.get(symbol) or Form.of(symbol)) for symbol, c in row.form)
+            rows.append(Row(row.t, row.at, form, row.given))
         return replace(self, rows=tuple(rows), heads=heads, output=prediction)
 
     def validate(self) -> None:

@@ -1,0 +1,162 @@
+"""How tables are written: all integrals of a table at once, what was written kept, and few operations for it."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fewstep as fs
+from fewstep.check.exact import small
+from fewstep.process.base import remembering
+from fewstep.process.operator import magnitude
+from fewstep.solver import weights as weights_module
+from fewstep.tableau import kept as kept_module
+from fewstep.tableau.kept import kept
+from fewstep.tableau.writer import Writer
+
+FAMILIES = (
+    "gaussian-split", "multistep-pc-3", "deis-tab-3", "unipc-v-2", "l-deis-2", "dpm-solver-3", "rk4", "edm-sde",
+    "seeds-3", "sa-solver", "er-sde", "dpm-2-ancestral", "dpmpp-2s-ancestral-flow", "quasi-taylor-2", "restart",
+    "taylor-2", "stsp", "ddpm", "pndm",
+)  # fmt: skip
+
+
+def alone(solver: fs.Solver, process: fs.Process, grid: torch.Tensor) -> fs.Tableau:
+    """The table with every number worked out when it is asked for."""
+    writer = Writer(process, grid)
+    solver.write(writer)
+    return writer.table(solver)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("kind", ["vp", "blurring", "cld", "flow"])
+def test_a_table_written_at_once_is_the_one_written_number_by_number(name: str, kind: str) -> None:
+    solver, process = fs.SOLVERS[name](), small(kind)
+    if process.kind not in solver.kinds:
+        return
+    grid = torch.linspace(0.97, 0.02, 7, dtype=torch.float64) * process.t_max
+    table, plain = solver.tabulate(process, grid), alone(solver, process, grid)
+    assert len(table.rows) == len(plain.rows)
+    for row, other in zip(table.rows, plain.rows, strict=True):
+        assert row.t == pytest.approx(other.t, rel=1e-13)
+        assert row.at == (None if other.at is None else pytest.approx(other.at, rel=1e-13))
+        terms = {**dict.fromkeys(other.form.terms, 0.0), **row.form.terms}
+        for symbol, c in terms.items():
+            wanted = other.form.terms.get(symbol, 0.0)
+            assert magnitude(c - wanted) <= 1e-10 * max(1.0, magnitude(wanted)), (symbol, c, wanted)
+
+
+def test_the_test_of_that_test() -> None:
+    """An integral that reads its steps in another order is seen."""
+    process, solver = fs.VP(), fs.Multistep(points=3)
+    grid = torch.linspace(0.97, 0.02, 7, dtype=torch.float64)
+    right = solver.tabulate(process, grid)
+    answers = weights_module._answers
+    weights_module._answers = lambda steps: [(c, b[::-1]) for c, b in answers(steps)]
+    try:
+        kept_module._TABLES.clear()
+        wrong = solver.tabulate(process, grid)
+    finally:
+        weights_module._answers = answers
+        kept_module._TABLES.clear()
+    assert wrong != right
+
+
+class Count(TorchDispatchMode):
+    """Counts the operations on tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("ddim", 300), ("dpmpp-2m", 320), ("unipc-3", 320), ("gaussian-split", 1700)]
+)
+def test_a_table_takes_few_operations_whatever_its_steps(name: str, most: int) -> None:
+    """A tensor operation costs microseconds: fifty steps take hardly more of them than ten."""
+    counts = []
+    for steps in (10, 50):
+        kept_module._TABLES.clear()
+        with Count() as count:
+            fs.tabulate(name, fs.VP(), steps=steps)
+        counts.append(count.operations)
+    assert counts[1] <= most
+    assert counts[1] <= 1.6 * counts[0]
+
+
+def test_a_process_remembers_only_inside_of_the_block() -> None:
+    process, asked = fs.VP(), []
+    method = type(process)._sigma
+
+    class Noted(fs.VP):
+        def _sigma(self, t: torch.Tensor) -> torch.Tensor:
+            asked.append(t.numel())
+            return method(self, t)
+
+    noted = Noted()
+    with remembering(noted, [0.9, 0.5, 0.1]):
+        values = [noted.R(t) for t in (0.9, 0.5, 0.1, 0.3, 0.3)]
+    assert asked == [3, 1]
+    assert values == pytest.approx([process.R(t) for t in (0.9, 0.5, 0.1, 0.3, 0.3)], rel=1e-15)
+    noted.R(0.9)
+    assert asked == [3, 1, 1]
+
+
+def test_what_was_written_is_kept() -> None:
+    first, again = (fs.tabulate("unipc-3", fs.VP(), steps=9) for _ in range(2))
+    assert again is first
+    assert fs.tabulate("unipc-3", fs.VP(beta_max=19.0), steps=9) is not first
+    assert fs.tabulate("unipc-2", fs.VP(), steps=9) != first
+    assert fs.tabulate("unipc-3", fs.VP(), steps=10) != first
+
+
+def test_a_table_kept_from_inference_mode_can_be_differentiated_through() -> None:
+    kept_module._TABLES.clear()
+    process = small("blurring")
+    denoiser = fs.Gaussian(process, mean=0.0, std=0.5)
+    x = torch.randn(2, 1, *process.size, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        fs.sample(denoiser, process, x=x.detach(), steps=3, progress=False)
+    fs.sample(denoiser, process, x=x, steps=3, differentiable=True, progress=False).sum().backward()
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_module, "_NUMBERS", 3000)
+    kept_module._TABLES.clear()
+    for k in range(40):
+        fs.tabulate("ddim", fs.VP(), grid=torch.linspace(1.0, 0.01 + 1e-4 * k, 6, dtype=torch.float64))
+    assert 0 < sum(size for _, size in kept_module._TABLES.values()) <= 3000
+    large = fs.tabulate("ddim", fs.VP(), steps=200)
+    assert large.nfe == 200
+    assert sum(size for _, size in kept_module._TABLES.values()) <= 3000
+    assert kept([1], lambda: large) is large  # no hash: made, and not kept
+    kept_module._TABLES.clear()
+
+
+def test_threads_share_what_is_kept() -> None:
+    kept_module._TABLES.clear()
+    made: list[fs.Tableau] = []
+    run = lambda k: made.append(fs.tabulate("multistep-3", fs.VP(), steps=5 + k % 3))  # noqa: E731
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for table in made:
+        assert table == alone_at(table)
+
+
+def alone_at(table: fs.Tableau) -> fs.Tableau:
+    kept_module._TABLES.clear()
+    assert table.solver is not None
+    return table.solver.tabulate(table.process, table.grid)
