@@ -284,9 +284,11 @@ def test_a_label_for_a_network_without_classes_is_refused(folder: Path) -> None:
         fs.load(folder).denoiser(3)
 
 
-def test_a_network_of_one_axis(tmp_path: Path) -> None:
+@pytest.mark.parametrize("channels", [(32, 64), (8, 16)])
+def test_a_network_of_one_axis(tmp_path: Path, channels: tuple[int, int]) -> None:
+    """The class gives its attention a head for every 32 channels: of fewer it made one that could not run."""
     net = diffusers.UNet1DModel(
-        sample_size=32, in_channels=2, out_channels=2, block_out_channels=(32, 64), extra_in_channels=64,
+        sample_size=32, in_channels=2, out_channels=2, block_out_channels=channels, extra_in_channels=2 * channels[0],
         down_block_types=("DownBlock1DNoSkip", "DownBlock1D"), up_block_types=("UpBlock1D", "UpBlock1DNoSkip"),
     )  # fmt: skip
     diffusers.DanceDiffusionPipeline(net, diffusers.DDPMScheduler()).save_pretrained(tmp_path)

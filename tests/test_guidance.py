@@ -227,7 +227,7 @@ def test_thresholding() -> None:
     assert (found[1] - d[1].clamp(-s, s) / s).abs().max() < 1e-15
     assert torch.equal(fs.Thresholded(lambda z, t: d, None, process=vp)(d, t), d.clamp(-1, 1))
     guided = fs.guide(mixture(vp, FIRST), mixture(vp), 8.0)
-    x = fs.sample(fs.Thresholded(guided, limit=2.0), vp, steps=5, shape=(4, 1, 2, 2), dtype=torch.float64)
+    x = fs.sample(fs.Thresholded(guided, bound=2.0), vp, steps=5, shape=(4, 1, 2, 2), dtype=torch.float64)
     assert x.abs().max() < 2.1 < fs.sample(guided, vp, steps=5, shape=(4, 1, 2, 2), dtype=torch.float64).abs().max()
     with pytest.raises(ValueError, match="'base', which the denoiser does not return"):
         fs.sample(fs.Thresholded(guided), vp, solver="ddim-cfgpp", steps=3, shape=(2, 1, 2, 2))
@@ -314,6 +314,8 @@ ONE = fs.Gaussian(VP, 0.0, 1.0)
         (lambda: fs.disjunction(bound_log, weights=[-1.0]), "give weights above 0"),
         (lambda: fs.negation(lambda z, t: z[:, 0] + 1)(torch.zeros(2, 3), 0.5), "give a normalised one"),
         (lambda: fs.Thresholded(ONE, 1.5), "give 0 < quantile <= 1"),
+        (lambda: fs.Thresholded(ONE, 0.9, limit=0.5), "at least bound=1.0"),
+        (lambda: fs.Thresholded(ONE, None, limit=2.0), "give bound=2.0"),
         (lambda: fs.pigdm(ONE, fs.Observation(lambda x: x, torch.zeros(1, 2)), std=0.0), "std=0.0"),
         (lambda: fs.Observation(lambda x: x, torch.zeros(1, 2), -1.0), "noise=-1.0"),
         (lambda: fs.DDNM(ONE, fs.Observation(lambda x: x, torch.zeros(1, 2)))(torch.zeros(2, 3), 0.5), "give y as"),
@@ -361,8 +363,14 @@ def test_thresholding_of_more_than_two_to_the_24_numbers() -> None:
     """torch.quantile stops there; a picture of 3 x 2400 x 2400 has more."""
     d = 2 * torch.randn(1, 2**24 + 1)
     s = float(np.quantile(d.abs().numpy(), 0.995))
-    for limit, want in ((1.0, d.clamp(-s, s) / s), (9.0, d.clamp(-9, 9))):
-        found = fs.Thresholded(lambda z, t: d, limit=limit, process=fs.VP())(d, 0.5)
+    for options, want in (
+        ({}, d.clamp(-s, s) / s),
+        ({"limit": 9.0}, d.clamp(-s, s) / s),
+        ({"limit": 3.0}, d.clamp(-3, 3) / 3),
+        ({"bound": 9.0}, d.clamp(-9, 9)),
+        ({"bound": 2.0}, 2 * d.clamp(-s, s) / s),
+    ):
+        found = fs.Thresholded(lambda z, t: d, **options, process=fs.VP())(d, 0.5)
         assert torch.allclose(found, want, atol=1e-5)
 
 

@@ -1,11 +1,12 @@
 r"""Thresholding: predictions of data of a known range are brought back into it, sample by sample.
 
-$$ s = \max(c, \mathrm{quantile}_p |D|), \qquad D' = c\, \mathrm{clip}(D, -s, s) / s $$
+$$ s = \min(\max(c, \mathrm{quantile}_p |D|), s_{max}), \qquad D' = c\, \mathrm{clip}(D, -s, s) / s $$
 
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from fewstep.denoiser.network import bound
 from fewstep.process.base import Time
 from fewstep.words import Typed
 
-__all__ = ["Thresholded", "quantile"]
+__all__ = ["Thresholded", "quantile", "thresholded"]
 
 Denoiser = Callable[[Tensor, Time], Tensor]
 SMALL = 2**24  # numbers that torch.quantile takes at most
@@ -31,7 +32,8 @@ class Thresholded(Typed):
     Args:
         denoiser: (z, t) -> x0_hat, guided or not.
         quantile: p in (0, 1], the paper's is 0.995; None is static: clip(D, -c, c).
-        limit: c, the largest absolute value of data.
+        bound: c, the largest absolute value of data.
+        limit: s_max of at least c, beyond which predictions are clipped and not scaled (diffusers' sample_max_value).
         process: the process; None asks the denoiser.
 
     It has one output: solvers that take guidance apart (`ltsp`, `ddim-cfgpp`) want the guided denoiser itself.
@@ -43,14 +45,19 @@ class Thresholded(Typed):
     denoiser: Denoiser
     quantile: float | None = 0.995
     _: KW_ONLY
-    limit: float = 1.0
+    bound: float = 1.0
+    limit: float = math.inf
     process: Any = None
 
     def __post_init__(self) -> None:
         if self.quantile is not None and not 0 < self.quantile <= 1:
             raise ValueError(f"got quantile={self.quantile}: give 0 < quantile <= 1, or None for static clipping")
-        if not 0 < self.limit < float("inf"):
-            raise ValueError(f"got limit={self.limit}: give the largest absolute value of data, above 0")
+        if not 0 < self.bound < math.inf:
+            raise ValueError(f"got bound={self.bound}: give the largest absolute value of data, above 0")
+        if self.quantile is None and self.limit != math.inf:
+            raise ValueError(f"got limit={self.limit} without a quantile, which it limits: give bound={self.limit}")
+        if not self.limit >= self.bound:
+            raise ValueError(f"got limit={self.limit}: give a number of at least bound={self.bound}")
         object.__setattr__(self, "process", process_of(self.denoiser, process=self.process))
 
     @property
@@ -60,14 +67,19 @@ class Thresholded(Typed):
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """The thresholded x0_hat in data space."""
         d = bound(self.denoiser, t)(z)
-        if self.quantile is None:
-            return d.clamp(-self.limit, self.limit)
-        s = torch.stack([quantile(row, self.quantile) for row in d.abs().flatten(1)])
-        s = s.clamp(min=self.limit).reshape(-1, *(1,) * (d.ndim - 1))
-        return d.clamp(-s, s) * (self.limit / s)
+        return thresholded(d, self.quantile, bound=self.bound, limit=self.limit)
 
     def head(self, name: str, t: Time) -> None:  # noqa: ARG002
         """None: the parts of a guided denoiser are not what it returns."""
+
+
+def thresholded(d: Tensor, share: float | None, *, bound: float = 1.0, limit: float = math.inf) -> Tensor:
+    """D' of predictions (batch, ...), at the quantile `share`; clip(D, -c, c) where that is None."""
+    if share is None:
+        return d.clamp(-bound, bound)
+    s = torch.stack([quantile(row, share) for row in d.abs().flatten(1)])
+    s = s.clamp(bound, max(bound, limit)).reshape(-1, *(1,) * (d.ndim - 1))
+    return d.clamp(-s, s) * (bound / s)
 
 
 def quantile(values: Tensor, q: float) -> Tensor:

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fewstep.denoiser.guidance.threshold import quantile
+from fewstep.denoiser.guidance.threshold import thresholded
 from fewstep.denoiser.network import bound
 from fewstep.process.base import Time
 
@@ -54,7 +53,5 @@ class Clipped:
 
     def clip(self, x0: Tensor) -> Tensor:
         if self.quantile is None:
-            return x0.clamp(-self.bound, self.bound)
-        s = torch.stack([quantile(row, self.quantile) for row in x0.flatten(1).abs()])
-        s = s.clamp(1, max(1.0, self.bound)).view(-1, *[1] * (x0.ndim - 1))
-        return x0.clamp(-s, s) / s
+            return thresholded(x0, None, bound=self.bound)
+        return thresholded(x0, self.quantile, limit=self.bound)
