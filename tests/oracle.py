@@ -22,9 +22,11 @@ from fewstep.denoiser import Mixture
 from fewstep.process import Process
 from fewstep.process.base import derivative
 from fewstep.process.operator import Coefficient, apply, inverse
+from fewstep.solver import TABLES
 from fewstep.tableau import Tableau
 
 __all__ = [
+    "DISTINCT",
     "Problem",
     "denoiser",
     "gaussian_map",
@@ -36,6 +38,10 @@ __all__ = [
     "quantile_map",
     "starts",
 ]
+
+_MADE = {name: make() for name, make in TABLES.items()}
+# A name for each solver of the registry: what has several names is tried under the first.
+DISTINCT = [name for k, (name, made) in enumerate(_MADE.items()) if made not in list(_MADE.values())[:k]]
 
 
 def Problem(name: str) -> _Problem:

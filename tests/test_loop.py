@@ -13,9 +13,10 @@ import fewstep as fs
 from fewstep.denoiser import Counted
 from fewstep.loop import Plan, walk
 from fewstep.tableau import Form, NoiseInterval, Row, Tableau
+from oracle import DISTINCT
 
 VP = fs.VP()
-ON_VP = [name for name, make in fs.TABLES.items() if "scalar" in make().kinds]
+ON_VP = [name for name in DISTINCT if "scalar" in fs.TABLES[name]().kinds]
 
 
 @pytest.fixture
