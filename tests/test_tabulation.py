@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fewstep as fs
 from fewstep.check.exact import small
-from fewstep.process.base import remembering
+from fewstep.process.base import like, remembering, to_tensor
 from fewstep.process.operator import magnitude
 from fewstep.solver import weights as weights_module
 from fewstep.tableau import kept as kept_module
@@ -108,6 +108,32 @@ def test_a_process_remembers_only_inside_of_the_block() -> None:
     assert values == pytest.approx([process.R(t) for t in (0.9, 0.5, 0.1, 0.3, 0.3)], rel=1e-15)
     noted.R(0.9)
     assert asked == [3, 1, 1]
+
+
+class Tilted(fs.VP):
+    """A process that changes what its parent answers, as people write them."""
+
+    def log_snr(self, t):
+        return super().log_snr(t) + 0.5
+
+    def inverse_log_snr(self, lam):
+        return super().inverse_log_snr(lam - 0.5)
+
+    def alpha(self, t):
+        return like(torch.sigmoid(2 * to_tensor(self.log_snr(t))).sqrt(), t)
+
+    def sigma(self, t):
+        return like(torch.sigmoid(-2 * to_tensor(self.log_snr(t))).sqrt(), t)
+
+
+@pytest.mark.parametrize("name", ["dpmpp-sde", "dpm-2-ancestral", "dpmpp-2s-ancestral-flow", "quasi-taylor-2"])
+def test_a_process_may_ask_its_parent(name: str) -> None:
+    solver, grid = fs.SOLVERS[name](), torch.linspace(0.97, 0.02, 7, dtype=torch.float64)
+    table, plain = solver.tabulate(Tilted(), grid), alone(solver, Tilted(), grid)
+    for row, other in zip(table.rows, plain.rows, strict=True):
+        terms = {**dict.fromkeys(other.form.terms, 0.0), **row.form.terms}
+        assert row.t == pytest.approx(other.t, rel=1e-12)
+        assert terms == pytest.approx({s: other.form.terms.get(s, 0.0) for s in terms}, rel=1e-9, abs=1e-9)
 
 
 def test_what_was_written_is_kept() -> None:

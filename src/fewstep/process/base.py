@@ -63,15 +63,15 @@ class Memory:
             self.answers.update(((key, u), value) for u, value in every)
         return self.answers[key, t]
 
-    def answer(self, key: Any, f: Callable[[Time], Any], t: float) -> Any:
+    def answer(self, key: Any, f: Callable[[Time], Any], t: float, name: str = "") -> Any:
         """F at t, worked out for all known times at once; while times are noted, f at the first for one that is new."""
-        if key == "inverse_log_snr":
+        if name == "inverse_log_snr":
             return self.answers.setdefault((key, t), f(t))
         if t not in self.times:
-            if self.noting and key not in PLACES:
+            if self.noting and name not in PLACES:
                 first = next(iter(self.times))
                 self.noted[t] = None
-                return self.answers[key, first] if (key, first) in self.answers else self.answer(key, f, first)
+                return self.answers[key, first] if (key, first) in self.answers else self.answer(key, f, first, name)
             return self.answers.setdefault((key, t), f(t))
         new = [u for u in self.times if (key, u) not in self.answers]
         try:
@@ -119,15 +119,15 @@ def across(process: Process, key: Any, f: Callable[[Time, Time], Any], t: Time, 
 
 
 def _remembered(name: str, method: Callable[[Any, Time], Any]) -> Callable[[Any, Time], Any]:
-    """The method of a process, by way of `once`."""
+    """The method of a process, by way of `once`; one that calls its `super()`'s is remembered apart from that."""
 
     @functools.wraps(method)
     def ask(self: Process, t: Time) -> Any:
         memory = _MEMORY.get()
         if memory is None or type(t) is not float or memory.process is not self:
             return method(self, t)
-        found = memory.answers.get((name, t))
-        return memory.answer(name, functools.partial(method, self), t) if found is None else found
+        found = memory.answers.get((method, t))
+        return memory.answer(method, functools.partial(method, self), t, name) if found is None else found
 
     return ask
 
