@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+
+import torch
 
 from fewstep.process.operator import Block, Diagonal
 from fewstep.tableau.tableau import Tableau
@@ -22,7 +25,7 @@ def kept(key: Hashable, make: Callable[[], Tableau]) -> Tableau:
         with _LOCK:
             if key in _TABLES:
                 _TABLES.move_to_end(key)
-                return _TABLES[key][0]
+                return _apart(_TABLES[key][0])
     except TypeError:  # an option that has no hash, as a list
         return make()
     table = make()
@@ -31,7 +34,16 @@ def kept(key: Hashable, make: Callable[[], Tableau]) -> Tableau:
         _TABLES.move_to_end(key)
         while _TABLES and sum(size for _, size in _TABLES.values()) > _NUMBERS:
             _TABLES.popitem(last=False)
-    return table
+    return _apart(table)
+
+
+def _apart(table: Tableau) -> Tableau:
+    """The table with a grid and heads of its own, as people write into what they are handed."""
+    found = copy.copy(table)
+    with torch.inference_mode(False):
+        object.__setattr__(found, "grid", table.grid.clone())
+    object.__setattr__(found, "heads", dict(table.heads))
+    return found
 
 
 def _size(table: Tableau) -> int:
