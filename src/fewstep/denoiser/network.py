@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser.predict import PREDICTIONS, conversion, preconditioning, view
-from fewstep.denoiser.watch import NetworkError, called, kept, trusted
+from fewstep.denoiser.watch import NetworkError, called, kept
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import Coefficient, apply
 from fewstep.words import pick, typed
@@ -92,15 +92,11 @@ class AtTime:
     label: float | Tensor
 
     def __call__(self, z: Tensor) -> Tensor:
-        if trusted(self.denoiser.net):
-            return self.convert(z, self._output(z, watched=False))
-        return kept(self.denoiser.net, self.convert(z, self._output(z, watched=True)))
+        return kept(self.convert(z, self._output(z)))
 
     def raw(self, z: Tensor) -> Tensor:
         """The network's output in the state's dtype, shape checked."""
-        if trusted(self.denoiser.net):
-            return self._output(z, watched=False)
-        return kept(self.denoiser.net, self._output(z, watched=True))
+        return kept(self._output(z))
 
     def convert(self, z: Tensor, output: Tensor) -> Tensor:
         """x0_hat in data space of the network's output at z."""
@@ -111,14 +107,15 @@ class AtTime:
             x0 = x0.add(z, alpha=self.p)
         return self.denoiser.process.from_coordinates(x0)
 
-    def _output(self, z: Tensor, *, watched: bool) -> Tensor:
+    def _output(self, z: Tensor) -> Tensor:
         d = self.denoiser
         dtype = d.dtype or _dtype(d.net) or z.dtype
         scaled = d.predicts == "edm" or not (isinstance(self.c_in, float) and self.c_in == 1.0)
         x = (apply(self.c_in, z) if scaled else z).to(dtype)
+        x = x.clone() if x is z else x  # the network's own, to write into or to keep
         label = self._label(z, torch.float64 if dtype == torch.float64 else torch.float32)
         try:
-            out = called(d.net, x, label, own=x is not z) if watched else d.net(x, label)
+            out = called(d.net, x, label)
         except (RuntimeError, IndexError) as error:
             if isinstance(error, torch.OutOfMemoryError) or not (misfit := _misfit(d.net, len(z))):
                 raise
@@ -297,9 +294,7 @@ def bound(denoiser: Callable[[Tensor, Time], Any], t: Time, output: str = "x0") 
         )
 
     def call(z: Tensor) -> Any:
-        if trusted(denoiser):
-            return denoiser(z, t)
-        return kept(denoiser, called(denoiser, z, t.clone() if isinstance(t, Tensor) else t))
+        return kept(called(denoiser, z.clone(), t.clone() if isinstance(t, Tensor) else t))
 
     return call
 

@@ -1,17 +1,14 @@
-r"""The first calls of a network in a run, watched: what networks as people have them do to tensors that are not theirs.
+r"""Networks as people have them, and what they do to tensors that are not theirs.
 
 | it ...                                             | so ...                                                     |
 |----------------------------------------------------|------------------------------------------------------------|
-| writes into its input                              | it is handed copies                                        |
-| returns its input, or memory that others hold      | what it returned is copied                                 |
-| draws or counts, left in training mode             | it is refused                                              |
+| writes into its input, or keeps it                 | it is handed copies                                        |
+| returns memory that others hold                    | what it returned is copied                                 |
+| draws or counts, left in training mode             | it is refused at its first call in a run                   |
 
-The first call of each network in a run is handed a copy of the state, which tells whether it writes. What comes back
-belongs to the run where nobody else holds it, by the counts of references. Memory that is held elsewhere may be a
-buffer that the next call writes over (a CUDA graph's, a binding's) or something constant: it is copied, and on a
-processor compared with itself after the next calls. A network that has done none of this in `FRESH` calls, or returned
-held memory unchanged in `HELD`, is trusted for the rest of the run, and called as it is. Outside a run every call is
-watched, and inside `torch.compile` none.
+What comes back belongs to the run where nobody else holds it, by the counts of references. Memory that is held
+elsewhere may be a buffer that a later call writes over: a CUDA graph's, a binding's, a cache. A copy of a state is next
+to nothing beside a network's call, so nothing is guessed from the first calls. Inside `torch.compile` nothing is done.
 """
 
 from __future__ import annotations
@@ -20,20 +17,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
 from operator import le
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NetworkError", "called", "kept", "trusted", "watching"]
+__all__ = ["NetworkError", "called", "kept", "watching"]
 
-FRESH, HELD = 2, 5  # calls
-PROBE = 2**12  # numbers of a tensor that are compared
 COUNTED = ("running_mean", "running_var", "num_batches_tracked", "_u", "_v")  # buffers that training alone changes
 
 
@@ -41,124 +34,56 @@ class NetworkError(ValueError):
     """What a network does or returned cannot be used; the loop adds the row and the time."""
 
 
-@dataclass(eq=False)
-class _Seen:
-    """What is known of a network in a run."""
-
-    net: Any  # kept alive, as it is known by its address
-    calls: int = 0
-    writes: bool | None = None  # into its input; None where that was not looked at
-    reuses: bool = False  # memory that it returned before
-    held: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # returned, and what was in there
-
-    @property
-    def trusted(self) -> bool:
-        return not self.writes and not self.reuses and self.calls >= (HELD if self.held else FRESH)
-
-
-_RUN: ContextVar[dict[int, _Seen] | None] = ContextVar("fewstep_run", default=None)
-
-
-class _Own(dict[int, _Seen]):
-    """Every function is the library's own."""
-
-    def get(self, *_: Any) -> _Seen:
-        return _Seen(None, calls=FRESH)
+_SEEN: ContextVar[dict[int, Any] | None] = ContextVar(
+    "_SEEN", default=None
+)  # called in this run: kept alive, by address
 
 
 @contextmanager
-def watching(*, own: bool = False) -> Iterator[None]:
-    """A run, in which networks are watched in their first calls only, or never; one within another is part of it.
-
-    Args:
-        own: the functions it calls are the library's own, which keep what they are given as it is.
-    """
-    if _RUN.get() is not None:
+def watching() -> Iterator[None]:
+    """A run, in which networks are looked at in their first call only; one within another is part of it."""
+    if _SEEN.get() is not None:
         yield
         return
-    token = _RUN.set(_Own() if own else {})
+    token = _SEEN.set({})
     try:
         yield
     finally:
-        _RUN.reset(token)
+        _SEEN.reset(token)
 
 
-def trusted(net: Any) -> bool:
-    """Whether a network needs no watching any more."""
-    if torch.compiler.is_compiling():
-        return True
-    run = _RUN.get()
-    if run is None:
-        return torch.jit.is_tracing()  # type: ignore[attr-defined] - it is there
-    return (seen := run.get(id(_inner(net)))) is not None and seen.trusted
-
-
-def called(net: Callable[..., Any], x: Tensor, *args: Any, own: bool = False, **options: Any) -> Any:
-    """What a network returns for a state x, which it may not change; `own`: x is a copy that nobody else reads."""
-    seen = _seen(net)
-    training = _training(net, x) if not seen.calls else None
-    given = x if own or seen.writes is False else _copy(x)
-    version = -1 if given is x else given._version
-    out = net(given, *args, **options)
+def called(net: Callable[..., Any], x: Tensor, *args: Any, **options: Any) -> Any:
+    """What a network returns for a state x, a copy that nobody else reads. Hand it over, keep no name for it."""
+    inner, seen = _inner(net), _SEEN.get()
+    if _unseen() or (seen is not None and id(inner) in seen):
+        return net(x, *args, **options)
+    training = _training(net, x)
+    out = net(x, *args, **options)
     if training is not None:
         training.check()
-    if given is not x and seen.writes is None:
-        seen.writes = given._version != version or not _same(given, x)
-    seen.calls += 1
-    seen.reuses = seen.reuses or not all(_same(_probe(part), was) for part, was in seen.held)
+    if seen is not None:
+        seen[id(inner)] = inner
     return out
 
 
-def kept(net: Any, out: Any) -> Any:
+def kept(out: Any) -> Any:
     """What a network returned, as the run's own: a copy where others hold it. Hand it over, keep no name for it."""
     if isinstance(out, Mapping):
         rest = dict(out)
         del out
-        return {name: kept(net, rest.pop(name)) for name in list(rest)}
-    if not isinstance(out, Tensor) or _alone(out):
-        return out
-    seen = _seen(net)
-    if out.device.type != "cpu":
-        seen.reuses = True  # to ask would be to wait for it
-    elif not seen.trusted:
-        seen.held.append((out, _probe(out).clone()))
-    return out.clone()
+        return {name: kept(rest.pop(name)) for name in list(rest)}
+    return out if not isinstance(out, Tensor) or _unseen() or _alone(out) else out.clone()
 
 
-def _seen(net: Any) -> _Seen:
-    net, run = _inner(net), _RUN.get()
-    return _Seen(net) if run is None else run.setdefault(id(net), _Seen(net))
+def _unseen() -> bool:
+    return torch.compiler.is_compiling() or (_SEEN.get() is None and torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
 def _inner(net: Any) -> Any:
-    while isinstance(net, partial):
+    """The network that conditions are bound to; a function that a network is bound to is one for each of them."""
+    while isinstance(net, partial) and not any(map(callable, (*net.args, *net.keywords.values()))):
         net = net.func
     return net
-
-
-def _copy(x: Tensor) -> Tensor:
-    """A copy that counts how often it is written into, which tensors of inference mode do not."""
-    if not torch.is_inference_mode_enabled():
-        return x.clone()
-    with torch.inference_mode(False), torch.no_grad():
-        return x.clone()
-
-
-def _probe(x: Tensor) -> Tensor:
-    """Some numbers of a tensor, or the few that it has, in a view of it."""
-    x = x.detach()
-    return x if x.numel() <= PROBE else x.reshape(-1)[:: x.numel() // PROBE]
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, as far as a probe of them says, on a processor; else nobody waits."""
-    if a.device.type != "cpu":
-        return True
-    try:
-        one, other = (_probe(v).numpy() for v in (a, b))
-        return np.array_equal(one, other) or np.array_equal(one, other, equal_nan=True)
-    except (RuntimeError, TypeError):  # inside a transform of torch.func; a dtype that numpy has not
-        return True
 
 
 def _counts(out: Tensor) -> tuple[int, int, int]:

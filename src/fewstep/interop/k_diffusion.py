@@ -226,8 +226,7 @@ class _Model:
 
     def __call__(self, z: Tensor, t: Time) -> Tensor | dict[str, Tensor]:
         sigma = torch.as_tensor(t, dtype=z.dtype).to(z.device).expand(len(z)).clone()
-        own = z.dtype != self.dtype
-        out = kept(self.model, called(self.model, z.to(self.dtype), sigma, own=own, **self.args))
+        out = kept(called(self.model, z.to(self.dtype, copy=True), sigma, **self.args))
         if not isinstance(out, Tensor):
             raise NetworkError(f"the model returned a {type(out).__name__}: it must return the denoised x")
         out = as_state(out, z)

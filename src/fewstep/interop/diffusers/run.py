@@ -22,7 +22,6 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from fewstep.denoiser.watch import watching
 from fewstep.interop.diffusers.schedule import Schedule
 from fewstep.loop.walk import After, Plan, walk
 
@@ -90,7 +89,7 @@ class Run:
         plan = replace(self.plan, instructions=(here, *there))
         seen: list[Tensor] = []
         see = lambda row, t, z, x0: seen.append(x0)  # noqa: E731
-        with torch.no_grad(), watching(own=True):
+        with torch.no_grad():
             self.kept = walk(plan, z, noises, live=self.live, drawn=rows[k].draw, after=after, callback=see)
         self.done += 1
         return self.kept.to(sample.dtype, copy=True), seen[0].to(sample.dtype)
