@@ -94,7 +94,7 @@ class TimeFirst(Scaled):
 A, B = fs.wrap(Scaled(), fs.VP(), "v", time="index"), fs.wrap(Scaled(0.3), fs.VP(), "v", time="index")
 DENOISERS: dict[str, Any] = {
     **{f"wrap {kind}": fs.wrap(Scaled(), fs.VP(), kind) for kind in ("noise", "data", "v", "score")},
-    "wrap edm": fs.wrap(Scaled(), fs.EDM(), "edm"),
+    "wrap edm": fs.wrap(Scaled(), fs.EDM(), "edm", sigma_data=0.5),
     "guide": fs.guide(A, B, 3.0, interval=(0.2, 0.8)),
     "thresholded": fs.Thresholded(A, 0.9),
     "static": fs.Thresholded(A, None),
