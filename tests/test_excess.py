@@ -99,13 +99,16 @@ def test_mixtures_fare_so_and_hold_from_the_count_that_is_said(solver, process, 
     assert width(mixture, other, std) < 1.3
 
 
-def test_it_is_said_once_a_solver():
-    gaussian = fs.Gaussian(fs.VP(), torch.zeros(1), 0.5)
+def test_it_is_said_once_a_solver_a_process_and_a_count():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        for name in ("heun", "heun", "edm", "heun", "unipc-3", "ddim"):
-            fs.sample(gaussian, fs.VP(), solver=name, steps=4, shape=(2, 1))
-    assert [str(w.message).split()[1] for w in said] == ["heun", "edm"]
+        for name, process, calls in (
+            ("heun", fs.VP(), 4), ("heun", fs.VP(), 4), ("edm", fs.VP(), 4), ("heun", fs.EDM(), 4),
+            ("heun", fs.VP(), 4), ("heun", fs.VP(), 2), ("unipc-3", fs.VP(), 4), ("ddim", fs.VP(), 4),
+        ):  # fmt: skip
+            fs.sample(fs.Gaussian(process, torch.zeros(1), 0.5), process, solver=name, steps=calls, shape=(2, 1))
+    found = [(words[1], words[words.index("calls") - 1]) for words in (str(w.message).split() for w in said)]
+    assert found == [("heun", "4"), ("edm", "4"), ("heun", "4"), ("heun", "2")]
     assert {w.filename for w in said} == {__file__}
 
 

@@ -32,7 +32,7 @@ HOLDS = 2.0  # times as wide, up to which a solver is advised
 MOST = 16  # intervals that are tried to say from how many calls a solver holds
 STDS = (0.25, 1.0)  # of the data: its parts and the whole of it; what widens the one may cancel for the other
 
-_SAID: set[str] = set()  # the solvers that were warned of
+_SAID: set[tuple[str, type, int]] = set()  # the solvers, kinds of process and calls that were warned of
 
 
 def excess(table: Tableau) -> float:
@@ -52,13 +52,17 @@ def excess(table: Tableau) -> float:
 
 
 def warn_of_excess(table: Tableau, *, stacklevel: int = 3) -> None:
-    """Warns, once a solver, that a table of so few calls widens what it samples, and says from how many it does not."""
+    """Warns that a table of so few calls widens what it samples, and says from how many it does not.
+
+    Once for a solver, a process and a number of calls: what holds in one place says nothing of another.
+    """
     if table.nfe > FEW or not (found := excess(table)) > LIMIT:
         return
-    name = _name(table.solver) if table.solver is not None else "a table"
-    if name in _SAID:
+    name, process = _name(table.solver) if table.solver is not None else "a table", table.process
+    said = name, type(process), table.nfe
+    if said in _SAID:
         return
-    times, process = _times(table), table.process
+    times = _times(table)
     enough = _enough(table, times)
     other = next((s for s in (DEFAULT_SOLVERS[process.kind], "ddim") if _holds(s, process, times, table.nfe)), None)
     advice = [f"at least {enough}, from which it holds"] if enough else []
@@ -68,7 +72,7 @@ def warn_of_excess(table: Tableau, *, stacklevel: int = 3) -> None:
         f"data: give {', or '.join(advice) or 'other times'}",
         stacklevel=stacklevel + 1,
     )
-    _SAID.add(name)
+    _SAID.add(said)
 
 
 def _enough(table: Tableau, times: Grid) -> int | None:
