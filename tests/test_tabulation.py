@@ -136,6 +136,21 @@ def test_a_process_may_ask_its_parent(name: str) -> None:
         assert terms == pytest.approx({s: other.form.terms.get(s, 0.0) for s in terms}, rel=1e-9, abs=1e-9)
 
 
+def test_a_subclass_that_is_no_dataclass_has_tables_of_its_own() -> None:
+    class Slower(fs.VP):
+        def __init__(self, rate: float) -> None:
+            super().__init__()
+            object.__setattr__(self, "rate", rate)
+
+        def _log_alpha(self, t: torch.Tensor) -> torch.Tensor:
+            return self.rate * super()._log_alpha(t)
+
+    grid = torch.linspace(0.97, 0.02, 7, dtype=torch.float64)
+    solver = fs.DDIM()
+    for rate in (1.0, 0.5):
+        assert solver.tabulate(Slower(rate), grid) == alone(solver, Slower(rate), grid)
+
+
 def test_what_people_do_to_a_table_stays_theirs() -> None:
     first = fs.tabulate("dpm-2", fs.VP(), steps=6)
     grid, heads = first.grid.clone(), dict(first.heads)

@@ -108,7 +108,8 @@ class Solver(Typed, ABC):
                 "there: end earlier or use ddim, dpmpp-2m or multistep-2"
             )
         bounded("network calls of a table", self.calls(len(grid) - 1, to_zero=end == torch.inf))
-        return kept((self, process, tuple(grid.tolist())), lambda: self._written(process, grid))
+        key = self, process, tuple(grid.tolist()), _beyond(self), _beyond(process)
+        return kept(key, lambda: self._written(process, grid))
 
     def _written(self, process: Process, grid: Tensor) -> Tableau:
         def written() -> Writer:
@@ -124,6 +125,11 @@ class Solver(Typed, ABC):
         """Class and options, as JSON."""
         options = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
         return {"class": type(self).__name__, **{k: _json(v) for k, v in options.items()}}
+
+
+def _beyond(part: Any) -> tuple[Any, ...]:
+    """What an object holds beside its fields, which its equality does not see: of a subclass that is no dataclass."""
+    return tuple(v for name, v in vars(part).items() if name not in getattr(part, "__dataclass_fields__", ()))
 
 
 def _json(value: Any) -> Any:
