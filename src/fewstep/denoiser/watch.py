@@ -54,8 +54,10 @@ def watching() -> Iterator[None]:
 
 def called(net: Callable[..., Any], x: Tensor, *args: Any, **options: Any) -> Any:
     """What a network returns for a state x, a copy that nobody else reads. Hand it over, keep no name for it."""
+    if _unseen():
+        return net(x, *args, **options)
     inner, seen = _inner(net), _SEEN.get()
-    if _unseen() or (seen is not None and id(inner) in seen):
+    if seen is not None and id(inner) in seen:
         return net(x, *args, **options)
     training = _training(net, x)
     out = net(x, *args, **options)
