@@ -120,7 +120,9 @@ def test_too_many_classes_are_refused() -> None:
 
 def test_a_class_is_chosen_by_its_name_before_its_number() -> None:
     assert class_labels("10,2,3", ("0", "1", "10", "2"), 3) == [2, 3, 3]
-    assert class_numbers(("Shirt", "Bag")) == {"0": 0, "1": 1, "shirt": 0, "bag": 1}
+    assert class_labels(None, ("1", "2", "3"), 4) == [0, 1, 2, 0]  # each class, whatever the names
+    assert class_numbers(["SHIRT", "bag", "0", "1"], ("Shirt", "Bag"), "label") == [0, 1, 0, 1]
+    assert class_numbers(["A", "a", "B"], ("A", "a", "b"), "label") == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

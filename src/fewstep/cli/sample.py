@@ -7,7 +7,8 @@ import dataclasses
 import math
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -180,16 +181,21 @@ def class_labels(text: str | None, names: Sequence[str], num: int) -> list[int] 
         if text is not None:
             raise Usage(f"got the label {text!r}, but this model was trained without classes; leave --label out.")
         return None
-    numbers = class_numbers(names)
-    words = range(len(names)) if text is None else (part.strip().lower() for part in text.split(","))
-    chosen = [pick(numbers, str(word), "label") for word in words]
+    if text is None:
+        return [k % len(names) for k in range(num)]
+    chosen = class_numbers([part.strip() for part in text.split(",")], names, "label")
     return [chosen[k % len(chosen)] for k in range(num)]
 
 
-def class_numbers(names: Sequence[str]) -> dict[str, int]:
-    """Returns the number of each class by its name in small letters, or by the number where no class is named so."""
-    named = {name.lower(): k for k, name in enumerate(names)}
-    return named | {str(k): k for k in range(len(names)) if str(k) not in named}
+def class_numbers(words: Iterable[str], names: Sequence[str], what: str) -> list[int]:
+    """Returns the class that each word names; letters may be small where no two names then are one.
+
+    A number is a class's where no class is named so.
+    """
+    small = Counter(name.lower() for name in names)
+    named = {name if small[name.lower()] > 1 else name.lower(): k for k, name in enumerate(names)}
+    named |= {str(k): k for k in range(len(names)) if str(k) not in named}
+    return [pick(named, word if word in named else word.lower(), what) for word in words]
 
 
 def describe(model: Model, table: Tableau | Driver, *, file: str | None, **more: Any) -> dict[str, Any]:

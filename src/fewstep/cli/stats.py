@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.cli.common import Usage, at_least, check_device, pace_arguments, pace_of, pick
+from fewstep.cli.common import Usage, at_least, check_device, pace_arguments, pace_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,8 +91,7 @@ def _data(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int]
     images = images_to_tensor(found.images[chosen])
     if found.labels is None or not model.labels:
         return images, None
-    numbers = class_numbers(model.labels)
-    theirs = [pick(numbers, name.lower(), f"label in {args.data}") for name in found.names]
+    theirs = class_numbers(found.names, model.labels, f"label in {args.data}")
     return images, [theirs[k] for k in found.labels[chosen].tolist()]
 
 
