@@ -13,8 +13,10 @@ from torch import nn
 
 import fewstep as fs
 from fewstep import pace as module
+from fewstep.data import Images
 from fewstep.files import load_tensors
 from fewstep.pace import Pace, choose
+from fewstep.train import train
 
 # Milliseconds a call, by precision and memory format: the shipped network as measured on one thread.
 AMX = {("float32", "contiguous"): 39, ("float32", "channels-last"): 38, ("bfloat16", "contiguous"): 24,
@@ -160,6 +162,15 @@ def test_what_is_no_pace_is_refused(options, word):
         Pace(**options)
 
 
+@pytest.mark.parametrize("precision", ["float16", "float64"])
+def test_what_cannot_be_trained_in_is_refused_before_anything_is_written(tmp_path, precision):
+    data = Images(images=np.zeros((8, 8, 8), np.uint8), labels=None, names=(), source="none")
+    with pytest.raises(ValueError, match=f"precision='{precision}' to train in: give float32 or bfloat16"):
+        train(data, tmp_path / "run", images=8, batch=4, channels=(4, 4), patch=1, quiet=True,
+              pace=Pace(precision=precision))  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_runs_at_its_pace_and_its_states_are_plain(monkeypatch):
     pytest.importorskip("diffusers")
     timed(monkeypatch, AVX2)
@@ -182,7 +193,6 @@ TINY = {"batch": 8, "channels": (4, 4), "patch": 1, "hours": 1e6, "sheet_every":
 
 def test_a_training_goes_on_at_the_pace_it_began_with(tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
-    from fewstep.train import Images, train
 
     rng = np.random.default_rng(0)
     data = Images(images=rng.integers(0, 256, (40, 8, 8)).astype(np.uint8), labels=None, names=(), source="noise")

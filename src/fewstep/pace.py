@@ -34,6 +34,7 @@ from fewstep.words import Typed, pick, whole
 __all__ = ["FORMATS", "PRECISIONS", "Pace", "choose", "hardware"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+TRAINED = ("float32", "bfloat16")  # of training, and those that are tried
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 _CLEAR = 0.95  # of the time of an earlier candidate: what is less is no gain
@@ -144,8 +145,13 @@ def choose(
         device: where it runs.
         sizes: batches to try, from small to large, until a call takes long enough to be timed.
         gpu: the precision on a GPU, which is not timed.
+
+    Raises:
+        ValueError: for a precision that is given and cannot be trained in.
     """
     given = given or Pace()
+    if use == "train" and given.precision not in (None, *TRAINED):
+        raise ValueError(f"got precision={given.precision!r} to train in: give {' or '.join(TRAINED)}")
     default = Pace(precision="float32", memory_format="contiguous", threads=torch.get_num_threads())
     if torch.device(device).type != "cpu":
         return given.over(replace(default, precision=gpu))
@@ -210,7 +216,7 @@ def _measured(net: nn.Module, prepare: Prepare, default: Pace, given: Pace, size
     held = [(tensor, tensor.data) for tensor in (*net.parameters(), *net.buffers())]
     owned = [(owner._buffers, dict(owner._buffers)) for owner in net.modules()]  # a change of dtype makes others
     layouts = ("contiguous", "channels-last") if any(t.ndim == 4 for t, _ in held) else ("contiguous",)
-    precisions = [given.precision] if given.precision else ["float32", "bfloat16"]
+    precisions = [given.precision] if given.precision else TRAINED
     formats = [given.memory_format] if given.memory_format else layouts
     candidates = [Pace(precision=p, memory_format=f, threads=1) for p, f in product(precisions, formats)]
     with torch.random.fork_rng(devices=[]), default.threaded():
