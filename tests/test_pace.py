@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 import fewstep as fs
-from fewstep import pace as module
+from fewstep import pace as module, parts
 from fewstep.data import Images
 from fewstep.files import load_tensors
 from fewstep.pace import Pace, choose
@@ -232,3 +233,12 @@ def test_of_two_processes_that_measure_at_once_the_first_decides_for_both(cache,
     monkeypatch.setattr(module, "_measured", overtaken)
     assert choose(network(), prepare, use="test").memory_format == "channels-last"
     assert len(list(cache.iterdir())) == 1
+
+
+def test_what_a_killed_run_left_in_the_cache_is_known_by_its_name(monkeypatch):
+    named, link = [], os.link
+    monkeypatch.setattr(os, "link", lambda part, path: [named.append(part.name), link(part, path)])
+    timed(monkeypatch, AVX2)
+    choose(network(), prepare, use="test")
+    assert named
+    assert all(parts._PART.fullmatch(name) for name in named)

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from fewstep.files import read_json, write_json
+from fewstep.parts import beside
 from fewstep.words import Typed, pick, whole
 
 __all__ = ["FORMATS", "PRECISIONS", "Pace", "choose", "hardware"]
@@ -199,7 +200,7 @@ def _kept(path: Path, given: Pace) -> Pace | None:
 
 def _keep(path: Path, made: dict[str, Any]) -> None:
     """Writes what was chosen, unless another process was first: then that is what all take."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    part = beside(path, secrets.token_hex(4), "part")  # which the next run sweeps where this one is killed
     write_json(part, made)
     try:
         os.link(part, path)
