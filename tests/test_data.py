@@ -251,6 +251,7 @@ def test_large_arrays_are_converted_in_parts(tmp_path: Path, monkeypatch) -> Non
 @pytest.mark.parametrize(
     "given",
     [
+        (X > 127).astype(np.uint8),
         X.astype(int) - 128,
         X.astype(int) * 300,
         X.astype(int) // 16,

@@ -26,8 +26,8 @@ def check_room(size: int, what: str) -> None:
 def levels(values: np.ndarray, what: str, *, bits: int = 8) -> np.ndarray:
     """The levels 0 to 255 (uint8) of pictures, on one scale for all of them; a sentence where it cannot be told.
 
-    uint8 is returned as it is. Whole numbers up to 255 are levels, larger ones of 16 bits; bool is black and white;
-    floats are in [0, 1] or, where some are negative, in [-1, 1].
+    uint8 is returned as it is, unless it is a mask of 0 and 1. Whole numbers up to 255 are levels, larger ones of 16
+    bits; bool is black and white; floats are in [0, 1] or, where some are negative, in [-1, 1].
 
     Args:
         values: pictures of one file or folder, any shape.
@@ -35,7 +35,7 @@ def levels(values: np.ndarray, what: str, *, bits: int = 8) -> np.ndarray:
         bits: 16 where the file says that its whole numbers have as many.
     """
     kind, whole = values.dtype.kind, values.dtype.kind in "iu"
-    if values.dtype == np.uint8 and bits == 8:
+    if values.dtype == np.uint8 and bits == 8 and values.max() != 1:
         return values
     if kind == "b":
         return _by_parts(values, lambda x: x * np.uint8(255))
@@ -56,7 +56,7 @@ def levels(values: np.ndarray, what: str, *, bits: int = 8) -> np.ndarray:
     ):
         return values.astype(np.uint8)
     raise ValueError(
-        f"{what} are {values.dtype} from {low:g} to {high:g}, a scale that cannot be told; images are a uint8 array, "
+        f"{what} are {values.dtype} from {low:g} to {high:g}, a scale that cannot be told; images are uint8 beyond 1, "
         "or whole numbers 0 to 255 or 16 bits full, bool, or floats that fill [0, 1] or [-1, 1]; rescale them."
     )
 
