@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +136,15 @@ def test_a_record_of_no_checksums_is_refused(tmp_path, files):
     (tmp_path / "run.json").write_text(f'{{"files": {files}}}')
     with pytest.raises(ValueError, match=r"run\.json"):
         read_record(tmp_path / "run.json")
+
+
+def test_machines_of_long_names_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = []
+    for node in ("compute-cluster-west-node-1", "compute-cluster-west-node-2", "a_b", "a-b", "", "compute-\u00e9"):
+        monkeypatch.setattr(parts.platform, "node", lambda node=node: node)
+        named.append(parts._machine())
+        assert re.fullmatch(r"[A-Za-z0-9-]+", named[-1])
+    assert len(set(named)) == len(named)
 
 
 def left(folder: Path, process: int, *, kind: str = "part", machine: str = parts._MACHINE, name: str = "file") -> Path:

@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,12 +41,16 @@ def sweep(folder: Path) -> None:
 
 
 def _machine() -> str:
-    """This machine's name, and which of its process numberings this is: containers count for themselves."""
+    """This machine's name, and which of its process numberings this is: containers count for themselves.
+
+    Of a long name its beginning, which many machines of a cluster share, and its checksum, which they do not.
+    """
+    node = platform.node()
     try:
         space = f"{os.stat('/proc/self/ns/pid').st_ino:x}"
     except OSError:
         space = "0"
-    return re.sub(r"[^A-Za-z0-9]+", "-", platform.node())[:24] + "-" + space
+    return re.sub(r"[^A-Za-z0-9]+", "-", node)[:16] + f"-{zlib.crc32(node.encode()):08x}-{space}"
 
 
 _MACHINE = _machine()
