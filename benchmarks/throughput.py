@@ -122,7 +122,9 @@ def sampling(model: fs.Model, repeat: int, batch: int = 64, steps: int = 10) -> 
                 model.net(inputs, times, class_labels=classes)
 
     run = {"ours": lambda: draw(model, table, num=batch, labels=labels, batch=batch), "alone": alone}
-    found = {name: [seconds(call) for _ in range(1)][1:] for name, call in run.items()}
+    for call in run.values():  # the first one warms up
+        call()
+    found: dict[str, list[float]] = {name: [] for name in run}
     for _ in range(repeat):
         for name, call in run.items():
             found[name].append(seconds(call))
