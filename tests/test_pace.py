@@ -156,7 +156,7 @@ def test_what_is_given_stays_and_a_gpu_is_not_timed(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "word"),
     [({"precision": "float8"}, "float16"), ({"memory_format": "nhwc"}, "channels-last"), ({"threads": 0}, "threads=0"),
-     ({"threads": 1.5}, "whole number")],
+     ({"threads": 1.5}, "whole number"), ({"threads": 100_000}, "at most 1024")],
 )  # fmt: skip
 def test_what_is_no_pace_is_refused(options, word):
     with pytest.raises(ValueError, match=word):

@@ -30,7 +30,7 @@ from torch import nn
 
 from fewstep.files import read_json, write_json
 from fewstep.parts import beside
-from fewstep.words import Typed, pick, whole
+from fewstep.words import Typed, bounded, pick, whole
 
 __all__ = ["FORMATS", "PRECISIONS", "Pace", "choose", "hardware"]
 
@@ -75,7 +75,7 @@ class Pace(Typed):
         if self.memory_format is not None:
             pick(FORMATS, self.memory_format, "memory_format")
         if self.threads is not None:
-            whole("threads", self.threads)
+            bounded("threads", whole("threads", self.threads))
 
     @property
     def dtype(self) -> torch.dtype:

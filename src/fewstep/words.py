@@ -68,6 +68,7 @@ LIMITS = {
     "network calls of a rule": 1024,
     "frequencies times network calls of a rule": 2**16,
     "pixels on a side": 1024,
+    "threads": 1024,
 }
 
 LONGEST = 80  # letters of a value in a sentence
