@@ -117,10 +117,17 @@ def test_bfloat16_network_keeps_a_float32_state(folder: Path) -> None:
     assert 0 < (narrow - wide).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("label", [3, -1, "hat", 1.5, True, torch.tensor([0, 7]), torch.zeros(0, dtype=torch.long)])
+@pytest.mark.parametrize("label", [3, -1, "hat", 1.5, True, torch.tensor([0, 7]), torch.zeros(0, dtype=torch.long),
+                                   ["shoe", "hat"], [0, None], {}, object()])  # fmt: skip
 def test_wrong_labels_are_refused(folder: Path, label: object) -> None:
     with pytest.raises(ValueError, match="labels are 0 shirt, 1 shoe, 2 bag"):
         load(folder).denoiser(label)  # type: ignore[arg-type]
+
+
+def test_names_may_be_given_one_a_sample(folder: Path) -> None:
+    z, model = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), load(folder)
+    with torch.inference_mode():
+        assert torch.equal(model.denoiser(["bag", 0, "shoe"])(z, 0.5), model.denoiser([2, 0, 1])(z, 0.5))
 
 
 def test_labels_must_fit_the_batch(folder: Path) -> None:

@@ -90,11 +90,12 @@ class Model:
     weights: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def denoiser(self, label: int | str | Tensor | Sequence[int] | None = None) -> Wrapped:
+    def denoiser(self, label: int | str | Tensor | Sequence[int | str] | None = None) -> Wrapped:
         """The denoiser (z, t) -> x0_hat for one label, for a label per sample, or for none.
 
         Args:
-            label: an index or a name from `labels`; a (B,) integer tensor or a list, for batches of B; or None.
+            label: an index or a name from `labels`; a (B,) integer tensor or a list of either, for batches of
+                B; or None.
         """
         classes = self._classes(label)
         if classes is not None:
@@ -113,25 +114,32 @@ class Model:
             )
         return call_network(self.net, x, t, y, self.patch, self.process)
 
-    def _classes(self, label: int | str | Tensor | Sequence[int] | None) -> Tensor | None:
+    def _classes(self, label: int | str | Tensor | Sequence[int | str] | None) -> Tensor | None:
         """The network's class numbers: a scalar, a (B,) tensor, or None for a network without classes."""
         if label is None:
             return torch.tensor(0) if self.labels else None
         if not self.labels:
             raise ValueError(f"label came as {label!r}; this model was trained without labels; leave it out.")
-        if isinstance(label, str) and label in self.labels:
-            label = self.labels.index(label)
-        wanted = torch.as_tensor(label) if not isinstance(label, str) else torch.tensor(math.nan)
+        try:
+            numbers = [self._number(v) for v in label] if isinstance(label, list | tuple) else self._number(label)
+            wanted = torch.as_tensor(numbers)
+        except (TypeError, ValueError, RuntimeError):  # what is no number
+            wanted = torch.tensor(math.nan)
         whole = (
             wanted.ndim <= 1 and wanted.numel() > 0 and not (wanted.is_floating_point() or wanted.dtype == torch.bool)
         )
         if not whole or bool(((wanted < 0) | (wanted >= len(self.labels))).any()):
             names = ", ".join(f"{i} {name}" for i, name in enumerate(self.labels[:12]))
+            more = " ..." if len(self.labels) > 12 else ""
             raise ValueError(
-                f"label came as {label!r}; labels are {names}{' ...' if len(self.labels) > 12 else ''}; give one of "
-                "these numbers or names, one per sample, or none."
+                f"label came as {label!r:.80}; labels are {names}{more}; give one of these numbers or names, one per "
+                "sample, or none."
             )
         return wanted.long() + 1
+
+    def _number(self, label: Any) -> Any:
+        """A class's number for its name; another value as it is."""
+        return self.labels.index(label) if isinstance(label, str) else label
 
 
 def call_network(net: nn.Module, x: Tensor, t: Tensor, classes: Tensor | None, patch: int, process: Process) -> Tensor:
