@@ -33,6 +33,7 @@ MEANS, STDS = torch.tensor([[-1.0], [0.2], [1.1]], dtype=torch.float64), torch.t
 @pytest.fixture(autouse=True)
 def _unsaid(monkeypatch):
     monkeypatch.setattr(module, "_SAID", set())
+    monkeypatch.setattr(module, "_FOUND", {})
 
 
 def tables(solver, process):

@@ -212,3 +212,9 @@ def alone_at(table: fs.Tableau) -> fs.Tableau:
     kept_module._TABLES.clear()
     assert table.solver is not None
     return table.solver.tabulate(table.process, table.grid)
+
+
+def test_a_kept_table_is_of_the_options_as_they_were_given() -> None:
+    made = [fs.tabulate(fs.DDIM(eta=eta), fs.VP(beta_max=20.0), steps=3) for eta in (1.0, 1, 1.0)]
+    assert [type(table.solver.eta) for table in made] == [float, int, float]  # type: ignore[union-attr]
+    assert made[0].rows is made[2].rows

@@ -108,7 +108,8 @@ class Solver(Typed, ABC):
                 "there: end earlier or use ddim, dpmpp-2m or multistep-2"
             )
         bounded("network calls of a table", self.calls(len(grid) - 1, to_zero=end == torch.inf))
-        key = self, process, tuple(grid.tolist()), _beyond(self), _beyond(process)
+        said = repr(self), repr(process)  # 1 and 1.0 are equal, and other bytes in a file
+        key = self, process, said, tuple(grid.tolist()), _beyond(self), _beyond(process)
         return kept(key, lambda: self._written(process, grid))
 
     def _written(self, process: Process, grid: Tensor) -> Tableau:

@@ -63,6 +63,16 @@ class _Step:
     nodes: tuple[float, ...]
     root: str
 
+    def asks_as(self, other: _Step) -> bool:
+        """Whether both are one question; a frame is made anew each time, and is the one that was made at its place."""
+        form = other.form if isinstance(self.form, str) else type(other.form)
+        return (
+            self.process is other.process
+            and self.clock is other.clock
+            and form == (self.form if isinstance(self.form, str) else type(self.form))
+            and (self.t, self.s, self.nodes, self.root) == (other.t, other.s, other.nodes, other.root)
+        )
+
 
 Weights = tuple[Coefficient, list[Coefficient]]
 
@@ -82,7 +92,7 @@ class _Notes:
             return 1.0, [1.0] * len(step.nodes)
         k, self.handed = self.handed, self.handed + 1
         noted = self.asked[k] if k < len(self.asked) else None
-        same = noted and (noted.t, noted.s, noted.nodes, noted.root) == (step.t, step.s, step.nodes, step.root)
+        same = noted is not None and noted.asks_as(step)
         return self.answers[k] if same else _answers([step])[0]
 
 
@@ -206,13 +216,14 @@ def _answers(steps: list[_Step]) -> list[Weights]:
 
 def _places(steps: list[_Step]) -> list[list[float]]:
     """Where the predictions and the end of every step lie in its clock, read at once."""
-    clocks: dict[Clock, dict[float, float]] = {}
+    clocks: dict[tuple[Clock, int], tuple[Process, dict[float, float]]] = {}
     for step in steps:
-        clocks.setdefault(step.clock, {}).update(dict.fromkeys((*step.nodes, step.s), 0.0))
-    for u, known in clocks.items():
+        known = clocks.setdefault((step.clock, id(step.process)), (step.process, {}))[1]
+        known.update(dict.fromkeys((*step.nodes, step.s), 0.0))
+    for (u, _), (process, known) in clocks.items():
         times = torch.tensor(list(known), dtype=torch.float64)
-        known.update(zip(known, torch.as_tensor(u.of(steps[0].process, times)).tolist(), strict=True))
-    return [[clocks[step.clock][v] for v in (*step.nodes, step.s)] for step in steps]
+        known.update(zip(known, torch.as_tensor(u.of(process, times)).tolist(), strict=True))
+    return [[clocks[step.clock, id(step.process)][1][v] for v in (*step.nodes, step.s)] for step in steps]
 
 
 def _integral(step: _Step, form: Form, places: list[float], whole: Coefficient | None) -> _Integral:
