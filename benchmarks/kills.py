@@ -226,6 +226,7 @@ def go(args: argparse.Namespace) -> int:
     began, tally, plans = time.monotonic(), Counter[str](), []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
+        os.environ["FEWSTEP_CACHE"] = str(root / "cache")
         cases = prepare(root)
         fs.load(root / "model")  # imports what each child would import
         for k, case in enumerate(cases):

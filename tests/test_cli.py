@@ -124,6 +124,7 @@ def test_debug_shows_the_traceback(monkeypatch):
     ("error", "code", "words"),
     [
         (KeyboardInterrupt(), 130, "stopped"),
+        (KeyboardInterrupt("a callback's own word"), 130, "stopped"),
         (RuntimeError("two\nlines"), 1, "unexpected RuntimeError: two lines"),
         (ValueError(""), 1, "ValueError"),
     ],

@@ -84,6 +84,18 @@ def test_the_fastest_is_chosen_and_what_is_hopeless_is_not_called_again(monkeypa
         assert sum(pace.precision == "bfloat16" for pace in seen) == 2
 
 
+def test_a_network_too_large_or_too_slow_to_try_keeps_the_default(monkeypatch):
+    seen = timed(monkeypatch, AMX)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_LARGE", 0)
+        assert choose(network(), prepare, use="large", given=Pace(threads=1)).precision == "float32"
+    assert not seen
+    clock = iter(range(0, 10_000, 2))  # two seconds pass between looks
+    monkeypatch.setattr(module.time, "thread_time", lambda: float(next(clock)))
+    assert choose(network(), prepare, use="slow", given=Pace(threads=1)).precision == "float32"
+    assert set(seen) == {Pace(precision="float32", memory_format="contiguous", threads=1)}
+
+
 def test_threads_are_fewer_where_that_is_clearly_faster(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)

@@ -396,9 +396,15 @@ def test_times_follow_their_law(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"predicts": "score"}, "predicts"), ({"process": "edm", "predicts": "v"}, "edm"), ({"law": "cosine"}, "law"),
-     ({"process": "cld", "predicts": "edm"}, "predicts"), ({"process": "cld", "predicts": "noise"}, "predicts")],
-)  # fmt: skip
+    [
+        ({"predicts": "score"}, "predicts"),
+        ({"process": "edm", "predicts": "v"}, "edm"),
+        ({"process": "flow", "predicts": "noise"}, "predicts"),
+        ({"process": "cld", "predicts": "edm"}, "predicts"),
+        ({"process": "cld", "predicts": "noise"}, "predicts"),
+        ({"law": "cosine"}, "law"),
+    ],
+)
 def test_what_cannot_be_learned_is_refused(data: Path, tmp_path: Path, options: dict[str, str], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         train(data, tmp_path / "out", images=16, **options, **TINY)

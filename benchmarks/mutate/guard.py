@@ -24,13 +24,14 @@ BYTES = 2**30
 ROOM = 6 * 2**30  # of addresses beyond what the worker has; an allocation that fails there is told from a refusal
 PLAIN = (ValueError, OSError, ModuleNotFoundError)  # what the command line prints as one sentence
 NEVER = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.startfile",
-         "socket.__new__", "socket.connect", "socket.bind", "pickle.find_class", "marshal.loads", "pty.spawn",
+         "socket.__new__", "socket.connect", "socket.bind", "pickle.find_class", "pty.spawn",
          "ctypes.dlopen", "code.__new__")  # fmt: skip
 WRITES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink",
           "os.truncate", "os.utime", "shutil.rmtree", "shutil.move")  # fmt: skip
 OURS = tuple({str(made) for p in (
     sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"),
-    Path(__file__).parents[2], "/proc", "/sys", "/dev/null", "/dev/urandom", "/usr", "/lib", "/etc",
+    Path(__file__).parents[2], "/proc", "/sys", "/dev/null", "/dev/urandom", "/usr", "/lib", "/etc/mime.types",
+    "/etc/localtime",
 ) for made in (Path(p), Path(p).resolve())})  # fmt: skip
 
 
@@ -99,16 +100,20 @@ class Guard:
             name = getattr(args[0], "co_filename", "")
             if not name.startswith(("<", *OURS)):
                 self.broken = f"ran {name}"
-        elif event in NEVER and not (event == "marshal.loads" or _importing(event, args)):
+        elif event in NEVER and not _importing(event, args):
             self.broken = f"{event} {args!r:.200}"
         elif event in WRITES and isinstance(args[0], str | bytes | os.PathLike):
             where = os.path.realpath(os.path.dirname(os.fsdecode(args[0]) or "."))
-            if not where.startswith((self.folder, self.cache)):
+            if not self._within(where):
                 self.broken = f"{event} of {args[0]!r}"
+
+    def _within(self, path: str) -> bool:
+        """Whether a path lies where a case may write."""
+        return any(path == place or path.startswith(place + os.sep) for place in (self.folder, self.cache))
 
     def _opened(self, name: str, mode: str | None, flags: int) -> None:
         path, writes = os.path.realpath(name), bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
-        if path.startswith((self.folder, self.cache)):
+        if self._within(path):
             return
         if writes and path != "/dev/null":
             self.broken = f"wrote {name}"

@@ -45,6 +45,7 @@ _HOPELESS = 2.0  # times the fastest: not timed again
 _BEHIND = 1.4  # the same for the last rounds
 _ENOUGH = 0.02  # seconds of a call that are timed well
 _LONG = 1.0  # seconds of a call that is not made a second time
+_LARGE = 2**28  # numbers of a network that is not tried
 _SPENT = 0.5  # seconds after which no larger batch is tried
 _SHORT = 0.002  # seconds of a call at the largest batch below which nothing is worth choosing
 _ROUNDS = 3  # of calls that are compared
@@ -213,7 +214,9 @@ def _keep(path: Path, made: dict[str, Any]) -> None:
 
 
 def _measured(net: nn.Module, prepare: Prepare, default: Pace, given: Pace, sizes: Sequence[int]) -> Pace:
-    """The fastest pace, in favour of the default."""
+    """The fastest pace, in favour of the default, which a network too large to try in other layouts keeps."""
+    if sum(p.numel() for p in net.parameters()) > _LARGE:
+        return default
     held = [(tensor, tensor.data) for tensor in (*net.parameters(), *net.buffers())]
     owned = [(owner._buffers, dict(owner._buffers)) for owner in net.modules()]  # a change of dtype makes others
     layouts = ("contiguous", "channels-last") if any(t.ndim == 4 for t, _ in held) else ("contiguous",)
@@ -247,6 +250,8 @@ def _race(prepare: Prepare, candidates: Sequence[Pace], sizes: Sequence[int]) ->
     for size in sizes:
         seconds = {}
         for pace in live:  # a first call also makes what later ones find made
+            if clock() - began > _LONG and seconds:  # of a network whose calls are dear, the others are not tried
+                break
             took = _once(prepare, pace, size, clock)
             if took < _COLD * min(seconds.values(), default=math.inf):
                 seconds[pace] = took

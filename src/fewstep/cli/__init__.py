@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
         print("fewstep: stopped.", file=sys.stderr)
-        return 128 + int(stop.args[0] if stop.args else signal.SIGINT)
+        return 128 + (stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT)
     except BrokenPipeError:  # the reader of `fewstep list | head` went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -321,6 +321,8 @@ def _check(config: TrainConfig, setup: Setup, data: Images, save_every: float, s
         )
     process, learns, _ = _learned(setup, data)
     known = [] if process.t_max > 1 else ["v", "flow"] if process.kind == "block" else ["data", "noise", "v", "flow"]
+    if "noise" in known and process.log_snr(process.t_max) == -math.inf:
+        known.remove("noise")  # it says nothing of data at alpha = 0, where sampling begins
     known += ["edm"] * (process.kind == "scalar")
     if learns not in known:
         raise ValueError(
