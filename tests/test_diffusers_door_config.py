@@ -167,7 +167,7 @@ def test_levels_beyond_the_betas() -> None:
 def test_diffusers_loads_what_is_saved_here() -> None:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    model = fs.load(dtype=torch.float32)
+    model = fs.load(dtype=torch.float32, pace=fs.Pace(memory_format="contiguous"))  # as diffusers loads it
     theirs = UNet2DModel.from_pretrained(str(model.path)).eval()
     x = noise(1, 4, 14, 14)
     y = torch.tensor([3])

@@ -174,7 +174,7 @@ MUTANTS: list[tuple[Solver, str, set[str]]] = [
     (WrongCalls(), "vp", {"calls", "ends"}),
     (Undecided(), "vp", {"repeat"}),
     (Cancelling(), "vp", {"dtype", "point-mass"}),
-    (ShortRunsOverflow(), "vp", {"finite", "ends"}),
+    (ShortRunsOverflow(), "vp", {"calls", "finite", "ends"}),
     (PastInfinity(), "flow", {"ends"}),
     (NoReason(), "cld", {"kinds"}),
 ]

@@ -254,3 +254,14 @@ def test_what_a_killed_run_left_in_the_cache_is_known_by_its_name(monkeypatch):
     choose(network(), prepare, use="test")
     assert named
     assert all(parts._PART.fullmatch(name) for name in named)
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels-last"])
+def test_a_network_is_differentiated_forward_in_every_format(memory_format):
+    pytest.importorskip("diffusers")
+    model = fs.load(dtype=torch.float32, pace=Pace(precision="float32", memory_format=memory_format, threads=1))
+    denoiser = fs.Differentiated(model.denoiser(3), model.process)
+    z = torch.randn(1, *model.shape)
+    found = denoiser.head("derivative", 0.5)(z) if hasattr(denoiser, "head") else denoiser(z, 0.5)["derivative"]
+    assert found.shape == z.shape
+    assert bool(found.isfinite().all())

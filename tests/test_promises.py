@@ -57,12 +57,9 @@ OPTIONS_ON_CLD = (
 
 
 def sweep(name: str) -> tuple[str, ...]:
-    """VP, the first process of every other kind, and one of the rest, which depends on the name."""
-    kinds: dict[str, str] = {"scalar": "vp"}
-    for process in PROCESSES:
-        kinds.setdefault(small(process).kind, process)
-    rest = [process for process in PROCESSES if process not in kinds.values()]
-    return (*kinds.values(), rest[crc32(name.encode()) % len(rest)])
+    """VP, and one of the other processes, which depends on the name: each is tried with several solvers of a family."""
+    rest = [process for process in PROCESSES if process != "vp"]
+    return ("vp", rest[crc32(name.encode()) % len(rest)])
 
 
 def cells() -> list:

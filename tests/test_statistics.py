@@ -12,7 +12,7 @@ import fewstep as fs
 import oracle
 from fewstep.cli import main
 from fewstep.process.operator import magnitude
-from fewstep.stats import FILE, analytic_grid, attach, measure, measurement
+from fewstep.stats import FILE, analytic_grid, attach, measure
 from fewstep.stats.measurement import _node, _v3
 from fewstep.stats.trajectory import losses
 from test_cli_sample import WEIGHTS, tiny  # noqa: F401 - a fixture
@@ -296,23 +296,3 @@ def test_the_command_reads_pictures(tiny, tmp_path, capsys):  # noqa: F811
     np.savez(pictures, x_train=np.zeros((6, 9, 9), np.uint8))
     assert main([*argv, "--out", str(out)]) == 2
     assert "give its own data" in capsys.readouterr().err
-
-
-def test_a_stopped_measurement_of_another_denoiser_is_not_taken_up(tmp_path, monkeypatch):
-    """Without known weights a denoiser is told from others by one of its calls."""
-    process, data = fs.VP(), torch.randn(4, 2)
-    own, other = (fs.Gaussian(process, mean, 0.5) for mean in (0.0, 1.0))
-    options = {"nodes": 6, "v3": False, "progress": False, "out": tmp_path / "statistics.safetensors"}
-    whole, add, count = measure(own, process, data, **options | {"out": None}), measurement._Part.add, iter(range(9))
-
-    def stopping(part, row):
-        add(part, row)
-        if next(count) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(measurement, "_EVERY", -1.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(measurement._Part, "add", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            measure(other, process, data, **options)
-    assert torch.equal(measure(own, process, data, **options).error2, whole.error2)

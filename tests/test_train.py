@@ -236,13 +236,13 @@ def test_image_folders_with_and_without_labels(tmp_path: Path) -> None:
         for j in range(3):
             picture.fromarray(rng.integers(0, 256, (6, 4, 3)).astype(np.uint8)).save(tmp_path / "a" / name / f"{j}.png")
         (tmp_path / "b").mkdir(exist_ok=True)
-        picture.fromarray(np.full((6, 4), i, np.uint8)).save(tmp_path / "b" / f"{name}.png")
+        picture.fromarray(np.full((6, 4), 9 * i, np.uint8)).save(tmp_path / "b" / f"{name}.png")
     labelled, flat = read_images(tmp_path / "a"), read_images(tmp_path / "b")
     assert labelled.shape == (3, 6, 4)
     assert labelled.names == ("cats", "dogs")
     assert labelled.labels is not None
     assert labelled.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert flat.images[:, 0, 0].tolist() == [0, 1]
+    assert flat.images[:, 0, 0].tolist() == [0, 9]
     assert flat.labels is None
     assert flat.shape == (1, 6, 4)
     picture.fromarray(np.zeros((5, 4), np.uint8)).save(tmp_path / "b" / "z.png")
@@ -257,7 +257,7 @@ def test_image_folders_with_and_without_labels(tmp_path: Path) -> None:
     ("arrays", "words"),
     [
         ({"x": np.zeros((4, 8), np.uint8)}, "images are a uint8 array"),
-        ({"x": np.zeros((4, 8, 8))}, "images are a uint8 array"),
+        ({"x": np.zeros((4, 8, 8))}, "a scale that cannot be told"),
         ({"x": np.zeros((4, 8, 8, 2), np.uint8)}, "C of 1, 3 or 4"),
         ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.array([0, 1, -1, 0])}, "labels count from 0"),
         ({"x": np.array([None])}, "not a readable npz"),

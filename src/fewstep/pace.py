@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fewstep.files import read_json, write_json
 from fewstep.parts import beside
@@ -88,6 +89,9 @@ class Pace(Typed):
         for tensor in (*net.parameters(), *net.buffers()):
             if tensor.ndim == 4:
                 tensor.data = tensor.data.contiguous(memory_format=FORMATS[self.memory_format or "contiguous"])
+        for module in net.modules() if self.memory_format == "channels-last" else ():
+            if isinstance(module, nn.GroupNorm) and _plain not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(_plain)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which a network of float32 weights runs in the precision."""
@@ -176,6 +180,11 @@ def choose(
             _keep(path, {"pace": asdict(found), **{name: made[name] for name in ("use", "hardware", "torch")}})
         _MADE[path] = found = _kept(path, given) or found
     return found
+
+
+def _plain(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Images as they lie without a format where they are differentiated forward: this module's rule takes no other."""
+    return tuple(x.contiguous() for x in inputs) if forward_ad._current_level >= 0 else inputs
 
 
 def _folder() -> Path:

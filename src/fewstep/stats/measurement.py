@@ -89,8 +89,7 @@ def measure(
     batch = whole("batch", batch)
     ends = [min(max(float(process.log_snr(t)), -10.0), 10.0) for t in (process.t_max, process.t_min)]
     lam = torch.linspace(ends[0], ends[1], nodes, dtype=torch.float64)
-    told = weights or _told(conditioned(slice(0, 1)) if conditioned else denoiser, process, data[:1], float(lam[1]))
-    said = {"process": repr(process), "v3": v3, "seed": seed, "weights": told, "batch": batch, "data": _hash(data),
+    said = {"process": repr(process), "v3": v3, "seed": seed, "weights": weights, "batch": batch, "data": _hash(data),
             "labels": None if labels is None else list(labels)}  # fmt: skip
     said = {k: str(v) for k, v in said.items()} | {"nodes": json.dumps(lam.tolist())}
     part = _Part(None if out is None else Path(f"{out}.part"), said)
@@ -121,12 +120,6 @@ def measure(
         found.save(out)
     part.remove()
     return found
-
-
-def _told(denoiser: Denoiser | None, process: Process, x0: Tensor, lam: float) -> str:
-    """What tells a denoiser of unknown weights from others, for a stopped run to be taken up: a hash of one call."""
-    found = _node(denoiser, process, x0, lam, seed=0, v3=False)
-    return "one call: " + _hash(torch.cat([found[k].double().cpu().flatten() for k in sorted(found)]))
 
 
 def _node(denoiser: Denoiser, process: Process, x0: Tensor, lam: float, *, seed: int, v3: bool) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from fewstep.process.operator import Block, Diagonal
 from fewstep.tableau.tableau import Tableau
 
-__all__ = ["kept"]
+__all__ = ["forget", "kept"]
 
 _NUMBERS = 2**22  # that are kept in all: 32 MiB
 _TABLES: OrderedDict[Hashable, tuple[Tableau, int]] = OrderedDict()
@@ -35,6 +35,12 @@ def kept(key: Hashable, make: Callable[[], Tableau]) -> Tableau:
         while _TABLES and sum(size for _, size in _TABLES.values()) > _NUMBERS:
             _TABLES.popitem(last=False)
     return _apart(table)
+
+
+def forget() -> None:
+    """Keeps nothing of what was written before."""
+    with _LOCK:
+        _TABLES.clear()
 
 
 def _apart(table: Tableau) -> Tableau:
