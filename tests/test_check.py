@@ -226,8 +226,17 @@ def test_a_run_over_the_matrix_goes_on_where_it_stopped(tmp_path, monkeypatch):
 # ---- drivers
 
 
-@pytest.mark.parametrize("name", DRIVERS)
-@pytest.mark.parametrize("process", ["vp", "flow", "cld", pytest.param("blurring", marks=pytest.mark.slow)])
+DAILY = [("vp", name) for name in DRIVERS] + [("flow", name) for name in DRIVERS] + [("cld", "rk45")]
+
+
+@pytest.mark.parametrize(
+    ("process", "name"),
+    [
+        pytest.param(process, name, marks=() if (process, name) in DAILY else pytest.mark.slow)
+        for process in ("vp", "flow", "cld", "blurring")
+        for name in DRIVERS
+    ],
+)
 def test_every_driver_keeps_its_promises(name, process):
     report = fs.check.solver(name, process)
     assert report.ok, f"\n{report}"
