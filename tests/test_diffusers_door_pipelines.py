@@ -237,6 +237,9 @@ def test_pipelines_give_what_their_own_scheduler_gives(name: str) -> None:
     pytest.importorskip("transformers")
     make, arguments, _ = MANY[name]
     pipe = make()
+    if name == "mochi":  # its scheduler's time steps are a bit off ours (24.999977, 25), which its network sees
+        rounded = lambda module, given, named: (given, named | {"timestep": (named["timestep"] * 8).round() / 8})  # noqa: E731
+        pipe.transformer.register_forward_pre_hook(rounded, with_kwargs=True)
     wanted = image(pipe, arguments, 4)
     euler = "Euler" in type(pipe.scheduler).__name__
     solver = "ddim" if euler else fs.DPMMultistep(points=2, final_ramp=True)

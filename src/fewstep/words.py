@@ -66,7 +66,7 @@ LIMITS = {
     "noises of a table": 8192,
     "network calls of a table": 100_000,
     "network calls of a rule": 1024,
-    "frequencies times network calls of a rule": 2**18,
+    "frequencies times network calls of a rule": 2**16,
     "pixels on a side": 1024,
     "threads": 1024,
 }
