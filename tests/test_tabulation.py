@@ -14,7 +14,7 @@ from fewstep.process.base import like, remembering, to_tensor
 from fewstep.process.operator import magnitude
 from fewstep.solver import weights as weights_module
 from fewstep.tableau import kept as kept_module
-from fewstep.tableau.kept import kept
+from fewstep.tableau.kept import forget, kept
 from fewstep.tableau.writer import Writer
 
 FAMILIES = (
@@ -57,11 +57,11 @@ def test_the_test_of_that_test() -> None:
     answers = weights_module._answers
     weights_module._answers = lambda steps: [(c, b[::-1]) for c, b in answers(steps)]
     try:
-        kept_module._TABLES.clear()
+        forget()
         wrong = solver.tabulate(process, grid)
     finally:
         weights_module._answers = answers
-        kept_module._TABLES.clear()
+        forget()
     assert wrong != right
 
 
@@ -84,7 +84,7 @@ def test_a_table_takes_few_operations_whatever_its_steps(name: str, most: int) -
     """A tensor operation costs microseconds: fifty steps take hardly more of them than ten."""
     counts = []
     for steps in (10, 50):
-        kept_module._TABLES.clear()
+        forget()
         with Count() as count:
             fs.tabulate(name, fs.VP(), steps=steps)
         counts.append(count.operations)
@@ -171,7 +171,7 @@ def test_what_was_written_is_kept() -> None:
 
 
 def test_a_table_kept_from_inference_mode_can_be_differentiated_through() -> None:
-    kept_module._TABLES.clear()
+    forget()
     process = small("blurring")
     denoiser = fs.Gaussian(process, mean=0.0, std=0.5)
     x = torch.randn(2, 1, *process.size, dtype=torch.float64, requires_grad=True)
@@ -184,7 +184,7 @@ def test_a_table_kept_from_inference_mode_can_be_differentiated_through() -> Non
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_module, "_NUMBERS", 3000)
-    kept_module._TABLES.clear()
+    forget()
     for k in range(40):
         fs.tabulate("ddim", fs.VP(), grid=torch.linspace(1.0, 0.01 + 1e-4 * k, 6, dtype=torch.float64))
     assert 0 < sum(size for _, size in kept_module._TABLES.values()) <= 3000
@@ -192,11 +192,11 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert large.nfe == 200
     assert sum(size for _, size in kept_module._TABLES.values()) <= 3000
     assert kept([1], lambda: large) is large  # no hash: made, and not kept
-    kept_module._TABLES.clear()
+    forget()
 
 
 def test_threads_share_what_is_kept() -> None:
-    kept_module._TABLES.clear()
+    forget()
     made: list[fs.Tableau] = []
     run = lambda k: made.append(fs.tabulate("multistep-3", fs.VP(), steps=5 + k % 3))  # noqa: E731
     threads = [threading.Thread(target=run, args=(k,)) for k in range(12)]
@@ -209,7 +209,7 @@ def test_threads_share_what_is_kept() -> None:
 
 
 def alone_at(table: fs.Tableau) -> fs.Tableau:
-    kept_module._TABLES.clear()
+    forget()
     assert table.solver is not None
     return table.solver.tabulate(table.process, table.grid)
 
