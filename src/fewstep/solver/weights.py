@@ -65,11 +65,11 @@ class _Step:
 
     def asks_as(self, other: _Step) -> bool:
         """Whether both are one question; a frame is made anew each time, and is the one that was made at its place."""
-        form = other.form if isinstance(self.form, str) else type(other.form)
+        frames = isinstance(self.form, Frame) and isinstance(other.form, Frame)
         return (
             self.process is other.process
             and self.clock is other.clock
-            and form == (self.form if isinstance(self.form, str) else type(self.form))
+            and (frames or self.form == other.form)
             and (self.t, self.s, self.nodes, self.root) == (other.t, other.s, other.nodes, other.root)
         )
 
