@@ -56,6 +56,7 @@ def peer(name: str) -> Contender:
 def fake(name: str, group: str, features: list[torch.Tensor], error: float = 1.0) -> Made:
     pace = torch.tensor(0.01)
     parts = tuple({"features": f, "features at zero": f, "error": torch.full((len(f),), error).double(),
-                   "seconds": len(f) * pace, "pace": pace} for f in features)  # fmt: skip
+                   "span": torch.stack(f.aminmax(dim=1), 1), "seconds": len(f) * pace, "pace": pace}
+                  for f in features)  # fmt: skip
     contender = Contender(name=name, group=group, prepare=lambda process, calls: the("ddim", 5))
     return Made(entry=Entry(contender=contender, calls=5, run=the("ddim", 5)), seeds=parts)

@@ -7,7 +7,7 @@ $$ D = \sum_k \pi_k c_k (\mu_k + s_k^2 n y), \qquad c_k = 1/(1 + s_k^2 n), \qqua
    \log \pi_k = \log w_k + \tfrac12 \sum (\log c_k + c_k s_k^2 n^2 y^2 + 2 c_k n \mu_k y - c_k n \mu_k^2) + const $$
 
 (`fewstep.Mixture` by products of matrices, a few times as fast and with a class a sample). The network of a problem
-returns F of that D plus an error of root mean square `size` in the units of F, a fixed function of state, time and class:
+returns F of that D plus an error of root mean square `size` in the units of F, a fixed function of state, time, class:
 
 | error  | what it is                                                                  |
 |--------|-----------------------------------------------------------------------------|
@@ -65,7 +65,9 @@ class Data:
         """Samples (count, *shape)."""
         g = torch.Generator().manual_seed(seed)
         part = torch.randint(len(self.means), (count,), generator=g)
-        x = self.means[part] + self.stds[part] * torch.randn(count, self.means.shape[1], dtype=self.means.dtype, generator=g)
+        x = self.means[part] + self.stds[part] * torch.randn(
+            count, self.means.shape[1], dtype=self.means.dtype, generator=g
+        )
         return self.out(x).reshape(count, *self.shape)
 
     def into(self, x: Tensor) -> Tensor:
@@ -91,11 +93,16 @@ def cosines(size: int) -> Tensor:
     return torch.cat([rows[:1] / 2**0.5, rows[1:]])
 
 
-def points(seed: int, dimensions: int, parts: int = 8, spread: float = 1.0, stds: tuple[float, float] = (0.1, 0.5)) -> Data:
-    """Round clusters: centres of deviation `spread` about a common one of half of it."""
+def points(
+    seed: int,
+    dimensions: int,
+    parts: int = 8,
+    spread: float = 1.0,
+) -> Data:
+    """Round clusters of deviation .1 to .5: centres of deviation `spread` about a common one of half of it."""
     normal, uniform = _generator(seed)
     means = 0.5 * spread * normal(1, dimensions) + spread * normal(parts, dimensions)
-    width = stds[0] + (stds[1] - stds[0]) * uniform(parts, 1)
+    width = 0.1 + 0.4 * uniform(parts, 1)
     return Data(means, width.expand(parts, dimensions), (dimensions,))
 
 
@@ -256,8 +263,8 @@ class Problem:
 
     def _subject(self, size: float) -> Subject:
         digest = f"{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()} {self} size {size}"
-        return Subject(name=self.name, digest=digest, process=self.process, shape=self.data.shape,
-                       denoiser=partial(self.denoiser, size=size), classes=self.classes, guidance=self.guidance)  # fmt: skip
+        return Subject(name=self.name, digest=digest, process=self.process, shape=self.data.shape, classes=self.classes,
+                       guidance=self.guidance, denoiser=partial(self.denoiser, size=size))  # fmt: skip
 
     def _ends(self, count: int) -> Tensor:
         """Exact end states from other noises, without error."""
@@ -290,10 +297,10 @@ def _network(x: Tensor, label: Tensor, *, problem: Problem, exact: Exact, erring
 
 def _time(problem: Problem, label: float) -> float:
     """The process's time of a network's label."""
-    p, named = problem.process, problem.time or ("log-sigma/4" if problem.predicts == "edm" else "t")
-    if named == "t":
-        return label
-    return (label + 1) / p.count if named == "index" else float(p.inverse_log_snr(-4 * label))  # type: ignore[attr-defined]
+    p: Any = problem.process
+    if problem.predicts == "edm":
+        return p.inverse_log_snr(-4 * label)
+    return (label + 1) / p.count if problem.time == "index" else label
 
 
 def _at(x: Tensor, t: float, problem: Problem, exact: Exact, erring: Erring, classes: Tensor) -> Tensor:

@@ -78,8 +78,9 @@ class Study:
 
         Returns:
             "error" (count,): each sample's mean square distance to the exact end state of the same noise, float64;
-            "features" (count, d) where they are wanted; "seconds" of all samples together; "pace": seconds a sample
-            of the fastest part, which other work on the machine slowed least; "shown": the first samples.
+            "span" (count, 2): its smallest and largest entry; "features" (count, d) where they are wanted; "seconds"
+            of all samples together; "pace": seconds a sample of the fastest part, which other work on the machine
+            slowed least; "shown": the first samples.
             The cell of the exact run has no error and the end states themselves: "state" at the last time and "data"
             at sigma = 0, with "features at zero".
 
@@ -95,7 +96,7 @@ class Study:
     def _load(self, cell: Cell, first: int, size: int) -> dict[str, Tensor]:
         """One part, made unless it is kept; a damaged file is made again."""
         for path in self._kept(cell, first, size):
-            if part := kept_tensors(path):
+            if "span" in (part := kept_tensors(path)):
                 return {k: v[:size] if v.ndim else v * size / _size(path) for k, v in part.items()}
             path.unlink(missing_ok=True)
         part = self._part(cell, first, size)
@@ -108,7 +109,8 @@ class Study:
         bad = int((~samples.isfinite()).flatten(1).any(1).sum())
         if bad:
             raise ValueError(f"{bad} of {size} samples hold NaN or infinity")
-        part = {"seconds": seconds, "shown": samples[:SHOWN].clone()}
+        part = {"seconds": seconds, "shown": samples[:SHOWN].clone(),
+                "span": torch.stack(samples.flatten(1).aminmax(dim=1), 1)}  # fmt: skip
         if cell.run.digest == self.exact.digest:
             data = self._at_zero(samples, first)
             part |= {"state": samples, "data": data, "features at zero": self._features(data)}

@@ -22,11 +22,14 @@ from fewstep.bench.run import Entry, Made, enter, make, preselect
 from fewstep.bench.subject import Subject, subject
 from fewstep.pace import Pace, hardware
 from fewstep.process.config import process_to_json
+from fewstep.quality import Yardstick
 from fewstep.ui import Bar
+from fewstep.words import pick
 
 __all__ = ["Asked", "Bench", "Measured", "prepare"]
 
-OPTIONS = ("guidance", "calls", "images", "seeds", "select", "select_images", "exact", "resamples", "batch", "device")
+OPTIONS = ("guidance", "calls", "images", "seeds", "select", "select_images", "select_by", "exact", "resamples",
+           "batch", "device")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,8 @@ class Asked:
         images: samples of each contender, number of calls and seed.
         seeds: of noises and classes.
         select: how many of each group are measured at each number of calls; None is all.
-        select_images: samples of the first seed by which they are chosen.
+        select_images: samples by which they are chosen, of the first seed; by Frechet distance, of one of its own.
+        select_by: "rms", distance to the exact end states, or "frechet", distance to real samples.
         exact: network calls of the run that stands for the exact end states.
         features: the feature space, see `fewstep.bench.features`.
         data: real samples.
@@ -64,6 +68,7 @@ class Asked:
     seeds: Sequence[int] = (0,)
     select: int | None = None
     select_images: int = 256
+    select_by: str = "rms"
     exact: int = 100
     features: str | None = None
     data: str | None = None
@@ -113,15 +118,16 @@ class Bench:
         """Samples times network calls still to be made, by stage; the two last are estimates before a preselection."""
         a, study = self.asked, self.study
         ready = [(entry, entry.run) for entry in self.entries if entry.run]
-        looked = [Cell(run=run, seed=a.seeds[0], seen=False) for _, run in ready]
+        chooses = {"seed": self._chooses, "seen": a.select_by == "frechet"}
+        looked = [Cell(run=run, **chooses) for _, run in ready]
         kept, near = ready, ready
         if a.select:
             kept, near = (_first_of_each_group(ready, most) for most in (a.select, 4 * a.select))
-        close = [Cell(run=run, seed=a.seeds[0], seen=False) for _, run in near]
+        close = [Cell(run=run, **chooses) for _, run in near]
         cells = [Cell(run=run, seed=seed) for _, run in kept for seed in a.seeds]
         early = study.work(looked, a.select_images // 8) + study.work(close, a.select_images)
         return {
-            "exact end states": study.work(self._exact(), max(a.images, a.select_images if a.select else 0)),
+            "exact end states": study.work(self._exact(), a.images) + study.work(self._chosen_by(), a.select_images),
             "preselection": early if a.select else 0,
             "measuring": study.work(cells, a.images),
         }
@@ -136,12 +142,13 @@ class Bench:
         with Bar(self.work()["exact end states"], "exact end states") as bar:
             study = replace(self.study, tick=bar.advance)
             ends = [study.make(cell, a.images) for cell in self._exact()]
-            if a.select and a.select_images > a.images:
-                study.make(self._exact()[0], a.select_images)
+            for cell in self._chosen_by():
+                study.make(cell, a.select_images)
         if a.select:
             with Bar(self.work()["preselection"], "preselection") as bar:
                 study = replace(self.study, tick=bar.advance)
-                entries, ranking = preselect(study, entries, a.select, a.select_images, a.seeds[0], _tell)
+                yardstick = Yardstick(self.real.reference) if self.real and a.select_by == "frechet" else None
+                entries, ranking = preselect(study, entries, a.select, a.select_images, self._chooses, _tell, yardstick)
         cells = [Cell(run=entry.run, seed=seed) for entry in entries for seed in a.seeds if entry.run]
         with Bar(self.study.work(cells, a.images), "measuring") as bar:
             study = replace(self.study, tick=bar.advance)
@@ -175,19 +182,34 @@ class Bench:
     def _exact(self) -> list[Cell]:
         return [Cell(run=self.study.exact, seed=seed) for seed in self.asked.seeds]
 
+    @property
+    def _chooses(self) -> int:
+        """The seed that contenders are chosen on: by Frechet distance, which luck may lower, none that is measured."""
+        return self.asked.seeds[0] if self.asked.select_by == "rms" else max(self.asked.seeds) + 1
+
+    def _chosen_by(self) -> list[Cell]:
+        """The exact end states that a selection needs and that are not measured."""
+        a = self.asked
+        more = a.select and (self._chooses not in a.seeds or a.select_images > a.images)
+        return [Cell(run=self.study.exact, seed=self._chooses)] if more else []
+
 
 def prepare(asked: Asked) -> Bench:
     """Loads what is asked for and makes every contender ready; everything that is wrong with it is said here."""
+    pick(dict.fromkeys(("rms", "frechet")), asked.select_by, "select_by")
     sampled = subject(asked.model, device=asked.device, pace=asked.pace).guided(asked.guidance)
     kept = Path(asked.out) / "kept"
     features = features_of(asked.features, sampled)
     found, missing = _contenders(asked, sampled)
+    known = real(features, sampled, asked.data, kept)
+    if asked.select_by == "frechet" and known is None:
+        raise ValueError("got select_by='frechet' without real samples: give data and features, or select_by='rms'")
     study = Study(subject=sampled, features=features, exact=exact(sampled, asked.exact), kept=kept,
                   batch=asked.batch, device=asked.device)  # fmt: skip
     return Bench(
         asked=asked,
         study=study,
-        real=real(features, sampled, asked.data, kept),
+        real=known,
         entries=enter(found, sampled.process, asked.calls),
         missing=missing,
     )

@@ -34,7 +34,7 @@ from fewstep.words import pick
 if TYPE_CHECKING:
     from fewstep.bench.subject import Subject
 
-__all__ = ["FITTED", "OURS", "PEERS", "SAME", "Contender", "Run", "exact", "is_table", "ours", "without"]
+__all__ = ["FITTED", "OURS", "PEERS", "SAME", "Contender", "Run", "exact", "is_table", "ours", "run_of", "without"]
 
 OURS, FITTED, PEERS, SAME = "fewstep", "fitted", "peers", "peers on our grid"
 ENDS: dict[str, Callable[[Grid], Grid]] = {
@@ -155,16 +155,17 @@ def _prepare(name: str, grid: str, subject: Subject, process: Process, calls: in
     solver = attach(solver, subject.path)
     assert isinstance(solver, Solver)
     name, _, end = grid.partition("+")
-    return _of(tabulate(solver, process, grid=ENDS[end](GRIDS[name]), steps=calls))
+    return run_of(tabulate(solver, process, grid=ENDS[end](GRIDS[name]), steps=calls))
 
 
 def _table(path: Path, name: str, subject: Subject) -> Contender:
     table = tabulate(path, subject.process)
     same_model(subject.of(0, 1), table)
-    return Contender(name=name, group=FITTED, prepare=lambda process, calls: _of(table), counts=(table.nfe,))
+    return Contender(name=name, group=FITTED, prepare=lambda process, calls: run_of(table), counts=(table.nfe,))
 
 
-def _of(table: Tableau) -> Run:
+def run_of(table: Tableau) -> Run:
+    """A table made ready."""
     bare = replace(table, card=None)  # whose it is has been said
 
     def go(denoiser: Denoiser, noise: Tensor, seed: int, first: int) -> Tensor:

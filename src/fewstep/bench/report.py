@@ -13,8 +13,8 @@ __all__ = ["COLUMNS", "csv_text", "table_text"]
 
 COLUMNS = ("name", "group", "calls", "network_calls", "images", "failed", "frechet", "frechet_low", "frechet_high",
            "ratio", "ratio_low", "ratio_high", "against", "gap", "gap_low", "gap_high", "verdict", "kernel",
-           "kernel_error", "precision", "recall", "density", "coverage", "rmse", "rmse_low", "rmse_high", "seconds",
-           "ms_per_image")  # fmt: skip
+           "kernel_error", "precision", "recall", "density", "coverage", "rmse", "rmse_low", "rmse_high", "low", "high",
+           "seconds", "ms_per_image")  # fmt: skip
 
 
 def table_text(rows: Sequence[Row]) -> str:
@@ -33,6 +33,7 @@ def table_text(rows: Sequence[Row]) -> str:
         "recall": lambda row: _number(row, "recall"),
         "coverage": lambda row: _number(row, "coverage"),
         "rmse": lambda row: _number(row, "rmse", ".4f"),
+        "span": lambda row: f"{row['low']:.2f} to {row['high']:.2f}" if "low" in row else "",
         "ms/image": lambda row: _number(row, "ms_per_image", ".2f"),
     }
     good = [row for row in rows if not row.get("failed")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 from fewstep.bench.cell import Cell, Study
 from fewstep.bench.contender import Contender, Run
 from fewstep.process import Process
+from fewstep.quality import Yardstick
 
 __all__ = ["Entry", "Made", "enter", "make", "preselect"]
 
 ALIKE = 0.2  # of its distance to exact: who differs less from another contender makes the same samples, up to rounding
+HUGE = 1e30  # of a feature; beyond it the products of two overflow in float64
 FAR = 2.0  # times the distance of the last one kept: who is as far on an eighth of the noises is not among the best
 
 
@@ -74,40 +77,62 @@ def make(study: Study, entry: Entry, count: int, seeds: Sequence[int], *, seen: 
 
 
 def preselect(
-    study: Study, entries: Sequence[Entry], keep: int, count: int, seed: int, report: Callable[[Made], object]
+    study: Study,
+    entries: Sequence[Entry],
+    keep: int,
+    count: int,
+    seed: int,
+    report: Callable[[Made], object],
+    yardstick: Yardstick | None = None,
 ) -> tuple[list[Entry], list[dict[str, Any]]]:
     """The `keep` entries of each group and number of calls that come nearest to the exact end states of `count` noises.
 
     Those that are twice as far as the `keep`-th best on the first eighth of the noises are left out there. Of entries
     that make the same samples (two libraries' names for one method) only the first is kept.
 
+    With a yardstick the nearest are those of the smallest Frechet distance to its real features; of the first eighth,
+    or of 16 noises, four times `keep` remain.
+
     Returns:
-        the chosen entries, and the whole ranking: name, group, calls, images, rmse, failed, chosen.
+        the chosen entries, and the whole ranking: name, group, calls, images, rmse, frechet where there is a
+        yardstick, failed, chosen.
     """
+    distance = (lambda m: m.rmse) if yardstick is None else partial(_frechet, yardstick)
+    early = max(1, count // 8) if yardstick is None else min(max(16, count // 8), count)
     ranking: list[dict[str, Any]] = []
     chosen: list[Entry] = []
     for group, calls in dict.fromkeys((entry.contender.group, entry.calls) for entry in entries):
         left = [entry for entry in entries if (entry.contender.group, entry.calls) == (group, calls)]
         rows: dict[str, dict[str, Any]] = {}
         best: list[Made] = []
-        for images in (max(1, count // 8), count):
+        for images in (early, count):
             if not left:
                 break
-            made = sorted((make(study, entry, images, [seed], seen=False) for entry in left), key=lambda m: m.rmse)
-            limit = FAR * made[min(keep, len(made)) - 1].rmse
-            left = [m.entry for m in made if m.seeds and m.rmse <= limit]
+            made = [make(study, entry, images, [seed], seen=yardstick is not None) for entry in left]
+            far = {id(m): distance(m) for m in made}
+            made.sort(key=lambda m: far[id(m)])
+            limit = FAR * made[min(keep, len(made)) - 1].rmse if yardstick is None else far[id(made[: 4 * keep][-1])]
+            left = [m.entry for m in made if m.seeds and far[id(m)] <= limit]
             for m in made:
                 report(m)
                 name = m.entry.contender.name
                 rows[name] = {"name": name, "group": group, "calls": calls, "images": images, "rmse": m.rmse,
+                              **({"frechet": far[id(m)]} if yardstick else {}),
                               "failed": m.failed, "chosen": False}  # fmt: skip
             best = made
         best = _different([m for m in best if m.seeds], keep)
         for m in best:
             rows[m.entry.contender.name]["chosen"] = True
-        ranking += sorted(rows.values(), key=lambda row: (-row["images"], row["rmse"]))
+        by = "frechet" if yardstick else "rmse"
+        ranking += sorted(rows.values(), key=lambda row: (-row["images"], row[by]))
         chosen += [m.entry for m in best]
     return chosen, ranking
+
+
+def _frechet(yardstick: Yardstick, made: Made) -> float:
+    """Of the samples of the first seed; infinite after failure, or where they are too far for a covariance."""
+    features = made.seeds[0]["features"] if made.seeds else None
+    return math.inf if features is None or not float(features.abs().max()) < HUGE else yardstick.frechet(features)
 
 
 def _different(made: Sequence[Made], most: int) -> list[Made]:

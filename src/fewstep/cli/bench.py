@@ -32,6 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     text = "measure only the N of each group that come nearest to the exact end states at each number of calls"
     add("--select", type=at_least(1), metavar="N", help=text)
     add("--select-images", type=at_least(4), default=256, help="samples that --select looks at (default: 256)")
+    text = "what --select goes by: rms, distance to the exact end states, or frechet, distance to real samples, on a "
+    text += "seed of its own (default: rms)"
+    add("--select-by", choices=("rms", "frechet"), default="rms", help=text)
     text = "network calls of the run that stands for the exact end states (default: 100)"
     add("--exact", type=at_least(10), default=100, metavar="CALLS", help=text)
     text = "classifier (shipped, 28x28 clothes), pixels, the folder of a vision model (DINOv2), or module:function"
@@ -58,8 +61,8 @@ def run(args: argparse.Namespace) -> None:
     check_device(args.device)
     files = {name: Tableau.load(name) for name in args.solver if is_table(name)}
     args.guidance = guidance_of(args.guidance, files, classes=True)
-    names = ("model", "peers", "without", "guidance", "calls", "images", "seeds", "select", "select_images", "exact",
-             "features", "data", "resamples", "batch", "device", "out")  # fmt: skip
+    names = ("model", "peers", "without", "guidance", "calls", "images", "seeds", "select", "select_images",
+             "select_by", "exact", "features", "data", "resamples", "batch", "device", "out")  # fmt: skip
     ready = bench.prepare(bench.Asked(solvers=args.solver, pace=pace_of(args), **{n: getattr(args, n) for n in names}))
     for library, reason in ready.missing.items():
         print(f"{library} takes no part: {reason}", file=sys.stderr)
