@@ -38,6 +38,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from overhead import cases as network_cases
 
 import fewstep as fs
 from fewstep.bench.peers.k_diffusion import _sampling
@@ -46,7 +47,6 @@ from fewstep.noise import noise_source
 from fewstep.pace import hardware
 from fewstep.process import PROCESSES
 from fewstep.tableau.kept import forget
-from overhead import cases as network_cases
 
 SHAPE = (1, 4, 64, 64)
 Cases = dict[str, Callable[[], object]]
@@ -194,28 +194,23 @@ def tables(repeat: int) -> dict[str, dict[str, float]]:
             found[name][solver] = 20 * least({"": write}, max(1, repeat // 4))[""]
         limit = 2.0 if process.kind == "block" else 0.2
         above = {solver: round(ms, 2) for solver, ms in found[name].items() if ms > limit}
-        print(f"tables on {name}: median {statistics.median(found[name].values()):.2f} ms a step; above {limit}: {above}",
-              flush=True)  # fmt: skip
+        median = statistics.median(found[name].values())
+        print(f"tables on {name}: median {median:.2f} ms a step; above {limit}: {above}", flush=True)
     return found
 
 
 def noise(repeat: int) -> dict[str, dict[str, float]]:
     """Microseconds of a step's noise."""
-    found = {}
+    found, source = {}, noise_source(None, 1)
+    table = fs.tabulate("euler-ancestral", fs.VP(), steps=50)
+    count = range(len(table.noises))
     for shape in (SHAPE, (64, 1, 28, 28), (1, 3, 256, 256)):
-        source, where = noise_source(None, 1), (shape, torch.float32, torch.device("cpu"))
-        table = fs.tabulate("euler-ancestral", fs.VP(), steps=50)
-
-        def path(table: fs.Tableau = table, where: tuple = where, source: object = source) -> None:
-            for _ in noises_of(table, source, *where):
-                pass
-
-        def plain(shape: tuple = shape, count: int = len(table.noises)) -> None:
-            for _ in range(count):
-                torch.randn(shape)
-
-        fresh = lambda shape=shape: [source.noise.normal("x", k, shape) for k in range(len(table.noises))]  # noqa: E731
-        taken = least({"path": path, "fresh": fresh, "randn": plain}, repeat)
+        cases = {
+            "path": lambda shape=shape: list(noises_of(table, source, shape, torch.float32, torch.device("cpu"))),
+            "fresh": lambda shape=shape: [source.noise.normal("x", k, shape) for k in count],
+            "randn": lambda shape=shape: [torch.randn(shape) for _ in count],
+        }
+        taken = least(cases, repeat)
         row = {f"{name} us": 1e6 * value / len(table.noises) for name, value in taken.items()}
         row |= {f"{name} / randn": taken[name] / taken["randn"] for name in ("path", "fresh")}
         found[str(shape)] = row
