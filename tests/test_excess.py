@@ -14,6 +14,7 @@ from fewstep.cli import main
 from fewstep.interop import k_diffusion as K
 from fewstep.loop import excess as module
 from fewstep.loop.excess import LIMIT, excess
+from fewstep.tableau.kept import forget
 
 PROCESSES = {"vp": fs.VP(), "edm": fs.EDM(), "ve": fs.VE(), "cosine": fs.Cosine(), "flow": fs.Flow(),
              "sub-vp": fs.SubVP()}  # fmt: skip
@@ -33,7 +34,7 @@ MEANS, STDS = torch.tensor([[-1.0], [0.2], [1.1]], dtype=torch.float64), torch.t
 @pytest.fixture(autouse=True)
 def _unsaid(monkeypatch):
     monkeypatch.setattr(module, "_SAID", set())
-    monkeypatch.setattr(module, "_FOUND", {})
+    forget()
 
 
 def tables(solver, process):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.network import bound, fingerprint
 from fewstep.denoiser.predict import PREDICTIONS
 from fewstep.denoiser.watch import watching
-from fewstep.grid import Grid, as_grid
+from fewstep.grid import GRIDS, Grid, as_grid
 from fewstep.loop.drive import noises_of
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
@@ -33,13 +33,17 @@ from fewstep.loop.start import finite_start, start_state, takes
 from fewstep.loop.walk import After, Callback, Denoiser, Plan, _under_autograd, look_at, walk
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
+from fewstep.process.base import Memory, recalling
 from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, SOLVERS, Solver
 from fewstep.solver.driver import Driver
 from fewstep.tableau import Tableau
+from fewstep.tableau.kept import kept
 from fewstep.ui import telling
 from fewstep.words import pick, typed, whole
 
 __all__ = ["sample", "tabulate"]
+
+REMEMBERED = 2**14  # numbers of a process, beyond which a table's runs begin to remember anew
 
 
 @typed
@@ -61,7 +65,6 @@ def tabulate(
         steps: at most this many network calls (with a named grid; 10 when neither is given).
         nfe: exactly this many network calls, or refused.
     """
-    named = isinstance(grid, str) or (callable(grid) and not isinstance(grid, Tensor))
     if isinstance(solver, Path):
         solver = Tableau.load(solver)
     if isinstance(solver, Tableau):
@@ -83,13 +86,11 @@ def tabulate(
         raise ValueError(f"got a {type(solver).__name__} as solver: give a name, a Solver, a Tableau or a Path")
     if steps is not None and nfe is not None:
         raise ValueError(f"got steps={steps} and nfe={nfe}: give one of them")
-    if named:
-        count = intervals(solver, process, steps, nfe)
-        table = solver.tabulate(process, as_grid(grid, process, count))
-        if table.nfe != nfe if nfe is not None else table.nfe > (steps or 10):
-            asked = f"nfe={nfe}" if nfe is not None else f"steps={steps or 10}"
-            raise ValueError(f"got {asked} and a grid function on whose times this solver takes {table.nfe} calls")
-        return table
+    if isinstance(grid, str):  # of a function it is not known what else it depends on
+        key = solver.on(process), grid, GRIDS.get(grid), steps, nfe
+        return kept(key, lambda: _on_made_times(solver, process, grid, steps, nfe))
+    if callable(grid) and not isinstance(grid, Tensor):
+        return _on_made_times(solver, process, grid, steps, nfe)
     if steps is not None:
         raise ValueError(f"got steps={steps} with an explicit grid, whose length says the steps: give one of them")
     table = solver.tabulate(process, as_grid(grid, process, None))
@@ -97,6 +98,16 @@ def tabulate(
         raise ValueError(
             f"got nfe={nfe} with a grid on which this solver takes {table.nfe} calls: give nfe={table.nfe}"
         )
+    return table
+
+
+def _on_made_times(solver: Solver, process: Process, grid: str | Grid, steps: int | None, nfe: int | None) -> Tableau:
+    """The table on a grid that is made for as many intervals as the calls allow."""
+    with recalling(Memory(process, [])) if process.kind == "scalar" else nullcontext():
+        table = solver.tabulate(process, as_grid(grid, process, intervals(solver, process, steps, nfe)))
+    if table.nfe != nfe if nfe is not None else table.nfe > (steps or 10):
+        asked = f"nfe={nfe}" if nfe is not None else f"steps={steps or 10}"
+        raise ValueError(f"got {asked} and a grid function on whose times this solver takes {table.nfe} calls")
     return table
 
 
@@ -187,12 +198,23 @@ def sample(
     same_model(denoiser, table)
     warn_of_excess(table)
     source = noise_source(noise, seed, first)
-    start, drawn = start_state(process, table.rows[0].t, shape, x, source, dtype, device), source.snapshot()
-    denoiser = in_pieces(compiled(denoiser) if compile else denoiser, memory, start)
-    return on_table(
-        table, denoiser, start, source, given=given, final=final, callback=callback, after=after,
-        differentiable=differentiable, compile=compile, progress=progress, drawn=drawn
-    )  # fmt: skip
+    with recollection(table, process):
+        start, drawn = start_state(process, table.rows[0].t, shape, x, source, dtype, device), source.snapshot()
+        denoiser = in_pieces(compiled(denoiser) if compile else denoiser, memory, start)
+        return on_table(
+            table, denoiser, start, source, given=given, final=final, callback=callback, after=after,
+            differentiable=differentiable, compile=compile, progress=progress, drawn=drawn
+        )  # fmt: skip
+
+
+def recollection(table: Tableau, process: Process) -> AbstractContextManager[None]:
+    """Where the numbers of a scalar process, which runs of a table ask for again and again, are remembered with it."""
+    if process.kind != "scalar":
+        return nullcontext()
+    memory = table.notes.get("memory")
+    if memory is None or memory.process is not process or len(memory.answers) > REMEMBERED:
+        memory = table.notes["memory"] = Memory(process, [])
+    return recalling(memory)
 
 
 def on_table(

@@ -59,6 +59,8 @@ def noises_of(
     table: Tableau, source: NoiseSource, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Iterator[Tensor]:
     """The standard normals of a table's intervals, in order."""
+    if not table.noises and isinstance(source, PathSource):
+        return iter(())
     requests = [(place(table.process, n.t), place(table.process, n.s), n.stream, n.index) for n in table.noises]
     return source.intervals(requests, shape, dtype, device)
 

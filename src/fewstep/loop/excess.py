@@ -1,7 +1,7 @@
 r"""Whether a table of few calls widens what it samples: known from the table alone, before the network is called.
 
-On data N(0, s^2 I) the prediction is linear in the state, so every row is a linear function of independent normals
-(`tableau.check.stacked`), and the deviation of the last one is a number. A stage or an extrapolation that reaches far
+On data N(0, s^2 I) the prediction is linear in the state, so every row is a linear function of independent normals,
+and the deviation of the last one is a number. A stage or an extrapolation that reaches far
 beyond where it was measured leaves the region of stability there: Heun's method in two calls ends 150 times as wide as
 the data. Whatever the data are, at the first, longest steps their prediction is near to linear, so they fare alike.
 """
@@ -12,18 +12,18 @@ import math
 import warnings
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.oracle import VARIANCES
 from fewstep.grid import GRIDS, Grid, as_grid, to_zero
 from fewstep.process import Process
-from fewstep.process.operator import trace, transpose
+from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, transpose
 from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver
 from fewstep.tableau import Tableau
-from fewstep.tableau.check import covariance, stacked
+from fewstep.tableau.form import Symbol
 
 __all__ = ["excess", "warn_of_excess"]
 
@@ -33,37 +33,117 @@ HOLDS = 2.0  # times as wide, up to which a solver is advised
 MOST = 16  # intervals that are tried to say from how many calls a solver holds
 STDS = (0.25, 1.0)  # of the data: its parts and the whole of it; what widens the one may cancel for the other
 
-_FOUND: dict[int, tuple[Any, float]] = {}  # by the identity of rows, which are held so that it stays theirs
 _SAID: set[tuple[str, type, int]] = set()  # the solvers, kinds of process and calls that were warned of
 
 
 def excess(table: Tableau) -> float:
     """How many times as wide as it should be a table makes Gaussian data, in root mean square; nan where unknown.
 
-    Remembered by the table's rows, which a table that is kept shares with every run.
+    Remembered with the table.
     """
-    rows, found = _FOUND.get(id(table.rows), (None, 0.0))
-    if rows is not table.rows:
-        found = _excess(table)
-        _FOUND[id(table.rows)] = table.rows, found
-        for old in list(_FOUND)[: max(0, len(_FOUND) - 256)]:
-            _FOUND.pop(old, None)
-    return found
+    if "excess" not in table.notes:
+        table.notes["excess"] = _excess(table)
+    return table.notes["excess"]
 
 
 def _excess(table: Tableau) -> float:
-    if table.output != "x0":
-        return math.nan
-    p, t = table.process, table.rows[-1].t
-    shape, found = getattr(p, "size", (1,)), 0.0
     try:
-        for std in STDS:
-            _, r, c = stacked(table, std)[-1]
-            exact = p.Sigma(t) + std**2 * (p.M(t) * transpose(p.M(t)))
-            found = max(found, float(trace(covariance(r, c), shape)) / float(trace(exact, shape)))
+        with torch.inference_mode(False), torch.no_grad(), np.errstate(all="ignore"):
+            return _Width(table).found()
     except (ValueError, ArithmeticError):  # it reads what a network alone knows, or a singular covariance
         return math.nan
-    return math.sqrt(found)
+
+
+class _Width:
+    """The rows of a table on data N(0, s^2 I), for every s of `STDS` at once.
+
+    A row is a map of independent normals, the start's and the noises'. With S = Sigma + s^2 M M^T it begins as S^1/2
+    eps, and a prediction is D = K z, K = s^2 M^T S^-1. A value is an array: its first axis are the `STDS`, then the
+    normals and the entries of a basis, or for blocks the entries of a state and the normals.
+    """
+
+    def __init__(self, table: Tableau) -> None:
+        self.table, p = table, table.process
+        self.block, self.rank = p.kind == "block", len(getattr(p, "size", ())) if p.kind == "diagonal" else 0
+        called = [k for k, row in enumerate(table.rows) if row.at is not None]
+        if table.output != "x0" or any(row.given not in (None, "start") for row in table.rows):
+            raise ValueError("the table reads what a network alone knows, or a row that is given")
+        times = [*(table.rows[k].at for k in called), table.rows[0].t, table.rows[-1].t]
+        t = torch.tensor(times, dtype=torch.float64)
+        m, sigma = p.M(t), p.Sigma(t)
+        spread = [sigma + std**2 * (m * transpose(m)) for std in STDS]
+        gain = [std**2 * (transpose(m) * inverse(each)) for std, each in zip(STDS, spread, strict=True)]
+        self.place = {k: i for i, k in enumerate(called)}
+        self.mean, self.gain = _numbers(m), np.stack([_numbers(c) for c in gain])
+        self.start = np.stack([_numbers(cholesky(each))[-2] for each in spread])
+        self.exact = np.stack([_numbers(each)[-1] for each in spread])
+        self.made: list[np.ndarray] = []
+        self.values: dict[Symbol, np.ndarray] = {}
+
+    def found(self) -> float:
+        """The largest excess."""
+        for row in self.table.rows:
+            if row.given:
+                self.made.append(self._of_normal(0, self.start))
+                continue
+            terms = [self._times(c, self._value(symbol)) for symbol, c in row.form]
+            self.made.append(sum(terms[1:], terms[0]))
+        exact = self.exact.trace(axis1=1, axis2=2) if self.block else self.exact.reshape(len(STDS), -1).sum(1)
+        variance = np.square(self.made[-1]).reshape(len(STDS), -1).sum(1)
+        return float(np.sqrt((variance / exact).max()))
+
+    def _value(self, symbol: Symbol) -> np.ndarray:
+        """There is nothing to guide to: the head `base` is D and `guidance` zero."""
+        kind, j = symbol[0], symbol[1]
+        if kind == "z":
+            return self.made[j]
+        if symbol not in self.values:
+            self.values[symbol] = self._noise(symbol) if kind in ("xi", "root") else self._output(j, symbol[2])
+        return self.values[symbol]
+
+    def _noise(self, symbol: Symbol) -> np.ndarray:
+        if symbol[0] == "xi":
+            return self._of_normal(1 + symbol[1], np.eye(2) if self.block else np.ones((1,) * (1 + self.rank)))
+        if symbol[2] not in VARIANCES or self.block:
+            raise ValueError("the table reads a variance that the network alone knows")
+        i = self.place[symbol[1]]  # K M is the share of the variance that is the data's
+        return self._of_normal(1 + symbol[3], np.sqrt(self.gain[:, i] * self.mean[i]))
+
+    def _output(self, j: int, head: str) -> np.ndarray:
+        z, i = self.made[j], self.place[j]
+        gain = self.gain[:, i] if self.block else self.gain[:, i][:, None]
+        d = gain @ z if self.block else gain * z
+        if head in ("x0", "base"):
+            return d
+        if head == "guidance":
+            return 0.0 * d
+        if head == "derivative":  # -1/2 K G G^T Sigma^-1 (z - M D)
+            p, at = self.table.process, self.table.rows[j].at
+            pull, rest = p.GG(at) * inverse(p.Sigma(at)), z - self._times(p.M(at), d)
+            return -0.5 * (gain @ self._times(pull, rest) if self.block else gain * self._times(pull, rest))
+        if (j, head) not in self.table.heads:
+            raise ValueError(f"the table reads output {head!r}, which the network alone knows")
+        a, b = self.table.heads[j, head]
+        return self._times(a, z) + self._times(b, d)
+
+    def _times(self, c: Coefficient, v: np.ndarray) -> np.ndarray:
+        return c * v if isinstance(c, float) else _numbers(c) @ v if self.block else _numbers(c) * v
+
+    def _of_normal(self, index: int, c: np.ndarray) -> np.ndarray:
+        """A multiple of one of the normals."""
+        count = 1 + len(self.table.noises)
+        if not self.block:
+            made = np.zeros((len(c), count, *c.shape[1:]))
+            made[:, index] = c
+            return made
+        made = np.zeros((len(STDS), 2, 2 * count))
+        made[..., 2 * index : 2 * index + 2] = c
+        return made
+
+
+def _numbers(c: Coefficient) -> np.ndarray:
+    values = c.values if isinstance(c, Diagonal | Block) else c
+    return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def warn_of_excess(table: Tableau, *, stacklevel: int = 3) -> None:

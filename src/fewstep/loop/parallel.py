@@ -294,7 +294,7 @@ class Sweep:
         plan = Plan.of(rows.table, _nothing, like=start, reuse=False)
         called = {k: j for j, k in enumerate(rows.index)}
         model = lambda j: lambda z: rows.model(j, z)  # noqa: E731
-        steps = [replace(s, call=model(called[s.row])) if s.row in called else s for s in plan.instructions]
+        steps = [s._replace(call=model(called[s.row])) if s.row in called else s for s in plan.instructions]
         self.plan, self.rows, self.start, self.given = replace(plan, instructions=tuple(steps)), rows, start, given
         self._noise, self._drawn, self._kept = noise, 0, []
         self._first, self._live, self._latest = 0, {}, rows._latest

@@ -58,7 +58,7 @@ class Columns:
     rest: tuple[Terms, ...]
 
     @staticmethod
-    def of(terms: Sequence[Terms], last: Mapping[Symbol, int], like: Tensor | None) -> Columns:
+    def of(terms: Sequence[Terms], last: Mapping[Symbol, int]) -> Columns:
         """A column for every output that a row adds beside another, with numbers as weights, until it is free."""
         together = [[s for s, c in row[1:] if s[0] == "y" and isinstance(c, float)] for row in terms]
         wanted = {s for row in together if len(row) > 1 for s in row}
@@ -74,8 +74,8 @@ class Columns:
             for symbol in sorted(s for s in wanted if s[1] == k):
                 at[symbol] = next(column for column in range(len(taken) + 1) if column not in taken)
                 taken[at[symbol]] = symbol
-        dtype, device = (torch.float64, None) if like is None else (like.dtype, like.device)
-        flat = torch.tensor(weights, dtype=dtype, device=device)
+        with torch.inference_mode(False):  # remembered between runs
+            flat = torch.tensor(weights, dtype=torch.float64)
         rest = [[(s, c) for s, c in row[1:] if not (s in wanted and isinstance(c, float))] for row in terms]
         return Columns(max(at.values(), default=-1) + 1, at, tuple(runs), flat, tuple(rest))
 

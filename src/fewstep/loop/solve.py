@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.samples import of_samples
 from fewstep.grid import Grid, as_grid
-from fewstep.loop.door import as_driver, intervals, on_table, one_less, same_model, same_process, tabulate
+from fewstep.loop.door import as_driver, intervals, on_table, one_less, recollection, same_model, same_process, tabulate
 from fewstep.loop.drive import drive, predict
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
@@ -91,9 +91,10 @@ def solve(
             with torch.no_grad(), telling(progress, "sampling") as tell:
                 outcome = picard(table, denoiser, start, source, how, given=given, tell=tell)
         else:
-            state = on_table(
-                table, denoiser, start, source, given=given, compile=compile, progress=progress, strict=False
-            )
+            with recollection(table, process):
+                state = on_table(
+                    table, denoiser, start, source, given=given, compile=compile, progress=progress, strict=False
+                )
             outcome = _sequential(table, state)
     return outcome if final == "state" else _denoised(outcome, denoiser, process, float(times[-1]))
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,14 +46,12 @@ Callback = Callable[[int, float, Tensor, Tensor], None]
 After = Callable[[int, float, Tensor], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
-    """One row, ready to run: terms to add, what to free then, the call, heads to derive, what nothing reads later."""
+class Instruction(NamedTuple):
+    """One row, ready to run: terms to add, what to free then, heads to derive, what nothing reads later, the call."""
 
     row: int
     t: float
     at: float | None
-    call: Callable[[Tensor], Any] | None
     given: str | None
     terms: tuple[tuple[Symbol, Coefficient], ...]
     over: bool  # the row is written over the state of its first term
@@ -60,12 +59,13 @@ class Instruction:
     roots: tuple[Symbol, ...]
     heads: tuple[tuple[str, Coefficient, Coefficient], ...]
     raw: tuple[str, ...]
-    offered: Mapping[str, Callable[[Tensor], Tensor]]  # heads the denoiser computes beside its call
     free: tuple[Symbol, ...]
     ours: tuple[Symbol, ...]  # the part of `free` that the loop made itself and may write into in a later row
     state: Symbol
     main: Symbol | None  # the call's own output, where a later row reads it
     spent: bool  # no row reads the state
+    call: Callable[[Tensor], Any] | None = None
+    offered: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({})  # heads computed beside the call
 
 
 @dataclass(frozen=True)
@@ -94,43 +94,73 @@ class Plan:
         Weights that are tensors are put in the dtype and on the device of `like`; with `grad` the calls, and they
         alone, run under autograd.
         """
-        ready = lambda c: c if like is None or isinstance(c, float) else c.to(like)  # noqa: E731
-        last = table.last_use()
-        steps, draw = [], 0
-        for k, row in enumerate(table.rows):
-            live = [s for s in last if s[0] == "y" and s[1] == k]
-            derived = [(s[2], *table.heads[k, s[2]]) for s in live if (k, s[2]) in table.heads]
-            heads = tuple((head, ready(a), ready(b)) for head, a, b in derived)
-            raw = tuple(s[2] for s in live if (k, s[2]) not in table.heads)
-            parts = _parts(denoiser, raw, row.at) if table.output == "x0" else None
-            offered = {h: f for h in raw if row.at is not None and (f := _offered(denoiser, h, row.at)) is not None}
-            offered = {} if parts else offered
+        instructions, columns = _outline(table, like)
+        has_heads, counts = hasattr(with_heads(denoiser), "head"), hasattr(denoiser, "count")
+        steps = []
+        for step in instructions:
+            if step.at is None:
+                steps.append(step)
+                continue
+            raw = step.raw if step.main is None else (*step.raw, table.output)
+            parts = _parts(denoiser, raw, step.at) if table.output == "x0" else None
+            asked = raw if has_heads and not parts else ()
+            offered = {h: f for h in asked if (f := _offered(denoiser, h, step.at)) is not None}
             offered = {h: _under_autograd(f) if grad else f for h, f in offered.items()}
-            terms = [(s, ready(c)) for s, c in row.form]
-            draw = max([draw, *(s[-1] + 1 for s, _ in terms if s[0] in ("xi", "root"))])
-            roots = tuple(s for s, _ in terms if s[0] == "root")
-            free = (*(s for s, end in last.items() if end == k), *roots)
-            ours = [s for s in free if s[0] == "z" and table.rows[s[1]].given is None]
-            over = next((s for s, c in terms if s in ours and isinstance(c, float)), None)
-            terms.sort(key=lambda term: (term[0] != over, not isinstance(term[1], float), term[0][0] != "z"))
-            state, output = ("z", k), ("y", k, table.output)
-            main = heads or output in last or not offered or len(offered) < len(raw)
-            call = bound(denoiser, row.at, table.output) if row.at is not None and main else None
-            call = parts or call
-            if call is None and offered and hasattr(denoiser, "count"):  # a row of heads alone is a call too
+            main = step.heads or step.main or not offered or len(offered) < len(raw)
+            call = parts or (bound(denoiser, step.at, table.output) if main else None)
+            if call is None and counts:  # a row of heads alone is a call too
                 first = next(iter(offered))
                 offered[first] = partial(denoiser.count, offered[first])
             call = _under_autograd(call) if grad and call is not None else call
-            steps.append(
-                Instruction(
-                    row=k, t=row.t, at=row.at, call=call, given=row.given, terms=tuple(terms), over=over is not None,
-                    draw=draw, roots=roots, heads=heads, raw=tuple(h for h in raw if h != table.output),
-                    offered=offered, free=free, ours=tuple(s for s in ours if s != over), state=state,
-                    main=output if output in last else None, spent=state not in last,
-                )
-            )  # fmt: skip
-        columns = Columns.of([step.terms for step in steps], last, like)
+            steps.append(Instruction(*step[:-2], call, offered))
         return Plan(table.process, table.output, tuple(steps), reuse, columns, compile)
+
+
+def _outline(table: Tableau, like: Tensor | None) -> tuple[tuple[Instruction, ...], Columns]:
+    """The instructions without their calls, and the columns; remembered where no weight depends on `like`."""
+    heads, made = table.notes.get("outline", (None, None))
+    if made is None or heads != table.heads:
+        made = _outlined(table, like)
+        if all(isinstance(c, float) for step in made[0] for c in _weights(step)):
+            table.notes["outline"] = dict(table.heads), made
+    return made
+
+
+def _weights(step: Instruction) -> Iterator[Coefficient]:
+    yield from (c for _, c in step.terms)
+    for _, p, q in step.heads:
+        yield from (p, q)
+
+
+def _outlined(table: Tableau, like: Tensor | None) -> tuple[tuple[Instruction, ...], Columns]:
+    ready = lambda c: c if like is None or isinstance(c, float) else c.to(like)  # noqa: E731
+    last, steps, draw = table.last_use(), [], 0
+    live: dict[int, list[Symbol]] = {}
+    dead: dict[int, list[Symbol]] = {}
+    for s, end in last.items():
+        if s[0] == "y":
+            live.setdefault(s[1], []).append(s)
+        dead.setdefault(end, []).append(s)
+    for k, row in enumerate(table.rows):
+        derived = [(s[2], *table.heads[k, s[2]]) for s in live.get(k, ()) if (k, s[2]) in table.heads]
+        raw = tuple(s[2] for s in live.get(k, ()) if (k, s[2]) not in table.heads)
+        terms = [(s, ready(c)) for s, c in row.form]
+        draw = max([draw, *(s[-1] + 1 for s, _ in terms if s[0] in ("xi", "root"))])
+        roots = tuple(s for s, _ in terms if s[0] == "root")
+        free = (*dead.get(k, ()), *roots)
+        ours = [s for s in free if s[0] == "z" and table.rows[s[1]].given is None]
+        over = next((s for s, c in terms if s in ours and isinstance(c, float)), None)
+        terms.sort(key=lambda term: (term[0] != over, not isinstance(term[1], float), term[0][0] != "z"))
+        state, output = ("z", k), ("y", k, table.output)
+        steps.append(
+            Instruction(
+                row=k, t=row.t, at=row.at, given=row.given, terms=tuple(terms), over=over is not None, draw=draw,
+                roots=roots, heads=tuple((head, ready(a), ready(b)) for head, a, b in derived),
+                raw=tuple(h for h in raw if h != table.output), free=free, ours=tuple(s for s in ours if s != over),
+                state=state, main=output if output in last else None, spent=state not in last,
+            )
+        )  # fmt: skip
+    return tuple(steps), Columns.of([step.terms for step in steps], last)
 
 
 def walk(

@@ -31,7 +31,19 @@ from torch import Tensor
 from fewstep.process.operator import Coefficient, apply, inverse, transpose, unstacked
 from fewstep.words import Typed
 
-__all__ = ["Process", "ScalarProcess", "Time", "across", "derivative", "like", "once", "remembering", "to_tensor"]
+__all__ = [
+    "Memory",
+    "Process",
+    "ScalarProcess",
+    "Time",
+    "across",
+    "derivative",
+    "like",
+    "once",
+    "recalling",
+    "remembering",
+    "to_tensor",
+]
 
 Time = Any  # float | (batch,) float64 Tensor; a function of a Time returns the same of the two
 ASKED = ("M", "R", "Psi", "F", "GG", "Sigma", "M_rate", "R_rate", "alpha", "sigma", "log_snr", "inverse_log_snr")
@@ -97,6 +109,16 @@ def remembering(process: Process, times: list[float]) -> Iterator[Memory]:
     token = _MEMORY.set(memory)
     try:
         yield memory
+    finally:
+        _MEMORY.reset(token)
+
+
+@contextmanager
+def recalling(memory: Memory) -> Iterator[None]:
+    """While the block runs, the memory's process remembers its answers at single times there, as it gave them."""
+    token = _MEMORY.set(memory)
+    try:
+        yield
     finally:
         _MEMORY.reset(token)
 

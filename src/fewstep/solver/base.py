@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process
 from fewstep.solver.weights import together
-from fewstep.tableau.kept import kept
+from fewstep.tableau.kept import kept, said
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
 from fewstep.words import Typed, bounded
@@ -108,9 +109,11 @@ class Solver(Typed, ABC):
                 "there: end earlier or use ddim, dpmpp-2m or multistep-2"
             )
         bounded("network calls of a table", self.calls(len(grid) - 1, to_zero=end == torch.inf))
-        said = repr(self), repr(process)  # 1 and 1.0 are equal, and other bytes in a file
-        key = self, process, said, tuple(grid.tolist()), _beyond(self), _beyond(process)
-        return kept(key, lambda: self._written(process, grid))
+        return kept((self.on(process), tuple(grid.tolist())), lambda: self._written(process, grid))
+
+    def on(self, process: Process) -> Hashable:
+        """All that a table on a process depends on, but its times; 1 and 1.0 are equal, and other bytes in a file."""
+        return self, process, said(self), said(process), _beyond(self), _beyond(process)
 
     def _written(self, process: Process, grid: Tensor) -> Tableau:
         def written() -> Writer:

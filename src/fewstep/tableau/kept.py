@@ -6,16 +6,19 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 
 from fewstep.process.operator import Block, Diagonal
 from fewstep.tableau.tableau import Tableau
 
-__all__ = ["forget", "kept"]
+__all__ = ["forget", "kept", "said"]
 
 _NUMBERS = 2**22  # that are kept in all: 32 MiB
+_PARTS = 64  # whose repr is remembered
 _TABLES: OrderedDict[Hashable, tuple[Tableau, int]] = OrderedDict()
+_SAID: OrderedDict[int, tuple[Any, str]] = OrderedDict()  # by identity, which is theirs as they are held
 _LOCK = threading.Lock()
 
 
@@ -43,16 +46,33 @@ def forget() -> None:
         _TABLES.clear()
 
 
+def said(part: Any) -> str:
+    """The repr of something frozen, remembered: that of a process of a thousand numbers takes as long as a run."""
+    held, text = _SAID.get(id(part), (None, ""))
+    if held is not part:
+        text = repr(part)
+        with _LOCK:
+            _SAID[id(part)] = part, text
+            while len(_SAID) > _PARTS:
+                _SAID.popitem(last=False)
+    return text
+
+
 def _apart(table: Tableau) -> Tableau:
-    """The table with a grid and heads of its own, as people write into what they are handed."""
+    """The table with a grid and heads of its own, as people write into what they are handed; with the same notes."""
     found = copy.copy(table)
     with torch.inference_mode(False):
         object.__setattr__(found, "grid", table.grid.clone())
     object.__setattr__(found, "heads", dict(table.heads))
+    object.__setattr__(found, "notes", table.notes)
     return found
 
 
 def _size(table: Tableau) -> int:
     """How many numbers a table holds, its terms counted a few times for what they weigh beside their number."""
-    coefficients = [c for row in table.rows for _, c in row.form] + [c for pair in table.heads.values() for c in pair]
-    return sum(16 + (c.values.numel() if isinstance(c, Diagonal | Block) else 0) for c in coefficients)
+    if "size" not in table.notes:
+        coefficients = [c for row in table.rows for c in row.form.terms.values()]
+        coefficients += [c for pair in table.heads.values() for c in pair]
+        larger = (c.values.numel() for c in coefficients if type(c) is not float and isinstance(c, Diagonal | Block))
+        table.notes["size"] = 16 * len(coefficients) + sum(larger)
+    return table.notes["size"]

@@ -71,6 +71,11 @@ class Tableau:
     output: str = "x0"
     heads: Mapping[tuple[int, str], tuple[Coefficient, Coefficient]] = field(default_factory=dict)
     card: Mapping[str, Any] | None = None
+    notes: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # what runs work out of it, once
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: without the notes, which it takes for itself."""
+        return {**vars(self), "notes": {}}
 
     def __post_init__(self) -> None:
         self.validate()
@@ -174,8 +179,15 @@ class Tableau:
                 raise ValueError(f"row {k} is given as {row.given!r} and made from other rows: choose one")
             if row.given is None and not row.form.terms:
                 raise ValueError(f"row {k} (t = {row.t:g}) is empty: every row that is not given needs a term")
-            for symbol, c in row.form:
-                self._validate_term(k, row, symbol, c)
+            for symbol, c in row.form.terms.items():
+                if type(c) is not float or not self._plain(k, symbol, c):
+                    self._validate_term(k, row, symbol, c)
+
+    def _plain(self, k: int, symbol: Symbol, c: float) -> bool:
+        """Whether a term is one of nearly all: a finite number on a state or an output that is there."""
+        kind, index = symbol[0], symbol[1]
+        there = 0 <= index < k and (kind == "z" or (kind == "y" and self.rows[index].at is not None))
+        return there and abs(c) <= LARGEST
 
     def _validate_term(self, k: int, row: Row, symbol: Symbol, c: Coefficient) -> None:
         where = f"row {k} (t = {row.t:g})"

@@ -83,7 +83,7 @@ class Run:
         if self.done == 0 and self.schedule.table.noises:
             self.start = z
         self.output = output.to(z.dtype)
-        here = replace(rows[k], given="start")
+        here = rows[k]._replace(given="start")
         there = () if last == k else (*rows[k + 1 : last], _made_only(rows[last]))
         after = None if moved is None else self._moving(k, last, moved)
         plan = replace(self.plan, instructions=(here, *there))
@@ -121,4 +121,4 @@ class Run:
 
 def _made_only(step: Any) -> Any:
     """The instruction without its call."""
-    return replace(step, call=None, offered={})
+    return step._replace(call=None, offered={})

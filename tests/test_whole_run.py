@@ -1,0 +1,118 @@
+"""What a run does outside the network, counted: operations of tensors and questions to the process, never seconds."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fewstep as fs
+from fewstep.loop import Plan, excess as excess_module, walk
+from fewstep.process.base import recalling
+from fewstep.tableau.kept import forget
+
+D = torch.randn(2, 3)
+
+
+class Operations(TorchDispatchMode):
+    """The names of the operations that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def run(process: fs.Process, steps: int = 6, **options) -> torch.Tensor:
+    return fs.sample(lambda z, t: D, process, steps=steps, shape=(2, 3), progress=False, **options)
+
+
+@pytest.mark.parametrize("solver", [None, "ddim", "unipc-3", "euler-ancestral", "dpmpp-2m-sde"])
+def test_a_second_run_asks_the_process_nothing(solver, monkeypatch):
+    process, asked = fs.Discrete(), []
+    parts = fs.Discrete._parts
+    monkeypatch.setattr(fs.Discrete, "_parts", lambda self, t: asked.append(t) or parts(self, t))
+    first = run(process, solver=solver)
+    assert asked
+    asked.clear()
+    assert torch.equal(run(process, solver=solver), first)
+    assert not asked
+    run(process, steps=7, solver=solver)
+    assert asked
+
+
+def test_what_a_wrapped_network_needs_to_know_is_asked_once(monkeypatch):
+    process, asked = fs.Discrete(), []
+    parts = fs.Discrete._parts
+    monkeypatch.setattr(fs.Discrete, "_parts", lambda self, t: asked.append(t) or parts(self, t))
+    denoiser = fs.wrap(lambda x, t: D, process, "v", time="index")
+    ends = []
+    for _ in range(2):
+        asked.clear()
+        ends.append(fs.sample(denoiser, process, steps=5, shape=(2, 3), progress=False))
+    assert torch.equal(*ends)
+    assert not asked
+
+
+def test_another_process_of_the_same_numbers_answers_for_itself():
+    table = fs.tabulate("ddim", fs.VP(), steps=4)
+    ends = [fs.sample(lambda z, t: D, p, solver=table, shape=(2, 3), progress=False) for p in (fs.VP(), fs.VP())]
+    assert torch.equal(*ends)
+    memory = table.notes["memory"]
+    with recalling(memory):
+        assert fs.VP(beta_max=10.0).alpha(0.5) != fs.VP().alpha(0.5)
+
+
+def test_notes_are_of_the_numbers_as_they_are():
+    """Who writes into the heads of a table, or takes a copy, has a plan of what is there."""
+    process, z = fs.VP(), torch.randn(2, 3)
+    table = fs.tabulate("euler-ancestral", process, grid=torch.linspace(1.0, 0.1, 4, dtype=torch.float64))
+    plans = [Plan.of(table, lambda z, t: D) for _ in range(2)]
+    assert plans[0].columns is plans[1].columns
+    eps = fs.tabulate("deis-tab-1", process, steps=4)
+    before = walk(Plan.of(eps, lambda z, t: D), z)
+    for key, (p, q) in eps.heads.items():
+        eps.heads[key] = (2 * p, 2 * q)  # type: ignore[index]
+    assert not torch.equal(walk(Plan.of(eps, lambda z, t: D), z), before)
+    for other in (copy.copy(table), copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
+        assert not other.notes
+        assert other == table
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc-3", "euler-ancestral", "quasi-taylor-2"])
+def test_whether_a_table_widens_data_takes_as_many_operations_for_more_steps(solver):
+    counts = []
+    for steps in (4, 8, 16):
+        forget()
+        table = fs.tabulate(solver, fs.VP(), steps=steps)
+        with Operations() as seen:
+            excess_module.excess(table)
+        counts.append(len(seen.names))
+    assert counts[0] == counts[1] == counts[2]
+    assert 0 < counts[0] < 60
+
+
+def spied(function: Callable, calls: list) -> Callable:
+    return lambda *args, **options: calls.append(args) or function(*args, **options)
+
+
+def test_a_named_grid_is_made_once_and_a_function_each_time(monkeypatch):
+    made: list = []
+    monkeypatch.setitem(fs.GRIDS, "mine", spied(fs.GRIDS["uniform"], made))
+    forget()
+    for _ in range(3):
+        fs.tabulate("ddim", fs.VP(), grid="mine", steps=3)
+    assert len(made) == 1
+    for _ in range(3):
+        fs.tabulate("ddim", fs.VP(), grid=fs.GRIDS["mine"], steps=3)
+    assert len(made) == 4
+    monkeypatch.setitem(fs.GRIDS, "mine", fs.GRIDS["karras"])
+    karras = fs.tabulate("ddim", fs.VP(), grid="mine", steps=3)
+    assert karras == fs.tabulate("ddim", fs.VP(), grid="karras", steps=3)
