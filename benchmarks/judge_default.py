@@ -8,14 +8,15 @@
 Each problem of `benchmarks/problems`: all peers are looked at on `--select-images` noises of seed 1, at each number of
 calls the `--select` of smallest Frechet distance (on exact problems also those nearest to the exact end states) are
 measured on seed 0 with the default, from the same noises: first with 256 samples, and with `--images` where that leaves
-a doubt, half its interval being more than half of the difference. A line a number of calls:
+a doubt, half its interval being more than half of the difference. Networks are dear: half as many peers are measured,
+and above 8 calls only the better half of the peers at 8 is looked at. A line a number of calls:
 
 | column | meaning |
 |---|---|
 | default, best peer | squared Frechet distance to the data, and of the best peer measured |
 | difference | with its paired 95 % interval; better, even (the interval holds 0) or worse |
-| rms, best | on exact problems: distance to the exact end states, the peer nearest to them, the verdict |
-| / plain | on exact problems: that of the default over that of `GaussianSplit()` as it is by itself |
+| rms, best | distance to the exact end states; on exact problems the peer nearest to them, and the verdict |
+| / plain | that of the default over that of `GaussianSplit()` as it is by itself |
 | range | the farthest entry of a sample from the middle of the data, over half their range |
 
 Then, a line, the default on every named grid against DDIM on that grid; and at the end the totals. A file for each
@@ -57,6 +58,7 @@ from fewstep.quality import Yardstick
 from fewstep.ui import table
 
 MEASURED, CHOOSES = 0, 1  # seeds
+AGREED = 8  # calls above which a network's peers that are worse than half of the others stay so
 FEW = 256  # samples after which a clear difference stands
 FAR = 2.0  # times DDIM's distance on the same grid
 BEYOND = 1.5  # times the range of the data
@@ -82,7 +84,7 @@ def ready(problem: Problem | Network, args: argparse.Namespace) -> Case:
     """The problem with its features, real samples and exact end states."""
     subject = problem.subject(within=args.models) if isinstance(problem, Network) else problem.subject()
     kept, features = args.out / "kept", features_of(None, subject)
-    study = Study(subject=subject, features=features, exact=exact(subject, 40 if subject.path else 100), kept=kept,
+    study = Study(subject=subject, features=features, exact=exact(subject, 25 if subject.path else 100), kept=kept,
                   batch=128 if subject.path else 256)  # fmt: skip
     found = real(features, subject, None, kept)
     assert found is not None
@@ -104,51 +106,49 @@ def rivals(case: Case, args: argparse.Namespace) -> dict[str, Contender]:
 
 
 @cache
-def entered(process: fs.Process, calls: tuple[int, ...], patterns: tuple[str, ...]) -> tuple[Entry, ...]:
+def entered(process: fs.Process, calls: int, patterns: tuple[str, ...]) -> list[Entry]:
     """The rivals on a scalar process that run there, of those that make the same samples only the first."""
     g = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=g)  # noqa: E731
     mixture, noise = fs.Mixture(process, draw(5, 4), 0.3), draw(8, 4).float()
     found: list[Entry] = []
-    seen: list[tuple[int, Tensor]] = []
-    for entry in enter(libraries(patterns).values(), process, calls):
+    seen: list[Tensor] = []
+    for entry in enter(libraries(patterns).values(), process, [calls]):
         try:
             x = entry.run.go(mixture, noise, 0, 0) if entry.run else torch.full((1,), math.nan)
         except Exception:  # a peer raises what it likes
             continue
-        again = any(n == entry.calls and float((x - y).abs().max()) < 1e-3 for n, y in seen)
-        if bool(x.isfinite().all()) and not again:
+        if bool(x.isfinite().all()) and not any(float((x - y).abs().max()) < 1e-3 for y in seen):
             found.append(entry)
-            seen.append((entry.calls, x))
-    return tuple(found)
+            seen.append(x)
+    return found
 
 
 def chosen(case: Case, args: argparse.Namespace) -> dict[int, list[str]]:
     """The names of the rivals to measure at each number of calls; kept."""
-    study, by = case.study, [Yardstick(case.real.reference)] + [None] * isinstance(case.problem, Problem)
-    decides = [
-        study.subject.digest,
-        study.features.digest,
-        study.exact.digest,
-        args.select,
-        args.select_images,
-        args.peers,
-        versions(),
-    ]
+    study, network = case.study, isinstance(case.problem, Network)
+    yardsticks = [Yardstick(case.real.reference), *[None] * case.problem.exact]
+    keep = max(1, args.select // 2) if network else args.select
+    decides = (study.subject.digest, study.features.digest, study.exact.digest, keep, args.select_images, args.peers,
+               versions())  # fmt: skip
     path = args.out / "kept" / f"chosen-{hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}.json"
     found = {int(n): names for n, names in json.loads(path.read_text()).items()} if path.exists() else {}
-    lacking = tuple(n for n in args.calls if n not in found)
-    if lacking:
+    better: set[str] = set()
+    for n in args.calls:
+        if n in found:
+            continue
         study.make(Cell(run=study.exact, seed=CHOOSES), args.select_images)
         if case.process.kind == "scalar":
-            entries = list(entered(case.process, lacking, tuple(args.peers)))
+            entries = entered(case.process, n, tuple(args.peers))
         else:
-            entries = enter(rivals(case, args).values(), case.process, lacking)
-        found |= {n: [] for n in lacking}
-        for yardstick in by:
-            told, _ = preselect(study, entries, args.select, args.select_images, CHOOSES, lambda made: None, yardstick)
-            for entry in told:
-                found[entry.calls] = list(dict.fromkeys([*found[entry.calls], entry.contender.name]))
+            entries = enter(rivals(case, args).values(), case.process, [n])
+        entries = [entry for entry in entries if not better or entry.contender.name in better]
+        found[n] = []
+        for yardstick in yardsticks:
+            told, ranking = preselect(study, entries, keep, args.select_images, CHOOSES, lambda made: None, yardstick)
+            found[n] = list(dict.fromkeys([*found[n], *(entry.contender.name for entry in told)]))
+            if network and n >= AGREED and not better:
+                better = {row["name"] for row in ranking[: len(ranking) // 2]}
         write_text(path, json.dumps(found, indent=1))
     return {n: found[n] for n in args.calls}
 
@@ -176,7 +176,7 @@ def compared(case: Case, entries: Sequence[Entry], count: int) -> list[Row]:
     made: list[Made] = [make(study, entry, count, [MEASURED]) for entry in entries]
     ends = [study.make(Cell(run=study.exact, seed=MEASURED), count)]
     rows = Meter(case.real, count, 1, whole=False).rows(made, ends, calls)[: len(made)]
-    if isinstance(case.problem, Problem):
+    if case.problem.exact:
         for row, near in zip(rows, Meter(None, count, 1).rows(made, ends, calls), strict=False):
             row |= {f"rmse_{key}": near[key] for key in ("against", "gap", "gap_interval", "verdict") if key in near}
     return rows
@@ -215,8 +215,9 @@ def on_grids(case: Case, args: argparse.Namespace) -> list[Row]:
     yardstick = Yardstick(case.real.reference)
     for name in fs.GRIDS:
         pair = [c for solver in ("default", "ddim") for c in ours([f"{solver}@{name}"], study.subject)]
+        count = args.grid_images // 2 if isinstance(case.problem, Network) else args.grid_images
         for n in args.grid_calls:
-            made = [make(study, entry, args.grid_images, [MEASURED]) for entry in enter(pair, case.process, [n])]
+            made = [make(study, entry, count, [MEASURED]) for entry in enter(pair, case.process, [n])]
             if made[1].failed:
                 continue  # a grid that is not for this process or count
             row: Row = {"problem": case.problem.name, "grid": name, "calls": n, "failed": made[0].failed}
@@ -265,7 +266,7 @@ def totals(rows: Sequence[Row], grids: Sequence[Row]) -> str:
     """The last lines."""
     count = Counter(r.get("verdict", "none") for r in rows if not r.get("failed"))
     near = Counter(r["rmse_verdict"] for r in rows if "rmse_verdict" in r)
-    dear = [r for r in rows if r.get("rmse_ratio", 0) > DEARER and r["calls"] >= 5 and "rmse_verdict" in r]
+    dear = [r for r in rows if r.get("rmse_ratio", 0) > DEARER and r["calls"] >= 5 and "rmse_against" in r]
     wide = [f"{r['problem']} {r['calls']}: {r['range']:.1f}" for r in rows if r.get("range", 0) > BEYOND]
     say = lambda c: f"{c['better']} better, {c['even']} even, {c['worse']} worse"  # noqa: E731
     worse = [f"{r['problem']} {r['calls']}" for r in rows if r.get("verdict") == "worse"]
@@ -293,7 +294,7 @@ def main() -> None:
     add("--problem", nargs="+", default=["*"], metavar="GLOB", help="names of the set, or MODEL@SCALE (default: all)")
     add("--calls", type=numbers, default=[3, 4, 5, 6, 8, 10, 15, 20])
     add("--images", type=int, default=1000, help="samples of each cell (default: 1000)")
-    add("--select", type=int, default=3, help="peers measured at each number of calls (default: 3)")
+    add("--select", type=int, default=4, help="peers measured at each number of calls (default: 4)")
     add("--select-images", type=int, default=128, help="samples by which they are chosen (default: 128)")
     add("--peers", nargs="+", default=[], metavar="PATTERN", help="the peers, as 'diffusers/dpm++*' (default: all)")
     add("--grid-calls", type=numbers, default=[3, 5, 10], help="calls on named grids (default: 3,5,10)")

@@ -69,7 +69,7 @@ CHOOSE = _by_name([
     _exact("points-8-data", VP, "points", 16, "data", "smooth", 0.01, dimensions=8),
     _exact("latents-mixed-w5", SD, "latents", 17, error="mixed", size=0.01, guidance=5.0, time="index"),
     _exact("digits-mixed-w2", VP, "digits", 18, error="mixed", size=0.02, guidance=2.0),
-    *_networks(("shipped", 1), ("fashion-noise", 1.5), ("fashion-flow", 1), ("fashion-scaled-linear", 4)),
+    *_networks(("shipped", 1), ("fashion-noise", 1.5), ("fashion-flow", 1.5), ("fashion-scaled-linear", 4)),
 ])  # fmt: skip
 
 JUDGE = _by_name([
@@ -95,7 +95,7 @@ JUDGE = _by_name([
     _exact("blurred", fs.Blurring(size=(6, 6)), "digits", 120, error="mixed", size=0.01, side=6),
     _exact("langevin", fs.CLD(), "points", 121, "v", "mixed", 0.01, dimensions=12),
     *_networks(("fashion-vp", 1), ("fashion-noise", 1), ("fashion-noise", 4), ("fashion-scaled-linear", 1),
-               ("fashion-scaled-linear", 7.5), ("fashion-edm", 1), ("fashion-flow", 1.5)),
+               ("fashion-scaled-linear", 7.5), ("fashion-edm", 1), ("fashion-flow", 1)),
 ])  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Levels:
         """Times that are evenly spaced between those of the lowest and the highest level."""
         return torch.linspace(self.time(self.low), self.time(self.high), count, dtype=torch.float64)
 
+    @lru_cache(maxsize=2**16)  # noqa: B019 - a few levels, asked for by every sampler and batch
     def time(self, rho: float) -> float:
         """The process's time at which the level is rho, within its range."""
         t = self.process.inverse_log_snr(-math.log(rho))
@@ -60,6 +62,7 @@ class Levels:
         t = self.time(rho)
         return denoiser(x * self.scale(rho, form), t)
 
+    @lru_cache(maxsize=2**16)  # noqa: B019
     def scale(self, rho: float, form: str) -> float:
         """What a state of a form is multiplied by to be the process's own z."""
         alpha, sigma = self.process.alpha(self.time(rho)), self.process.sigma(self.time(rho))
