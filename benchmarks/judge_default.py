@@ -55,7 +55,7 @@ from fewstep.check.subject import named_object
 from fewstep.cli.bench import numbers
 from fewstep.files import write_text
 from fewstep.quality import Yardstick
-from fewstep.ui import table
+from fewstep.ui import Bar, table
 
 MEASURED, CHOOSES = 0, 1  # seeds
 AGREED = 8  # calls above which a network's peers that are worse than half of the others stay so
@@ -124,33 +124,33 @@ def entered(process: fs.Process, calls: int, patterns: tuple[str, ...]) -> list[
     return found
 
 
-def chosen(case: Case, args: argparse.Namespace) -> dict[int, list[str]]:
-    """The names of the rivals to measure at each number of calls; kept."""
+def chosen(case: Case, calls: int, args: argparse.Namespace) -> list[str]:
+    """The names of the rivals to measure at a number of calls; kept, with who was in the better half."""
     study, network = case.study, isinstance(case.problem, Network)
-    yardsticks = [Yardstick(case.real.reference), *[None] * case.problem.exact]
     keep = max(1, args.select // 2) if network else args.select
     decides = (study.subject.digest, study.features.digest, study.exact.digest, keep, args.select_images, args.peers,
                versions())  # fmt: skip
     path = args.out / "kept" / f"chosen-{hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}.json"
-    found = {int(n): names for n, names in json.loads(path.read_text()).items()} if path.exists() else {}
-    better: set[str] = set()
-    for n in args.calls:
-        if n in found:
-            continue
-        study.make(Cell(run=study.exact, seed=CHOOSES), args.select_images)
-        if case.process.kind == "scalar":
-            entries = entered(case.process, n, tuple(args.peers))
-        else:
-            entries = enter(rivals(case, args).values(), case.process, [n])
-        entries = [entry for entry in entries if not better or entry.contender.name in better]
-        found[n] = []
-        for yardstick in yardsticks:
-            told, ranking = preselect(study, entries, keep, args.select_images, CHOOSES, lambda made: None, yardstick)
-            found[n] = list(dict.fromkeys([*found[n], *(entry.contender.name for entry in told)]))
-            if network and n >= AGREED and not better:
-                better = {row["name"] for row in ranking[: len(ranking) // 2]}
-        write_text(path, json.dumps(found, indent=1))
-    return {n: found[n] for n in args.calls}
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if str(calls) in known:
+        return known[str(calls)]["chosen"]
+    study.make(Cell(run=study.exact, seed=CHOOSES), args.select_images)
+    if case.process.kind == "scalar":
+        entries = entered(case.process, calls, tuple(args.peers))
+    else:
+        entries = enter(rivals(case, args).values(), case.process, [calls])
+    agreed = max((n for n in map(int, known) if AGREED <= n < calls), default=None) if network else None
+    if agreed:
+        entries = [entry for entry in entries if entry.contender.name in known[str(agreed)]["better"]]
+    names, better = [], []
+    for yardstick in (Yardstick(case.real.reference), *[None] * case.problem.exact):
+        told, ranking = preselect(study, entries, keep, args.select_images, CHOOSES, lambda made: None, yardstick)
+        names += [entry.contender.name for entry in told if entry.contender.name not in names]
+        ranked = [row["name"] for row in ranking]
+        better += ranked if agreed else ranked[: (len(ranked) + 1) // 2]
+    known[str(calls)] = {"chosen": names, "better": better}
+    write_text(path, json.dumps(known, indent=1))
+    return names
 
 
 def candidates(case: Case, rule: str | None) -> list[Contender]:
@@ -323,8 +323,13 @@ def main() -> None:
         subject = case.study.subject
         print(f"{problem.name}: {type(case.process).__name__}, predicts {getattr(subject.of(0, 1), 'predicts', 'data')}"
               f"{_told(problem)}, data from {case.range[0]:.2f} to {case.range[1]:.2f}", flush=True)  # fmt: skip
-        names = chosen(case, args)
-        here = [measured(case, n, names[n], args) for n in args.calls]
+        with Bar(3 * sum(args.calls), problem.name) as bar:
+            here = []
+            for n in args.calls:
+                names = chosen(case, n, args)
+                bar.advance(n)
+                here.append(measured(case, n, names, args))
+                bar.advance(2 * n)
         first = [measured(case, 2, [], args)] if args.calls[0] > 2 else []
         print(text_of([*first, *here]), flush=True)
         rows += [*first, *here]

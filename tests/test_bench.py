@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from fewstep.bench.cell import Cell
 from fewstep.bench.contender import OURS, PEERS, Contender
 from fewstep.bench.measure import Meter
 from fewstep.bench.run import enter, make, preselect
+from fewstep.files import load_tensors, save_tensors
 from fewstep.noise import noise_source
 from fewstep.quality import Yardstick, frechet_distance, interval, resamples
 
@@ -116,6 +118,26 @@ def test_the_nearest_are_chosen_in_each_group_and_the_same_samples_only_once(tmp
     assert len(seen) == 10
 
 
+def test_the_nearest_by_frechet_distance_need_not_be_near_the_exact_ends(tmp_path):
+    run, s = the("default", 8), study(tmp_path)
+
+    def turned(denoiser, noise, seed, first):  # other samples' ends: the right law, and far from its own
+        return run.go(denoiser, noise, seed, first).flip(0)
+
+    other = Contender(name="turned", group=OURS, prepare=lambda process, n: replace(run, digest="turned", go=turned))
+    contenders = [other, odd("shifted", shift=0.3), odd("near", shift=0.1), odd("lost", shift=1e31),
+                  odd("nan", shift=float("nan"))]  # fmt: skip
+    yardstick = Yardstick(mixture(fs.VP()).sample(4000, torch.Generator().manual_seed(0)))
+    entries = enter(contenders, fs.VP(), [8])
+    chosen, ranking = preselect(s, entries, 1, 128, 3, lambda made: None, yardstick)
+    assert [entry.contender.name for entry in chosen] == ["turned"]
+    assert [row["name"] for row in ranking] == ["turned", "near", "shifted", "lost", "nan"]
+    assert [row["images"] for row in ranking] == [128, 128, 128, 128, 16]
+    assert ranking[0]["frechet"] < ranking[1]["frechet"] < ranking[2]["frechet"] < ranking[3]["frechet"] == math.inf
+    chosen, _ = preselect(s, entries, 1, 128, 3, lambda made: None)
+    assert [entry.contender.name for entry in chosen] == ["near"]
+
+
 def test_a_group_in_which_all_fail_stops_nothing(tmp_path):
     entries = enter([odd("nan", shift=float("nan")), odd("theirs", PEERS, shift=0.5)], fs.VP(), [8])
     chosen, ranking = preselect(study(tmp_path), entries, 1, 64, 0, lambda made: None)
@@ -139,6 +161,17 @@ def test_a_yardstick_is_the_frechet_distance_and_counts_are_repetitions():
     change = (yard.frechet(y, more) - yard.frechet(y, torch.full((90,), 100))) * 90 * 100
     assert change == pytest.approx(float(yard.influence(y)[7]), rel=0.05)
     assert interval(1.0, torch.linspace(1, 2, 1001)) == pytest.approx((2 - 1.975, 2 - 1.025))
+
+
+def test_the_smallest_and_the_largest_entry_are_told_and_older_parts_made_again(tmp_path):
+    s, cell = study(tmp_path), Cell(run=the("ddim", 5), seed=0)
+    made = s.make(cell, 20)
+    assert torch.equal(made["span"], torch.stack([made["features"].amin(1), made["features"].amax(1)], 1))
+    row = Meter(None, 20, 1)._quality([made])
+    assert (row["low"], row["high"]) == (float(made["features"].min()), float(made["features"].max()))
+    (path,) = s._folder(cell).glob("*")
+    save_tensors(path, {k: v for k, v in load_tensors(path, sealed=True).items() if k != "span"}, sealed=True)
+    assert torch.equal(s.make(cell, 20)["span"], made["span"])
 
 
 def test_paired_differences_tell_better_worse_and_even():

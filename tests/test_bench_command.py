@@ -29,6 +29,7 @@ def toy_file(tmp_path):
         " torch.tensor([0.2, 0.3]).double())\n"
         "    data = torch.randn(400, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.3\n\n"
         "    def denoiser(self, labels):\n        return self.mixture\n\n"
+        "class Bare(Toy):\n    data = None\n\n"
         "def thirds(x):\n    return x.flatten(1)[:, ::3]\n\n"
         "def flat(x):\n    return x\n"
     )
@@ -57,6 +58,23 @@ def test_the_command_writes_tables_and_plots_and_does_no_work_twice(toy_file, tm
     monkeypatch.setattr(Study, "_part", lambda *_: pytest.fail("work was done twice"))
     assert run(toy_file, out, *argv) == 0
     assert capsys.readouterr().out == first
+
+
+def test_contenders_are_chosen_by_frechet_distance_on_a_seed_that_is_not_measured(toy_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "figures", lambda *_: ())
+    seeds, made = [], Study.make
+    monkeypatch.setattr(Study, "make", lambda s, cell, count: seeds.append((cell.seed, count)) or made(s, cell, count))
+    argv = ["--solver", "default", "ddim@*", "--select", "2", "--select-images", "40", "--select-by", "frechet"]
+    assert run(toy_file, tmp_path / "out", *argv, "--seeds", "0,3") == 0
+    assert {count for seed, count in seeds if seed == 4} == {16, 40}
+    assert {count for seed, count in seeds if seed != 4} == {60}
+    ranking = json.loads((tmp_path / "out" / "table.json").read_text())["preselection"]
+    for calls in (4, 6):
+        here = [row for row in ranking if row["calls"] == calls and row["images"] == 40]
+        assert [row["frechet"] for row in here] == sorted(row["frechet"] for row in here)
+        assert here[0]["chosen"]
+    with pytest.raises(ValueError, match="no real samples: give --data, or select by rms"):
+        bench.prepare(bench.Asked(model=f"{toy_file}:Bare", select_by="frechet", out=str(tmp_path)))
 
 
 def test_the_plots_are_written(toy_file, tmp_path):

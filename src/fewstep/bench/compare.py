@@ -203,7 +203,7 @@ def prepare(asked: Asked) -> Bench:
     found, missing = _contenders(asked, sampled)
     known = real(features, sampled, asked.data, kept)
     if asked.select_by == "frechet" and known is None:
-        raise ValueError("got select_by='frechet' without real samples: give data and features, or select_by='rms'")
+        raise ValueError("got frechet to select by, and no real samples: give --data, or select by rms")
     study = Study(subject=sampled, features=features, exact=exact(sampled, asked.exact), kept=kept,
                   batch=asked.batch, device=asked.device)  # fmt: skip
     return Bench(
