@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fewstep.denoiser.predict import PREDICTIONS, conversion, preconditioning, view
 from fewstep.denoiser.watch import NetworkError, called, kept
-from fewstep.process.base import Process, Time
+from fewstep.process.base import Process, Time, like, once, to_tensor
 from fewstep.process.operator import Coefficient, apply
 from fewstep.words import pick, typed
 
@@ -75,10 +75,15 @@ class Wrapped:
         else:
             c_in = view(self.predicts, self.process, t)
             p, q = conversion(self.predicts, self.process, t) if output == "x0" else (0.0, 1.0)
-        times = t if isinstance(t, Tensor) else torch.tensor([t], dtype=torch.float64)
-        named = partial(TIMES[self.time], self.process) if isinstance(self.time, str) else self.time
-        label = torch.as_tensor(named(times))
-        return AtTime(self, c_in, p, q, label if isinstance(t, Tensor) else float(label))
+        return AtTime(self, c_in, p, q, self._label(t))
+
+    def _label(self, t: Time) -> float | Tensor:
+        """The time as the network is told it."""
+        if isinstance(self.time, str):
+            named = partial(TIMES[self.time], self.process)
+            return once(self.process, ("label", self.time), lambda t: like(named(to_tensor(t)), t), t)
+        label = torch.as_tensor(self.time(t if isinstance(t, Tensor) else torch.tensor([t], dtype=torch.float64)))
+        return label if isinstance(t, Tensor) else float(label)
 
 
 @dataclass(frozen=True, eq=False)

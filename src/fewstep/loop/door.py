@@ -213,7 +213,8 @@ def recollection(table: Tableau, process: Process) -> AbstractContextManager[Non
         return nullcontext()
     memory = table.notes.get("memory")
     if memory is None or memory.process is not process or len(memory.answers) > REMEMBERED:
-        memory = table.notes["memory"] = Memory(process, [])
+        times = [table.rows[0].t, *(row.at for row in table.rows if row.at is not None)]
+        memory = table.notes["memory"] = Memory(process, times)
     return recalling(memory)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.process.base import Process, Time, derivative, remembering, to_tensor
+from fewstep.process.base import Process, Time, asking_at, derivative, remembering, to_tensor
 from fewstep.process.clock import Clock, clock
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, magnitude, stacked, transpose
 
@@ -272,8 +272,9 @@ def _sums(integrals: list[_Integral]) -> list[list[Coefficient]]:
         else:
             share = (width * _W / 2).flatten() / speed
         ends = stacked([frame.p(x.step.s) for x in integrals])
-        density = share * (_taken(ends, of) * inverse(frame.p(tau)) * frame.rate(tau))
-        basis = _lagrange(torch.tensor([x.places for x in integrals], dtype=torch.float64)[of], u.of(process, tau))
+        with asking_at(tau):
+            density = share * (_taken(ends, of) * inverse(frame.p(tau)) * frame.rate(tau))
+            basis = _lagrange(torch.tensor([x.places for x in integrals], dtype=torch.float64)[of], u.of(process, tau))
         columns = [_summed(ell * density, of, len(integrals)) for ell in basis]
     return [list(row) for row in zip(*columns, strict=True)]
 
