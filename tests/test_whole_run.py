@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Callable
 
@@ -116,3 +117,50 @@ def test_a_named_grid_is_made_once_and_a_function_each_time(monkeypatch):
     monkeypatch.setitem(fs.GRIDS, "mine", fs.GRIDS["karras"])
     karras = fs.tabulate("ddim", fs.VP(), grid="mine", steps=3)
     assert karras == fs.tabulate("ddim", fs.VP(), grid="karras", steps=3)
+
+
+def each_step(denoiser, solver: str, shape: tuple[int, ...], process: fs.Process, steps: int = 6) -> list[list[str]]:
+    """The operations of a run from one call of the network to the next, noise and the label of the time aside."""
+    table = fs.tabulate(solver, process, grid=fs.GRIDS["uniform"](process, steps))
+    x, noise = torch.randn(shape), torch.randn(max(1, len(table.noises)), *shape)
+    with Operations() as seen:
+        fs.sample(denoiser(seen), process, solver=table, x=x, noise=noise, progress=False)
+    calls = [k for k, name in enumerate(seen.names) if name == "network"]
+    assert len(calls) == table.nfe
+    beside = ("full", "to", "view", "select", "empty_like")  # the label of the time; no work
+    return [[n for n in seen.names[a + 2 : b] if n not in beside] for a, b in itertools.pairwise(calls)]
+
+
+def plainly(seen: Operations):
+    def network(z: torch.Tensor, t: object) -> torch.Tensor:  # noqa: ARG001
+        seen.names.append("network")
+        return ZEROS[z.shape].clone()
+
+    return network
+
+
+ZEROS = {shape: torch.zeros(shape) for shape in ((2, 8), (2, 2**15))}
+WRAPS = {
+    "plain": lambda _: plainly,
+    "noise": lambda process: lambda seen: fs.wrap(plainly(seen), process),
+    "v": lambda process: lambda seen: fs.Counted(fs.wrap(plainly(seen), process, "v")),
+    "data": lambda process: lambda seen: fs.wrap(plainly(seen), process, "data"),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize(
+    ("solver", "most"), [("dpmpp-2m", 4), ("multistep-2", 4), ("ddpm", 6), ("euler-ancestral", 7), ("dpmpp-2m-sde", 6)]
+)
+def test_a_step_takes_few_operations(solver, most, wrap):
+    """Of three terms at most 4 beside the network, with noise at most 6: counted from call to call.
+
+    A large state is run on raw outputs, by which a multistep row of three terms becomes one of four; an ancestral Euler
+    step is made in two rows.
+    """
+    process = fs.VP()
+    for shape in ZEROS:
+        steps = each_step(WRAPS[wrap](process), solver, shape, process)[1:]
+        raw = shape == (2, 2**15) and wrap in ("noise", "v") and most == 4
+        assert max(map(len, steps)) <= most + raw, steps
+        assert min(map(len, steps)) >= 3  # the count counts

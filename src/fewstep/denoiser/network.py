@@ -29,7 +29,7 @@ from fewstep.process.base import Process, Time, like, once, to_tensor
 from fewstep.process.operator import Coefficient, apply
 from fewstep.words import pick, typed
 
-__all__ = ["TIMES", "Counted", "NetworkError", "Wrapped", "bound", "fingerprint", "needs_grad", "wrap"]
+__all__ = ["TIMES", "Counted", "NetworkError", "Wrapped", "bound", "fingerprint", "needs_grad", "wrap", "writes_into"]
 
 
 TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
@@ -96,8 +96,15 @@ class AtTime:
     q: Coefficient
     label: float | Tensor
 
-    def __call__(self, z: Tensor) -> Tensor:
-        return kept(self.convert(z, self._output(z)))
+    def __call__(self, z: Tensor, into: Tensor | None = None) -> Tensor:
+        """x0_hat in data space; written into a tensor where one is given, see `writes_into`."""
+        if into is None:
+            return kept(self.convert(z, self._output(z)))
+        output = self._output(z)
+        if output.shape != into.shape or output.requires_grad:
+            return self.convert(z, output)
+        torch.mul(output, self.q, out=into)
+        return into.add_(z, alpha=self.p) if self.p != 0.0 else into
 
     def raw(self, z: Tensor) -> Tensor:
         """The network's output in the state's dtype, shape checked."""
@@ -105,7 +112,7 @@ class AtTime:
 
     def convert(self, z: Tensor, output: Tensor) -> Tensor:
         """x0_hat in data space of the network's output at z."""
-        x0 = apply(self.q, output)
+        x0 = output if isinstance(self.q, float) and self.q == 1.0 else apply(self.q, output)
         if not isinstance(self.p, float):
             x0 = apply(self.p, z) + x0
         elif self.p != 0.0:
@@ -246,11 +253,11 @@ class Counted:
         """Another denoiser that counts here: the same one for part of a batch."""
         return _Part(self.count, denoiser)
 
-    def count(self, call: Callable[[Tensor], Any], z: Tensor) -> Any:
+    def count(self, call: Callable[..., Any], z: Tensor, *into: Tensor) -> Any:
         """What a call returns, counted."""
         self.calls += 1
         self.evaluations += len(z)
-        out = call(z)
+        out = call(z, *into)
         if self.on_call is not None:
             self.on_call()
         return out
@@ -302,6 +309,15 @@ def bound(denoiser: Callable[[Tensor, Time], Any], t: Time, output: str = "x0") 
         return kept(called(denoiser, z.clone(), t.clone() if isinstance(t, Tensor) else t))
 
     return call
+
+
+def writes_into(call: Any) -> bool:
+    """Whether a call takes a tensor to write x0_hat into: a network's at one time, counted or not, in numbers."""
+    call = call.args[0] if isinstance(call, partial) and call.args else call
+    if type(call) is not AtTime or not (isinstance(call.p, float) and isinstance(call.q, float)):
+        return False
+    own = type(call.denoiser.process)
+    return own.coordinates is Process.coordinates and own.from_coordinates is Process.from_coordinates
 
 
 def as_state(out: Tensor, z: Tensor) -> Tensor:

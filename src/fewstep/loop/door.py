@@ -240,7 +240,7 @@ def on_table(
     snapshot, has it; without it the samples that are not are left to the caller.
     """
     grad = getattr(denoiser, "needs_grad", False)
-    if not differentiable and start.numel() > SMALL:  # below, rewriting the table takes longer than it saves
+    if not differentiable and (start.numel() > SMALL or start.device.type != "cpu"):  # below, it saves nothing
         table = on_raw_outputs(table, denoiser)
     plan = Plan.of(
         table, denoiser, like=start, reuse=not differentiable, compile=compile, grad=grad and not differentiable
@@ -289,12 +289,21 @@ def on_raw_outputs(table: Tableau, denoiser: Any) -> Tableau:
     predicts = getattr(denoiser, "predicts", "data")
     if table.output != "x0" or predicts == "data" or predicts not in PREDICTIONS or table.process.kind == "block":
         return table
+    heads, raw = table.notes.get(predicts, (None, None))
+    if heads != table.heads:
+        raw = table.in_terms_of(predicts) if _shorter(table, predicts) else None
+        table.notes[predicts] = dict(table.heads), raw
+    return raw or table
+
+
+def _shorter(table: Tableau, predicts: str) -> bool:
+    """Whether the rows read fewer tensors in terms of what a network predicts."""
     more = 0
     for row in table.rows:
         outputs = [s for s in row.form.terms if s[0] == "y"]
         with_state = {("z", s[1]) for s in outputs if s[2] == "x0" or (s[2] == "noise" and predicts != "noise")}
         more += len(with_state - set(row.form.terms)) + len({s[1] for s in outputs}) - len(outputs)
-    return table.in_terms_of(predicts) if more < 2 * (table.nfe + len(table.heads)) else table
+    return more < 2 * (table.nfe + len(table.heads))
 
 
 def as_driver(solver: Any) -> Driver | None:

@@ -85,6 +85,7 @@ class Rows(ABC):
 
     def __init__(self, live: dict[Symbol, Tensor]) -> None:
         self.live = live
+        self.columns: Mapping[Symbol, Tensor] = {}  # where outputs are kept that may be written there at once
 
     @abstractmethod
     def make(self, step: Instruction) -> Tensor:
@@ -201,7 +202,7 @@ class SideBySide(Rows):
 
     def keep(self, symbol: Symbol, y: Tensor, z: Tensor) -> None:
         column = self.columns.get(symbol)
-        self.live[symbol] = _apart(y, z) if column is None else column.copy_(y)
+        self.live[symbol] = _apart(y, z) if column is None else y if y is column else column.copy_(y)
 
     def derive(self, symbol: Symbol, z: Tensor, p: Coefficient, y: Tensor, q: Coefficient) -> None:
         column = self.columns.get(symbol)

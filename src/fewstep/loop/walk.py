@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.network import NetworkError, as_state, bound
+from fewstep.denoiser.network import NetworkError, as_state, bound, writes_into
 from fewstep.denoiser.predict import conversion
 from fewstep.denoiser.watch import watching
 from fewstep.loop.rows import SMALL, Columns, Fresh, InPlace, Rows, SideBySide
@@ -64,8 +64,9 @@ class Instruction(NamedTuple):
     state: Symbol
     main: Symbol | None  # the call's own output, where a later row reads it
     spent: bool  # no row reads the state
-    call: Callable[[Tensor], Any] | None = None
+    call: Callable[..., Any] | None = None
     offered: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({})  # heads computed beside the call
+    direct: bool = False  # the call writes into the column that its output has
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Plan:
                 first = next(iter(offered))
                 offered[first] = partial(denoiser.count, offered[first])
             call = _under_autograd(call) if grad and call is not None else call
-            steps.append(Instruction(*step[:-2], call, offered))
+            direct = step.main in columns.at and table.output == "x0" and writes_into(call)
+            steps.append(Instruction(*step[:-3], call, offered, direct))
         return Plan(table.process, table.output, tuple(steps), reuse, columns, compile)
 
 
@@ -287,7 +289,8 @@ def _x0_hat(plan: Plan, step: Instruction, z: Tensor, output: Tensor) -> Tensor:
 
 def _evaluate(plan: Plan, step: Instruction, z: Tensor, rows: Rows, shape: torch.Size, *, look: bool) -> Tensor | None:
     """Calls the network at a row and keeps the outputs that later rows read; a row of heads alone calls those."""
-    main, others = (None, {}) if step.call is None else _call(plan, step, z, shape)
+    into = rows.columns.get(step.main) if step.direct and step.main is not None else None
+    main, others = (None, {}) if step.call is None else _call(plan, step, z, shape, into)
     if main is not None:
         if look:
             look_at(main, f"the network returned values that are not finite at row {step.row} (t = {step.at:g})")
@@ -307,11 +310,13 @@ def _evaluate(plan: Plan, step: Instruction, z: Tensor, rows: Rows, shape: torch
     return main
 
 
-def _call(plan: Plan, step: Instruction, z: Tensor, shape: torch.Size) -> tuple[Tensor, dict[str, Tensor]]:
+def _call(
+    plan: Plan, step: Instruction, z: Tensor, shape: torch.Size, into: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """What the network returns at a row, shape checked, x0 in the process's coordinates; and its other heads."""
     assert step.call is not None
     try:
-        main = step.call(z)
+        main = step.call(z) if into is None else step.call(z, into)
         main = as_state(main, z) if isinstance(main, Tensor) else main
     except NetworkError as error:
         raise ValueError(f"row {step.row} (t = {step.at:g}): {error}") from error.__cause__
