@@ -1,4 +1,6 @@
-"""Writes the tables of docs/choosing.md: the solvers from the registry, the measured ones from benchmarks/results.
+"""Writes the tables of docs/choosing.md and what `fewstep list` prints.
+
+The solvers come from the registry, the measured ones from benchmarks/results.
 
     python docs/tables.py            # rewrites the blocks in place
     python docs/tables.py --check    # exit status 1 when a block is not what this would write
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fewstep as fs
+from fewstep.cli import listing
 from fewstep.solver.base import ALL_KINDS
 
 PAGE = Path(__file__).parent / "choosing.md"
@@ -246,12 +249,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, say whether the page is in sync")
     check = parser.parse_args(argv).check
-    old = PAGE.read_text(encoding="utf-8")
-    new = fill(old)
+    page, listed = PAGE.read_text(encoding="utf-8"), "\n\n".join(listing.blocks()) + "\n"
+    old = page, listing.KEPT.read_text(encoding="utf-8") if listing.KEPT.exists() else ""
+    new = fill(page), listed
     if check:
-        print("in sync" if new == old else f"{PAGE.name} is not in sync: run python docs/tables.py")
+        print("in sync" if new == old else f"{PAGE.name} or the list is not in sync: run python docs/tables.py")
         return int(new != old)
-    PAGE.write_text(new, encoding="utf-8")
+    PAGE.write_text(new[0], encoding="utf-8")
+    if listed != old[1]:
+        listing.KEPT.write_text(listed, encoding="utf-8")
     return 0
 
 

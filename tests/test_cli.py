@@ -52,6 +52,15 @@ def test_help_does_not_import_torch(argv):
     assert "fewstep" in done.stdout
 
 
+def test_the_list_is_read_without_torch_as_the_registries_have_it(capsys):
+    code = "import sys\nfrom fewstep.cli import main\nmain(sys.argv[1:])\nassert 'torch' not in sys.modules\n"
+    for kind in ([], ["solvers"], ["processes"], ["grids"]):
+        assert main(["list", *kind]) == 0  # here they are loaded
+        done = python("-c", code, "list", *kind)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == capsys.readouterr().out
+
+
 def test_importing_every_public_name_needs_torch_and_numpy_alone():
     extras = ("diffusers", "safetensors", "scipy", "rich", "PIL")
     done = python("-c", f"from fewstep import *; import sys; assert not {set(extras)} & set(sys.modules)")

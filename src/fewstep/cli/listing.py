@@ -1,14 +1,17 @@
-"""`fewstep list`: what the registries hold."""
+"""`fewstep list`: what the registries hold, as it was written down (`docs/tables.py`): reading that takes no torch."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
-__all__ = ["arguments", "run"]
+__all__ = ["KEPT", "arguments", "blocks", "run"]
 
 KINDS = ("solvers", "processes", "grids")
+KEPT = Path(__file__).with_name("listing.txt")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,16 +21,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Lists solvers, processes and grids, each with its first line."""
+    every = blocks() if "fewstep.solver" in sys.modules else KEPT.read_text(encoding="utf-8").rstrip().split("\n\n")
+    print("\n\n".join(block for kind, block in zip(KINDS, every, strict=True) if args.kind in (None, kind)))
+
+
+def blocks() -> list[str]:
+    """Each kind with its entries, as the registries hold them now."""
     import fewstep as fs
 
-    registries = {"solvers": fs.SOLVERS, "processes": fs.PROCESSES, "grids": fs.GRIDS}
-    blocks = []
-    for kind in KINDS if args.kind is None else (args.kind,):
-        registry = registries[kind]
+    made = []
+    for kind, registry in zip(KINDS, (fs.SOLVERS, fs.PROCESSES, fs.GRIDS), strict=True):
         width = max(map(len, registry))
         lines = [f"  {name:<{width}}  {_first_line(entry)}" for name, entry in registry.items()]
-        blocks.append("\n".join([f"{kind}:", *lines]))
-    print("\n\n".join(blocks))
+        made.append("\n".join([f"{kind}:", *lines]))
+    return made
 
 
 def _first_line(entry: Any) -> str:
