@@ -63,7 +63,7 @@ FEW = 256  # samples after which a clear difference stands
 FAR = 2.0  # times DDIM's distance on the same grid
 BEYOND = 1.5  # times the range of the data
 DEARER = 1.1  # times the distance of the plain solver
-OTHERS = ("ddim@*", "gddim-*@*", "deis-tab-3@*", "unipc-3@*")  # where no other library knows the process
+OTHERS = ("ddim@*", "gddim-?@*", "gddim-?-pc@*", "deis-tab-3@*", "unipc-3@*")  # where no other library knows the process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,9 @@ class Case:
 
 def ready(problem: Problem | Network, args: argparse.Namespace) -> Case:
     """The problem with its features, real samples and exact end states."""
-    subject = problem.subject(within=args.models) if isinstance(problem, Network) else problem.subject()
-    kept, features = args.out / "kept", features_of(None, subject)
+    kept = args.out / "kept"
+    subject = problem.subject(within=args.models) if isinstance(problem, Network) else problem.subject(kept=kept)
+    features = features_of(None, subject)
     study = Study(subject=subject, features=features, exact=exact(subject, 25 if subject.path else 100), kept=kept,
                   batch=128 if subject.path else 256)  # fmt: skip
     found = real(features, subject, None, kept)

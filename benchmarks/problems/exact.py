@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from torch import Tensor
 import fewstep as fs
 from fewstep.bench import Subject
 from fewstep.denoiser.predict import preconditioning
+from fewstep.files import kept_tensors, save_tensors
 from fewstep.process.operator import apply, inverse
 
 __all__ = ["DATA", "ERRORS", "Data", "Exact", "Problem"]
@@ -43,7 +44,7 @@ ERRORS = {"": (0.0, 0.0, 0.0), "shift": (1.0, 0.0, 0.0), "smooth": (0.0, 1.0, 0.
           "mixed": (0.8, 0.5, 0.33)}  # fmt: skip
 FEATURES = 48  # of the smooth error
 FAST = 300.0  # how fast the white error turns, in radians for a state of unit size
-REAL = 8192
+REAL, ENDS = 8192, 4096  # samples that stand for the data: drawn, and at the end of many calls
 ELSEWHERE = 10**6  # seed of the noises whose exact end states are the reference of a guided problem
 
 
@@ -255,11 +256,21 @@ class Problem:
             self.made["data"] = DATA[self.kind](self.seed, **self.options)
         return self.made["data"]
 
-    def subject(self, real: int = REAL) -> Subject:
-        """The problem for `fewstep.bench`, with `real` samples of the data; guided ones are exact end states."""
+    def subject(self, real: int | None = None, kept: Path | None = None) -> Subject:
+        """The problem for `fewstep.bench`, with `real` samples of the data.
+
+        Of a guided one they are exact end states from other noises, kept in the folder `kept` where there is one.
+        """
         plain = self._subject(self.size)
-        data = self.data.draw(real, ELSEWHERE + self.seed) if self.guidance == 1 else self._ends(real)
-        return Subject(**{**plain.__dict__, "data": data.float()})
+        if self.guidance == 1:
+            return replace(plain, data=self.data.draw(real or REAL, ELSEWHERE + self.seed).float())
+        path = kept and kept / f"ends-{hashlib.sha256(f'{plain.digest} {real}'.encode()).hexdigest()[:16]}.safetensors"
+        found = kept_tensors(path) if path else {}
+        if not found:
+            found = {"ends": self._ends(real or ENDS).float()}
+            if path:
+                save_tensors(path, found, sealed=True)
+        return replace(plain, data=found["ends"])
 
     def _subject(self, size: float) -> Subject:
         digest = f"{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()} {self} size {size}"
@@ -270,7 +281,7 @@ class Problem:
         """Exact end states from other noises, without error."""
         subject, p = self._subject(0.0), self.process
         noise = fs.Noise(seed=ELSEWHERE + self.seed).normal("initial", 0, (count, *p.state_shape(self.data.shape)))
-        table = fs.tabulate("multistep-pc-3", p, steps=100)
+        table = fs.tabulate("multistep-pc-3", p, steps=80)
         z = fs.sample(subject.of(0, count), p, solver=table, x=p.prior(noise, table.rows[0].t), progress=False)
         return p.to_data(z)
 

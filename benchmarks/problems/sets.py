@@ -31,7 +31,7 @@ class Network:
     guidance: float = 1.0
     exact: bool = False
 
-    def subject(self, real: int = 0, within: Path = MODELS) -> Subject:
+    def subject(self, within: Path = MODELS) -> Subject:
         """The network for `fewstep.bench`; its real samples are the shipped features."""
         return named(None if self.model == "shipped" else str(within / self.model)).guided(self.guidance)
 
@@ -92,7 +92,7 @@ JUDGE = _by_name([
     _exact("points-24-data", VP, "points", 117, "data", "mixed", 0.003, dimensions=24),
     _exact("pictures-mixed-w1.5", SD, "digits", 118, error="mixed", size=0.03, guidance=1.5, time="index", parts=12),
     _exact("codes-mixed-w7.5", VP, "latents", 119, error="mixed", size=0.02, guidance=7.5, parts=10),
-    _exact("blurred", fs.Blurring(size=(6, 6)), "digits", 120, error="mixed", size=0.01, side=6),
+    _exact("blurred", fs.Blurring(size=(6, 6)), "digits", 120, "v", error="mixed", size=0.01, side=6),
     _exact("langevin", fs.CLD(), "points", 121, "v", "mixed", 0.01, dimensions=12),
     *_networks(("fashion-vp", 1), ("fashion-noise", 1), ("fashion-noise", 4), ("fashion-scaled-linear", 1),
                ("fashion-scaled-linear", 7.5), ("fashion-edm", 1), ("fashion-flow", 1)),
