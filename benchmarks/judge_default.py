@@ -3,7 +3,7 @@
     python benchmarks/judge_default.py                                          # the set JUDGE
     python benchmarks/judge_default.py --set choose --problem 'points-*' --calls 4,8
     python benchmarks/judge_default.py --problem fashion-noise@4 fashion-edm@7.5 --models MY/MODELS
-    python benchmarks/judge_default.py --rule mine.py:rule                      # (denoiser, process, calls) -> table
+    python benchmarks/judge_default.py --rule mine.py:rule              # (denoiser, process, calls, grid) -> table
 
 Each problem of `benchmarks/problems`: all peers are looked at on `--select-images` noises of seed 1, at each number of
 calls the `--select` of smallest Frechet distance (on exact problems also those nearest to the exact end states) are
@@ -34,6 +34,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -63,7 +64,7 @@ FEW = 256  # samples after which a clear difference stands
 FAR = 2.0  # times DDIM's distance on the same grid
 BEYOND = 1.5  # times the range of the data
 DEARER = 1.1  # times the distance of the plain solver
-OTHERS = ("ddim@*", "gddim-?@*", "gddim-?-pc@*", "deis-tab-3@*", "unipc-3@*")  # where no other library knows the process
+OTHERS = ("ddim@*", "gddim-?@*", "gddim-?-pc@*", "deis-tab-3@*", "unipc-3@*")  # where other libraries have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,14 +155,19 @@ def chosen(case: Case, calls: int, args: argparse.Namespace) -> list[str]:
     return names
 
 
-def candidates(case: Case, rule: str | None) -> list[Contender]:
-    """The default, or a rule in its place, and on exact problems the plain solver."""
+def default(case: Case, rule: str | None, grid: str | None = None) -> Contender:
+    """The default, or a rule in its place, on its own grid or a named one."""
     subject = case.study.subject
-    (contender,) = ours(["default"], subject)
+    (contender,) = ours([f"default@{grid}" if grid else "default"], subject)
     if rule:
         made = named_object(rule)
-        contender = replace(contender, prepare=lambda process, n: run_of(made(subject.of(0, 1), process, n)))
-    found = [replace(contender, name="default")]
+        contender = replace(contender, prepare=lambda process, n: run_of(made(subject.of(0, 1), process, n, grid)))
+    return replace(contender, name="default")
+
+
+def candidates(case: Case, rule: str | None) -> list[Contender]:
+    """The default, or a rule in its place, and on exact problems the plain solver."""
+    found = [default(case, rule)]
     if isinstance(case.problem, Problem):
         solver = fs.GaussianSplit()
         grid = fs.GRIDS["default"]
@@ -215,7 +221,7 @@ def on_grids(case: Case, args: argparse.Namespace) -> list[Row]:
     found, study = [], case.study
     yardstick = Yardstick(case.real.reference)
     for name in fs.GRIDS:
-        pair = [c for solver in ("default", "ddim") for c in ours([f"{solver}@{name}"], study.subject)]
+        pair = [default(case, args.rule, name), *ours([f"ddim@{name}"], study.subject)]
         count = args.grid_images // 2 if isinstance(case.problem, Network) else args.grid_images
         for n in args.grid_calls:
             made = [make(study, entry, count, [MEASURED]) for entry in enter(pair, case.process, [n])]
@@ -302,19 +308,31 @@ def main() -> None:
     add("--grid-images", type=int, default=64, help="samples there (default: 64)")
     add("--no-grids", action="store_true", help="leave the named grids out")
     add("--short", action="store_true", help="4, 6 and 10 calls, 256 samples, exact problems, no named grids")
-    add("--rule", metavar="FILE.py:FUNCTION", help="(denoiser, process, calls) -> table, in place of the default")
+    text = "(denoiser, process, calls, name of a grid or None) -> table, in place of the default"
+    add("--rule", metavar="FILE.py:FUNCTION", help=text)
     add("--models", type=Path, default=MODELS, help="folder of the networks (default: models)")
     add("--out", type=Path, default=Path("out/judge"), help="what is kept (default: out/judge)")
     add("--csv", type=Path, help="file of the rows")
     args = parser.parse_args()
-    among = {"judge": JUDGE, "choose": CHOOSE}[args.set]
-    wanted = find(args.problem, among)
+    try:
+        wanted = find(args.problem, {"judge": JUDGE, "choose": CHOOSE}[args.set])
+    except ValueError as error:
+        parser.error(str(error))
     if args.short:
         args.calls, args.images, args.no_grids = [4, 6, 10], 256, True
         wanted = [problem for problem in wanted if isinstance(problem, Problem)] or wanted
     torch.set_num_threads(1)
     rows: list[Row] = []
     grids: list[Row] = []
+    with suppress(KeyboardInterrupt):
+        judge(wanted, args, rows, grids)
+    print(totals(rows, grids))
+    if args.csv:
+        write(args.csv, [*rows, *grids])
+
+
+def judge(wanted: Sequence[Problem | Network], args: argparse.Namespace, rows: list[Row], grids: list[Row]) -> None:
+    """Each problem in turn; what is found is printed and joins the rows."""
     began, whole, done = time.perf_counter(), sum(map(weight, wanted)), 0.0
     for problem in wanted:
         if isinstance(problem, Network) and problem.model != "shipped" and not (args.models / problem.model).is_dir():
@@ -324,25 +342,21 @@ def main() -> None:
         subject = case.study.subject
         print(f"{problem.name}: {type(case.process).__name__}, predicts {getattr(subject.of(0, 1), 'predicts', 'data')}"
               f"{_told(problem)}, data from {case.range[0]:.2f} to {case.range[1]:.2f}", flush=True)  # fmt: skip
+        here = [] if args.calls[0] <= 2 else [measured(case, 2, [], args)]
         with Bar(3 * sum(args.calls), problem.name) as bar:
-            here = []
             for n in args.calls:
                 names = chosen(case, n, args)
                 bar.advance(n)
                 here.append(measured(case, n, names, args))
                 bar.advance(2 * n)
-        first = [measured(case, 2, [], args)] if args.calls[0] > 2 else []
-        print(text_of([*first, *here]), flush=True)
-        rows += [*first, *here]
+        print(text_of(here), flush=True)
+        rows += here
         if not args.no_grids:
             grids += (there := on_grids(case, args))
             print(grids_text(there), flush=True)
         done += weight(problem)
         passed = time.perf_counter() - began
         print(f"{passed:.0f} s, about {passed / done * (whole - done) / 60:.0f} min left\n", flush=True)
-    print(totals(rows, grids))
-    if args.csv:
-        write(args.csv, [*rows, *grids])
 
 
 def _told(problem: Problem | Network) -> str:
