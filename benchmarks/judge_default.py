@@ -51,7 +51,7 @@ from fewstep.bench.contender import OURS, PEERS, Contender, exact, ours, run_of
 from fewstep.bench.features import Real, features_of, real
 from fewstep.bench.measure import Meter, Row
 from fewstep.bench.peers import peers
-from fewstep.bench.run import Entry, Made, enter, make, preselect
+from fewstep.bench.run import TWIN, Entry, Made, enter, make, preselect
 from fewstep.check.subject import named_object
 from fewstep.cli.bench import numbers
 from fewstep.files import write_text
@@ -131,7 +131,7 @@ def chosen(case: Case, calls: int, args: argparse.Namespace) -> list[str]:
     study, network = case.study, isinstance(case.problem, Network)
     keep = max(1, args.select // 2) if network else args.select
     decides = (study.subject.digest, study.features.digest, study.exact.digest, keep, args.select_images, args.peers,
-               versions())  # fmt: skip
+               versions(), TWIN)  # fmt: skip
     path = args.out / "kept" / f"chosen-{hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     if str(calls) in known:

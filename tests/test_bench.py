@@ -136,6 +136,10 @@ def test_the_nearest_by_frechet_distance_need_not_be_near_the_exact_ends(tmp_pat
     assert ranking[0]["frechet"] < ranking[1]["frechet"] < ranking[2]["frechet"] < ranking[3]["frechet"] == math.inf
     chosen, _ = preselect(s, entries, 1, 128, 3, lambda made: None)
     assert [entry.contender.name for entry in chosen] == ["near"]
+    beside = enter([odd("near", shift=0.1), odd("beside", shift=0.11), odd("twin", shift=0.1001)], fs.VP(), [8])
+    for yard, names in ((yardstick, ["near", "beside"]), (None, ["near"])):
+        chosen, _ = preselect(s, beside, 3, 128, 3, lambda made: None, yard)
+        assert [entry.contender.name for entry in chosen] == names
 
 
 def test_a_group_in_which_all_fail_stops_nothing(tmp_path):

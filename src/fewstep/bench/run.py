@@ -19,6 +19,7 @@ from fewstep.quality import Yardstick
 __all__ = ["Entry", "Made", "enter", "make", "preselect"]
 
 ALIKE = 0.2  # of its distance to exact: who differs less from another contender makes the same samples, up to rounding
+TWIN = 0.02  # the same where the distance to exact does not decide: far from it, other methods differ by little of it
 HUGE = 1e30  # of a feature; beyond it the products of two overflow in float64
 FAR = 2.0  # times the distance of the last one kept: who is as far on an eighth of the noises is not among the best
 
@@ -120,7 +121,7 @@ def preselect(
                               **({"frechet": far[id(m)]} if yardstick else {}),
                               "failed": m.failed, "chosen": False}  # fmt: skip
             best = made
-        best = _different([m for m in best if m.seeds], keep)
+        best = _different([m for m in best if m.seeds], keep, ALIKE if yardstick is None else TWIN)
         for m in best:
             rows[m.entry.contender.name]["chosen"] = True
         by = "frechet" if yardstick else "rmse"
@@ -135,18 +136,18 @@ def _frechet(yardstick: Yardstick, made: Made) -> float:
     return math.inf if features is None or not float(features.abs().max()) < HUGE else yardstick.frechet(features)
 
 
-def _different(made: Sequence[Made], most: int) -> list[Made]:
+def _different(made: Sequence[Made], most: int, alike: float) -> list[Made]:
     """The first `most` that make other samples than those before them."""
     found: list[Made] = []
     for m in made:
-        if len(found) < most and not any(_same(m, other) for other in found):
+        if len(found) < most and not any(_apart(m, other) < alike * other.rmse for other in found):
             found.append(m)
     return found
 
 
-def _same(a: Made, b: Made) -> bool:
-    apart = a.seeds[0]["shown"] - b.seeds[0]["shown"]
-    return float(apart.square().mean().sqrt()) < ALIKE * b.rmse
+def _apart(a: Made, b: Made) -> float:
+    """Root mean square difference of the first samples."""
+    return float((a.seeds[0]["shown"] - b.seeds[0]["shown"]).square().mean().sqrt())
 
 
 def said(error: Exception) -> str:
