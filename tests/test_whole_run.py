@@ -6,13 +6,14 @@ import copy
 import itertools
 import pickle
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fewstep as fs
-from fewstep.loop import Plan, excess as excess_module, walk
+from fewstep.loop import Captured, Plan, excess as excess_module, walk
 from fewstep.process.base import recalling
 from fewstep.tableau.kept import forget
 
@@ -164,3 +165,44 @@ def test_a_step_takes_few_operations(solver, most, wrap):
         raw = shape == (2, 2**15) and wrap in ("noise", "v") and most == 4
         assert max(map(len, steps)) <= most + raw, steps
         assert min(map(len, steps)) >= 3  # the count counts
+
+
+def paired(device: str = "cpu") -> fs.denoiser.Wrapped:
+    """A guided pair of one network with two labels."""
+
+    def network(x: torch.Tensor, t: torch.Tensor, *, label: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x * t[:, None]) + label[:, None]
+
+    labels = (torch.full((2,), v, device=device) for v in (0.3, 0.4))
+    return fs.guide(*(fs.wrap(partial(network, label=label), fs.VP()) for label in labels), 2.0)
+
+
+STOCHASTIC = ["ddpm", "euler-ancestral", "dpmpp-2m-sde", "edm-sde"]
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC)
+def test_a_run_with_noise_and_a_guided_pair_compiles_as_one_graph(solver):
+    table, z, denoiser = fs.tabulate(solver, fs.VP(), steps=4), torch.randn(2, 3), paired()
+    plan, noises = Plan.of(table, denoiser, like=z), [torch.randn_like(z) for _ in table.noises]
+    with torch.no_grad():
+        compiled = torch.compile(partial(walk, plan), fullgraph=True, backend="aot_eager")
+        assert torch.allclose(compiled(z, noises), walk(plan, z, noises), atol=1e-5)
+
+
+def test_a_compiled_run_draws_the_same_noise_and_calls_a_pair_once(monkeypatch):
+    graphs, compiled = [], torch.compile
+    back_end = lambda graph, inputs: graphs.append(len(inputs)) or graph.forward  # noqa: E731
+    run = partial(fs.sample, paired(), fs.VP(), solver="dpmpp-2m-sde", steps=4, shape=(2, 3), seed=3, progress=False)
+    monkeypatch.setattr(torch, "compile", lambda net, **options: compiled(net, backend=back_end, **options))
+    assert torch.allclose(run(compile=True), run(), atol=1e-5)
+    assert len(graphs) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want a GPU")
+@pytest.mark.parametrize("solver", STOCHASTIC)
+def test_a_captured_run_holds_noise_and_a_guided_pair(solver):
+    table, z, denoiser = fs.tabulate(solver, fs.VP(), steps=4), torch.randn(2, 3, device="cuda"), paired("cuda")
+    plan, noises = Plan.of(table, denoiser, like=z), [torch.randn_like(z) for _ in table.noises]
+    captured = Captured(plan, torch.zeros_like(z), [torch.zeros_like(xi) for xi in noises])
+    for start in (z, -z):
+        assert torch.allclose(captured(start, noises), walk(plan, start, noises), atol=1e-5)

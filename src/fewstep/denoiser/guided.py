@@ -12,8 +12,7 @@ A head is computed only in the rows that read it, so a solver that takes the two
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar
 
@@ -140,15 +139,18 @@ class ClassifierFree:
         """Z -> what the conditional and the unconditional denoiser return at one time."""
         one, other = (bound(d, t, output) for d in (self.conditional, self.unconditional))
         twice = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
-        ready = self.conditional.ready(twice, output) if isinstance(self.conditional, Wrapped) else None
+        pair = _one_network(self.conditional, self.unconditional)
+        ready = self.conditional.ready(twice, output) if pair else None
 
         def both(z: Tensor) -> tuple[Tensor, Tensor]:
-            pair = _pair(self.conditional, self.unconditional, len(z))
-            if ready is not None and pair is not None:
-                call = replace(ready, denoiser=pair)
-                with suppress(torch.OutOfMemoryError):  # then one after the other
-                    out = (call if output == "x0" else call.raw)(torch.cat([z, z]))
+            net = _pair(self.conditional.net, self.unconditional.net, len(z)) if ready is not None else None
+            if ready is not None and net is not None:
+                call = ready if output == "x0" else ready.raw
+                try:
+                    out = call(torch.cat([z, z]), net=net)
                     return out[: len(z)], out[len(z) :]
+                except torch.OutOfMemoryError:  # then one after the other
+                    pass
             return one(z), other(z)
 
         return both
@@ -159,34 +161,36 @@ def _wide(scale: float | Tensor, like: Tensor) -> Any:
     return scale.to(like).reshape(-1, *(1,) * (like.ndim - 1)) if isinstance(scale, Tensor) else scale
 
 
-def _pair(one: Any, other: Any, batch: int) -> Wrapped | None:
-    """Two denoisers of one network as one of twice the batch; None where they are not.
-
-    They are where they differ in the tensors only that a `functools.partial` binds to the samples: one each, or one for
-    all.
-    """
+def _one_network(one: Any, other: Any) -> bool:
+    """Whether two denoisers are one network, and differ in the tensors only that a `functools.partial` binds to it."""
     if not (isinstance(one, Wrapped) and isinstance(other, Wrapped)):
-        return None
+        return False
     if not all(getattr(one, f.name) == getattr(other, f.name) for f in fields(Wrapped) if f.name != "net"):
-        return None
+        return False
     a, b = one.net, other.net
     if not (isinstance(a, partial) and isinstance(b, partial) and a.func == b.func and not a.args and not b.args):
-        return None
-    if a.keywords.keys() != b.keywords.keys():
-        return None
+        return False
+    both_tensors = lambda *values: all(isinstance(v, Tensor) for v in values)  # noqa: E731
+    return a.keywords.keys() == b.keywords.keys() and all(
+        value is b.keywords[name] or both_tensors(value, b.keywords[name]) for name, value in a.keywords.items()
+    )
+
+
+def _pair(a: partial, b: partial, batch: int) -> partial | None:
+    """One network with the tensors of both for twice the batch: one each, or one for all; None where they are neither.
+
+    They are put together at each call, as their owner may have changed them in place.
+    """
     bound_to: dict[str, Any] = {}
     for name, value in a.keywords.items():
-        values = value, b.keywords[name]
-        if all(isinstance(v, Tensor) for v in values):
-            each = [v.expand(batch) if v.ndim == 0 else v for v in values]
-            if len(each[0]) != batch or each[0].shape != each[1].shape:
-                return None
-            bound_to[name] = torch.cat(each)
-        elif value is not values[1]:
-            return None
-        else:
+        if not isinstance(value, Tensor):
             bound_to[name] = value
-    return replace(one, net=partial(a.func, **bound_to))
+            continue
+        each = [v.expand(batch) if v.ndim == 0 else v for v in (value, b.keywords[name])]
+        if len(each[0]) != batch or each[0].shape != each[1].shape:
+            return None
+        bound_to[name] = torch.cat(each)
+    return partial(a.func, **bound_to)
 
 
 @typed

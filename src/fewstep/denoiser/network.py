@@ -96,19 +96,19 @@ class AtTime:
     q: Coefficient
     label: float | Tensor
 
-    def __call__(self, z: Tensor, into: Tensor | None = None) -> Tensor:
-        """x0_hat in data space; written into a tensor where one is given, see `writes_into`."""
+    def __call__(self, z: Tensor, into: Tensor | None = None, net: Callable[..., Any] | None = None) -> Tensor:
+        """x0_hat in data space; written into a tensor where one is given, see `writes_into`; of another network."""
         if into is None:
-            return kept(self.convert(z, self._output(z)))
+            return kept(self.convert(z, self._output(z, net)))
         output = self._output(z)
         if output.shape != into.shape or output.requires_grad:
             return self.convert(z, output)
         torch.mul(output, self.q, out=into)
         return into.add_(z, alpha=self.p) if self.p != 0.0 else into
 
-    def raw(self, z: Tensor) -> Tensor:
-        """The network's output in the state's dtype, shape checked."""
-        return kept(self._output(z))
+    def raw(self, z: Tensor, net: Callable[..., Any] | None = None) -> Tensor:
+        """The network's output in the state's dtype, shape checked; or another network's."""
+        return kept(self._output(z, net))
 
     def convert(self, z: Tensor, output: Tensor) -> Tensor:
         """x0_hat in data space of the network's output at z."""
@@ -119,17 +119,18 @@ class AtTime:
             x0 = x0.add(z, alpha=self.p)
         return self.denoiser.process.from_coordinates(x0)
 
-    def _output(self, z: Tensor) -> Tensor:
+    def _output(self, z: Tensor, net: Callable[..., Any] | None = None) -> Tensor:
         d = self.denoiser
-        dtype = d.dtype or _dtype(d.net) or z.dtype
+        net = d.net if net is None else net
+        dtype = d.dtype or _dtype(net) or z.dtype
         scaled = d.predicts == "edm" or not (isinstance(self.c_in, float) and self.c_in == 1.0)
         x = (apply(self.c_in, z) if scaled else z).to(dtype)
         x = x.clone() if x is z else x  # the network's own, to write into or to keep
         label = self._label(z, torch.float64 if dtype == torch.float64 else torch.float32)
         try:
-            out = called(d.net, x, label)
+            out = called(net, x, label)
         except (RuntimeError, IndexError) as error:
-            if isinstance(error, torch.OutOfMemoryError) or not (misfit := _misfit(d.net, len(z))):
+            if isinstance(error, torch.OutOfMemoryError) or not (misfit := _misfit(net, len(z))):
                 raise
             raise NetworkError(f"{misfit}, and fails: {error}") from error
         out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
@@ -137,7 +138,7 @@ class AtTime:
             raise NetworkError(f"the network returned {type(out).__name__}: it must return a tensor")
         shapes = self._shapes(z, x)
         if tuple(out.shape) not in shapes:
-            misfit = _misfit(d.net, len(z))
+            misfit = _misfit(net, len(z))
             raise NetworkError(
                 f"the network returned shape {tuple(out.shape)} for a state of shape {tuple(z.shape)}: it must return "
                 f"{' or '.join(map(str, shapes))}{'; ' + misfit if misfit else ''}"

@@ -70,7 +70,7 @@ def called(net: Callable[..., Any], x: Tensor, *args: Any, **options: Any) -> An
 
 def kept(out: Any) -> Any:
     """What a network returned, as the run's own: a copy where others hold it. Hand it over, keep no name for it."""
-    if isinstance(out, Mapping):
+    if not isinstance(out, Tensor) and isinstance(out, Mapping):
         rest = dict(out)
         del out
         return {name: kept(rest.pop(name)) for name in list(rest)}

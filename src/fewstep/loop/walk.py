@@ -122,33 +122,29 @@ def _outline(table: Tableau, like: Tensor | None) -> tuple[tuple[Instruction, ..
     """The instructions without their calls, and the columns; remembered where no weight depends on `like`."""
     heads, made = table.notes.get("outline", (None, None))
     if made is None or heads != table.heads:
-        made = _outlined(table, like)
-        if all(isinstance(c, float) for step in made[0] for c in _weights(step)):
+        numbers = all(type(c) is float for row in table.rows for c in row.form.terms.values())
+        numbers = numbers and all(type(c) is float for pair in table.heads.values() for c in pair)
+        made = _outlined(table, None if numbers else like)
+        if numbers:
             table.notes["outline"] = dict(table.heads), made
     return made
-
-
-def _weights(step: Instruction) -> Iterator[Coefficient]:
-    yield from (c for _, c in step.terms)
-    for _, p, q in step.heads:
-        yield from (p, q)
 
 
 def _outlined(table: Tableau, like: Tensor | None) -> tuple[tuple[Instruction, ...], Columns]:
     ready = lambda c: c if like is None or isinstance(c, float) else c.to(like)  # noqa: E731
     last, steps, draw = table.last_use(), [], 0
-    live: dict[int, list[Symbol]] = {}
+    read: dict[int, list[Symbol]] = {}
     dead: dict[int, list[Symbol]] = {}
     for s, end in last.items():
         if s[0] == "y":
-            live.setdefault(s[1], []).append(s)
+            read.setdefault(s[1], []).append(s)
         dead.setdefault(end, []).append(s)
     for k, row in enumerate(table.rows):
-        derived = [(s[2], *table.heads[k, s[2]]) for s in live.get(k, ()) if (k, s[2]) in table.heads]
-        raw = tuple(s[2] for s in live.get(k, ()) if (k, s[2]) not in table.heads)
-        terms = [(s, ready(c)) for s, c in row.form]
+        heads = [s[2] for s in read.get(k, ())]
+        derived = [(h, ready(p), ready(q)) for h in heads if (k, h) in table.heads for p, q in [table.heads[k, h]]]
+        terms = [(s, ready(c)) for s, c in row.form.terms.items()]
         draw = max([draw, *(s[-1] + 1 for s, _ in terms if s[0] in ("xi", "root"))])
-        roots = tuple(s for s, _ in terms if s[0] == "root")
+        roots = [s for s, _ in terms if s[0] == "root"]
         free = (*dead.get(k, ()), *roots)
         ours = [s for s in free if s[0] == "z" and table.rows[s[1]].given is None]
         over = next((s for s, c in terms if s in ours and isinstance(c, float)), None)
@@ -157,8 +153,8 @@ def _outlined(table: Tableau, like: Tensor | None) -> tuple[tuple[Instruction, .
         steps.append(
             Instruction(
                 row=k, t=row.t, at=row.at, given=row.given, terms=tuple(terms), over=over is not None, draw=draw,
-                roots=roots, heads=tuple((head, ready(a), ready(b)) for head, a, b in derived),
-                raw=tuple(h for h in raw if h != table.output), free=free, ours=tuple(s for s in ours if s != over),
+                roots=tuple(roots), heads=tuple(derived), free=free, ours=tuple(s for s in ours if s != over),
+                raw=tuple(h for h in heads if h != table.output and (k, h) not in table.heads),
                 state=state, main=output if output in last else None, spent=state not in last,
             )
         )  # fmt: skip
