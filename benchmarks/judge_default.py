@@ -86,8 +86,8 @@ def ready(problem: Problem | Network, args: argparse.Namespace) -> Case:
     kept = args.out / "kept"
     subject = problem.subject(within=args.models) if isinstance(problem, Network) else problem.subject(kept=kept)
     features = features_of(None, subject)
-    study = Study(subject=subject, features=features, exact=exact(subject, 25 if subject.path else 100), kept=kept,
-                  batch=128 if subject.path else 256)  # fmt: skip
+    end = exact(subject, 40 if subject.path else 100, "log-snr")  # a grid that no new default moves
+    study = Study(subject=subject, features=features, exact=end, kept=kept, batch=128 if subject.path else 256)
     found = real(features, subject, None, kept)
     assert found is not None
     low, high = (-1.0, 1.0) if subject.data is None else (float(v) for v in subject.data.aminmax())
