@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,7 @@ class Integrals:
             parts = [torch.linspace(0, 1, 1 + math.ceil(h / _WIDEST), dtype=torch.float64)[:-1] for h in nodes.diff()]
             cells = zip(nodes[:-1], nodes.diff(), parts, strict=True)
             nodes = torch.cat([*(a + h * part for a, h, part in cells), nodes[-1:]])
-        c, self._weights, inner = _RULES[rule]
+        c, self._weights, inner = _RULES[rule]()
         self.nodes, h = nodes, nodes.diff()
         self._x = nodes[:-1, None] + h[:, None] * c  # (intervals, points)
         l, s, b = (statistics.at(name, self._x) for name in ("l", "s", "b"))  # noqa: E741
@@ -226,21 +227,24 @@ def _inverse(process: Process, t: float) -> float:
     return 1 / process.M(t)
 
 
-def _gauss(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Points and weights on [0, 1], and the weights of the integrals from 0 to every point."""
-    x, weights = np.polynomial.legendre.leggauss(count)
+Rule = tuple[Tensor, Tensor, Tensor]
+
+
+@cache
+def _gauss() -> Rule:
+    """Four points and weights on [0, 1], and the weights of the integrals from 0 to every point."""
+    x, weights = np.polynomial.legendre.leggauss(4)
     c, weights = (x + 1) / 2, weights / 2
     powers = np.vander(c, increasing=True)
-    inner = (powers * c[:, None] / np.arange(1, count + 1)) @ np.linalg.inv(powers)
+    inner = (powers * c[:, None] / np.arange(1, len(c) + 1)) @ np.linalg.inv(powers)
     return torch.from_numpy(c), torch.from_numpy(weights), torch.from_numpy(inner)
 
 
-_HALF = torch.tensor([0.5, 0.5], dtype=torch.float64)
-_RULES = {
-    "gauss": _gauss(4),
-    "trapezoid": (
-        torch.tensor([0.0, 1.0], dtype=torch.float64),
-        _HALF,
-        torch.tensor([[0.0, 0.0], [0.5, 0.5]], dtype=torch.float64),
-    ),
-}
+@cache
+def _trapezoid() -> Rule:
+    """Both ends."""
+    c, weights, inner = [0.0, 1.0], [0.5, 0.5], [[0.0, 0.0], [0.5, 0.5]]
+    return tuple(torch.tensor(each, dtype=torch.float64) for each in (c, weights, inner))  # type: ignore[return-value]
+
+
+_RULES = {"gauss": _gauss, "trapezoid": _trapezoid}  # worked out when they are asked for: numpy's algebra starts slowly
