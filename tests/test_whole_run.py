@@ -6,6 +6,7 @@ import copy
 import itertools
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -206,3 +207,29 @@ def test_a_captured_run_holds_noise_and_a_guided_pair(solver):
     captured = Captured(plan, torch.zeros_like(z), [torch.zeros_like(xi) for xi in noises])
     for start in (z, -z):
         assert torch.allclose(captured(start, noises), walk(plan, start, noises), atol=1e-5)
+
+
+def test_a_call_that_takes_a_state_alone_is_given_a_state_alone():
+    """Who hands on a bound network in a function of its own is asked as before."""
+    inner = fs.wrap(lambda x, t: 0.5 * x, fs.VP())
+
+    class Doubling:
+        def __call__(self, z: torch.Tensor, t: float) -> torch.Tensor:
+            return self.at(t)(z)
+
+        def at(self, t: float, output: str = "x0"):
+            return partial(lambda call, z: 2 * call(z), inner.at(t, output))
+
+    run = partial(fs.sample, process=fs.VP(), solver="dpmpp-2m", steps=5, shape=(2, 3), progress=False)
+    assert torch.equal(run(Doubling()), run(lambda z, t: 2 * inner(z, t)))
+
+
+def test_threads_that_share_a_table_have_their_own_runs():
+    table = fs.tabulate("unipc-3", fs.Discrete(), steps=6)
+    denoiser = fs.wrap(lambda x, t: torch.tanh(x * t[:, None]), table.process, time="sigma")
+    run = lambda k: fs.sample(denoiser, table.process, solver=table, shape=(2, 3), seed=k, progress=False)  # noqa: E731
+    want = [run(k) for k in range(8)]
+    for _ in range(4):
+        table.notes.clear()
+        with ThreadPoolExecutor(4) as pool:
+            assert all(map(torch.equal, pool.map(run, range(8)), want))

@@ -314,7 +314,8 @@ def bound(denoiser: Callable[[Tensor, Time], Any], t: Time, output: str = "x0") 
 
 def writes_into(call: Any) -> bool:
     """Whether a call takes a tensor to write x0_hat into: a network's at one time, counted or not, in numbers."""
-    call = call.args[0] if isinstance(call, partial) and call.args else call
+    if isinstance(call, partial) and getattr(call.func, "__func__", None) is Counted.count:
+        call = call.args[0]
     if type(call) is not AtTime or not (isinstance(call.p, float) and isinstance(call.q, float)):
         return False
     own = type(call.denoiser.process)

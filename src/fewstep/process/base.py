@@ -59,18 +59,7 @@ class Memory:
         self.noted: dict[float, None] = {}
         self.answers: dict[tuple[Any, float], Any] = {}
         self.steps = dict(zip(times[:-1], times[1:], strict=True))
-        self.nodes: Tensor | None = None
-        self._found: dict[Any, Any] = {}
-
-    def ask_at(self, nodes: Tensor | None) -> None:
-        """From now on what is asked at these times, this very tensor, is worked out once."""
-        self.nodes, self._found = nodes, {}
-
-    def at_nodes(self, method: Callable[[Any, Time], Any]) -> Any:
-        """The method at the nodes."""
-        if method not in self._found:
-            self._found[method] = method(self.process, self.nodes)
-        return self._found[method]
+        self.nodes: tuple[Tensor, dict[Any, Any]] | None = None  # times of `asking_at`, and the answers there
 
     def recall(self) -> bool:
         """Ends the noting, and takes what was noted among the times; whether there was anything."""
@@ -131,12 +120,12 @@ def asking_at(nodes: Tensor) -> Iterator[None]:
     """While the block runs, a process that remembers works out once what it is asked at these times."""
     memory = _MEMORY.get()
     if memory is not None:
-        memory.ask_at(nodes)
+        memory.nodes = nodes, {}
     try:
         yield
     finally:
         if memory is not None:
-            memory.ask_at(None)
+            memory.nodes = None
 
 
 @contextmanager
@@ -175,7 +164,10 @@ def _remembered(name: str, method: Callable[[Any, Time], Any]) -> Callable[[Any,
         if memory is None or memory.process is not self:
             return method(self, t)
         if type(t) is not float:
-            return memory.at_nodes(method) if t is memory.nodes else method(self, t)
+            nodes, answers = memory.nodes or (None, {})
+            if t is not nodes:
+                return method(self, t)
+            return answers[method] if method in answers else answers.setdefault(method, method(self, t))
         found = memory.answers.get((method, t))
         return memory.answer(method, functools.partial(method, self), t, name) if found is None else found
 
