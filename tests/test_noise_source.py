@@ -48,7 +48,7 @@ def test_requests_of_another_stream() -> None:
     asked = [(0.1, 0.4, "path", 0), (0.9, 0.9, "churn", 5), (0.4, 0.6, "path", 1)]
     first, churn, last = source.intervals(asked, shape, F64, CPU)
     assert torch.equal(churn, Noise(seed=3).normal("churn", 5, shape, dtype=F64))
-    path = BrownianPath(Noise(seed=3), shape, F64, CPU)
+    path = BrownianPath(Noise(seed=3), shape, F64, CPU, points=[0.1, 0.6, 0.4])
     assert torch.equal(first, path.increment(0.1, 0.4))
     assert torch.equal(last, path.increment(0.4, 0.6))
 

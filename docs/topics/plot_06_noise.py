@@ -74,7 +74,7 @@ plt.show()
 # ------------------------------------
 #
 # With one path for all step counts the error of each sample can be measured, as for an
-# ODE: left, the distance to a run of 600 steps with the same noise. Right asks for
+# ODE: left, the distance to a run of 512 steps with the same noise. Right asks for
 # less, that the samples are spread as those are: the error of their standard deviation.
 # DDPM is of order 1 in both. DPM-Solver++ 2M SDE and SEEDS integrate the prediction
 # better (`Lu et al. 2022 <https://arxiv.org/abs/2211.01095>`_, `Gonzalez et al. 2023
@@ -83,7 +83,7 @@ plt.show()
 
 eps = fs.Noise(seed=0).normal("initial", 0, (1000, 1), dtype=torch.float64)
 how = {"grid": "log-snr", "x": process.prior(eps)}
-fine = fs.sample(oracle, process, solver="dpmpp-2m-sde", steps=600, **how)
+fine = fs.sample(oracle, process, solver="dpmpp-2m-sde", steps=512, **how)
 budget = (16, 32, 64, 128)
 fig, axes = plt.subplots(1, 2, figsize=(9.0, 3.4))
 for solver, marker in (("ddpm", "o"), ("dpmpp-2m-sde", "s"), ("seeds-2", "^")):

@@ -22,7 +22,7 @@ from fewstep.bench.features import Features
 from fewstep.bench.subject import Subject
 from fewstep.denoiser import Counted
 from fewstep.files import kept_tensors, save_tensors
-from fewstep.noise import noise_source
+from fewstep.noise import STREAM, noise_source
 from fewstep.process import ScalarProcess
 
 __all__ = ["PART", "SHOWN", "Cell", "Study"]
@@ -152,7 +152,7 @@ class Study:
 
     def _folder(self, cell: Cell) -> Path:
         decides = [self.subject.digest, cell.run.digest, cell.run.end, cell.run.calls, cell.seed, self.exact.digest,
-                   self.batch, self.device, cell.seen and self.features.digest]  # fmt: skip
+                   self.batch, self.device, cell.seen and self.features.digest, STREAM]  # fmt: skip
         return self.kept / hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
 
 

@@ -20,6 +20,7 @@ from fewstep.bench.measure import Meter, Row
 from fewstep.bench.peers import peers
 from fewstep.bench.run import Entry, Made, enter, make, preselect
 from fewstep.bench.subject import Subject, subject
+from fewstep.noise import STREAM
 from fewstep.pace import Pace, hardware
 from fewstep.process.config import process_to_json
 from fewstep.quality import Yardstick
@@ -217,7 +218,7 @@ def prepare(asked: Asked) -> Bench:
 
 def versions() -> dict[str, str]:
     """Of everything that makes the numbers."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "noise_stream": str(STREAM)}
     for name in ("fewstep", "torch", "diffusers", "k-diffusion", "torchdiffeq", "transformers"):
         try:
             found[name] = version(name)

@@ -207,6 +207,7 @@ def describe(model: Model, table: Tableau | Driver, *, file: str | None, **more:
 
     import fewstep as fs
     from fewstep.files import sha256
+    from fewstep.noise import STREAM
     from fewstep.process.config import process_to_json
 
     solver = table.solver if isinstance(table, fs.Tableau) else table
@@ -221,7 +222,8 @@ def describe(model: Model, table: Tableau | Driver, *, file: str | None, **more:
         },
         "pace": dataclasses.asdict(model.pace),
         **more,
-        "versions": {"fewstep": fs.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"fewstep": fs.__version__, "torch": torch.__version__, "python": platform.python_version(),
+                     "noise_stream": STREAM},
         "machine": {"system": platform.system(), "processor": platform.machine(),
                     "threads": model.pace.threads or torch.get_num_threads()},
     }  # fmt: skip

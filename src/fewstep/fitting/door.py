@@ -25,6 +25,7 @@ from fewstep.fitting.teacher import FIRST, Task, record
 from fewstep.grid import GRIDS, Grid, to_zero
 from fewstep.loop import tabulate
 from fewstep.loop.walk import Denoiser
+from fewstep.noise import STREAM
 from fewstep.process.base import Process
 from fewstep.process.config import process_to_json
 from fewstep.solver import Solver
@@ -145,6 +146,7 @@ def fit(
         "samples": samples,
         "held_out": held_out,
         "seed": seed,
+        "noise_stream": STREAM,
         "dtype": str(dtype),
         **(about or {}),
     }

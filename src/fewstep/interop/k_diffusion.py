@@ -28,6 +28,7 @@ from fewstep.denoiser.network import as_state
 from fewstep.denoiser.watch import NetworkError, called, kept, watching
 from fewstep.interop.tool_names import ALIASES, LABELS, SCHEDULERS
 from fewstep.loop import sample as run, tabulate
+from fewstep.loop.drive import along
 from fewstep.noise import NoiseSource, noise_source
 from fewstep.noise.source import Request
 from fewstep.process import EDM, Flow, ScalarProcess
@@ -264,7 +265,8 @@ class _Drawn(NoiseSource):
     def intervals(
         self, requests: Sequence[Request], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
     ) -> Iterator[Tensor]:
-        drawn = self.source.intervals(requests, shape, dtype, device) if self.sampler is None else self._sampled()
+        source = along(self.table, self.source)
+        drawn = source.intervals(requests, shape, dtype, device) if self.sampler is None else self._sampled()
         return (xi.to(device, dtype) if self.scale == 1 else self.scale * xi.to(device, dtype) for xi in drawn)
 
     def _sampled(self) -> Iterator[Tensor]:

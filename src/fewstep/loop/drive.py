@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from fewstep.tableau import Form, Tableau
 from fewstep.tableau.form import Symbol
 from fewstep.tableau.tableau import NoiseInterval, noise_head
 
-__all__ = ["drive", "noises_of", "outputs", "place", "predict"]
+__all__ = ["along", "drive", "noises_of", "outputs", "place", "predict"]
 
 
 @watching()
@@ -52,7 +52,18 @@ def drive(
 
 def place(process: Process, t: float) -> float:
     """Where a time lies on the Brownian path: a sigmoid of the process's clock for it, the log-SNR."""
-    return 1 / (1 + math.exp(min(-float(process.path_clock(t)) / 2, 700.0)))
+    return _sigmoid(float(process.path_clock(t)))
+
+
+def places(process: Process, times: Iterable[float]) -> dict[float, float]:
+    """The same for many times at once, which takes the time of one."""
+    known = sorted(set(times))
+    lam = process.path_clock(torch.tensor(known, dtype=torch.float64))
+    return dict(zip(known, map(_sigmoid, torch.as_tensor(lam).tolist()), strict=True))
+
+
+def _sigmoid(lam: float) -> float:
+    return 1 / (1 + math.exp(min(-lam / 2, 700.0)))
 
 
 def noises_of(
@@ -61,8 +72,29 @@ def noises_of(
     """The standard normals of a table's intervals, in order."""
     if not table.noises and isinstance(source, PathSource):
         return iter(())
-    requests = [(place(table.process, n.t), place(table.process, n.s), n.stream, n.index) for n in table.noises]
-    return source.intervals(requests, shape, dtype, device)
+    noises = table.noises
+    if isinstance(source, Asked):  # of a run that has looked at the path at these very places
+        at = {t: place(table.process, t) for n in noises for t in (n.t, n.s)}
+    else:
+        at = _places_of(table)
+    requests = [(at[n.t], at[n.s], n.stream, n.index) for n in noises]
+    return along(table, source).intervals(requests, shape, dtype, device)
+
+
+def along(table: Tableau, source: NoiseSource) -> NoiseSource:
+    """The source, on the places of the table's grid where it takes its noise from the path."""
+    if not isinstance(source, PathSource) or not any(n.stream == "path" for n in table.noises):
+        return source
+    at = _places_of(table)
+    return source.along(sorted(at[t] for t in table.grid.tolist()))
+
+
+def _places_of(table: Tableau) -> dict[float, float]:
+    """Where the times of a table's grid and noises lie, worked out once."""
+    times = {*table.grid.tolist(), *(t for n in table.noises for t in (n.t, n.s))}
+    if not times <= table.notes.get("places", {}).keys():
+        table.notes["places"] = places(table.process, times)
+    return table.notes["places"]
 
 
 def predict(denoiser: Any, process: Process, z: Tensor, t: Time) -> Tensor:
@@ -167,7 +199,7 @@ class SamplePath:
     asked: list[tuple[float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._path = BrownianPath(self.noise, self.shape, self.dtype, self.device, cache=2**20)
+        self._path = BrownianPath(self.noise, self.shape, self.dtype, self.device)
 
     def draw(self, a: float, b: float) -> Tensor:
         """The increment from a to b, scaled to a standard normal."""
@@ -175,7 +207,7 @@ class SamplePath:
         return self._path.increment(a, b)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Asked(PathSource):
     """The noise of a driver's sample: the intervals it tried are asked for first, then a table's."""
 
@@ -185,13 +217,17 @@ class Asked(PathSource):
         object.__setattr__(self, "noise", path.noise)
         object.__setattr__(self, "path", path)
 
+    def along(self, grid: Sequence[float]) -> Asked:
+        """Itself: its path was looked at in the run, wherever a grid lies."""
+        return self
+
     def intervals(
         self, requests: Sequence[Request], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
     ) -> Iterator[Tensor]:
         """Increments of the sample's path as it was refined in the run."""
         path = BrownianPath(self.noise, shape, dtype, device)
-        for a, b in self.path.asked:
-            path.coefficients(a, b)
+        for p in (p for interval in self.path.asked for p in interval):
+            path.split(p)
         return (path.increment(a, b) for a, b, _, _ in requests)
 
 

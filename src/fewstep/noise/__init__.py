@@ -1,18 +1,19 @@
-"""Random numbers as a function: named streams, counter-based for each sample, and one Brownian path for each sample.
+"""Random numbers as a function: named streams for each sample, and one Brownian path for each sample.
 
 A generator with a state makes sample 17 depend on the sixteen drawn before it. Here sample 17 of seed 3 gets the same
 bits in any batch, on any worker, in any order:
 
-- `counter`: Philox4x32-10 and `Noise`, normals by (seed, sample, stream, k);
+- `counter`: `Noise`, normals by (seed, sample, stream, k), from a generator that jumps to a sample;
 - `brownian`: `BrownianPath`, the noise of an interval, the same path at any number of steps;
 - `source`: what `sample` asks, from a `Noise`, a `torch.Generator` or a ready tensor.
 """
 
 from fewstep.noise.brownian import BrownianPath
-from fewstep.noise.counter import Noise, philox
+from fewstep.noise.counter import STREAM, Noise
 from fewstep.noise.source import GeneratorSource, NoiseSource, PathSource, TensorSource, noise_source
 
 __all__ = [
+    "STREAM",
     "BrownianPath",
     "GeneratorSource",
     "Noise",
@@ -20,5 +21,4 @@ __all__ = [
     "PathSource",
     "TensorSource",
     "noise_source",
-    "philox",
 ]

@@ -1,102 +1,116 @@
-"""Counter-based normals: Philox4x32-10 in torch integer operations, named streams, per sample.
+r"""Standard normals as a function of what they are for: named streams, sample after sample, the same on every machine.
 
-A number depends only on what it is for:
+    key   = BLAKE2b(seed, stream, k)                  256 bits: state and increment of the generator
+    words = PCG64-DXSM(key), from word n * sample on  64 bits each, n for a sample: half of its numbers, rounded up
+    z_1 + i z_2 = sqrt(-2 log u) exp(i theta)         a pair a word, in float32
 
-    words = Philox4x32-10(counter = (element block, sample, stream, k), key = seed)      four words of 32 bits
-    z_1 + i z_2 = sqrt(-2 log u_1) exp(2 pi i u_2)                                        twice, in float64
+A generator that can jump ahead costs one jump a batch, however many samples it holds, and its words and all arithmetic
+here are numpy's, whose bits do not depend on the batch, the thread or the vector width of the processor. Other devices
+get the same numbers: the host makes them while the device works.
 
-References: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011,
-https://doi.org/10.1145/2063384.2063405. Box, Muller, "A note on the generation of random normal deviates", Annals of
-Mathematical Statistics 29, 1958. We differ in u_1 = (word + 1/2) / 2^32, which is never 0: no normal is
-beyond 6.77 in size.
+u is an odd multiple of 2^-31 and theta a multiple of 2 pi / 2^32, each from one half of the words: u is never 0 and no
+normal is beyond 6.56 in size. Pairs are made in blocks of `BLOCK`: of 2 m numbers of a block, the first m are z_1.
+
+References: O'Neill, "PCG", Harvey Mudd College HMC-CS-2014-0905, 2014; PCG64DXSM in numpy's documentation,
+https://numpy.org/doc/stable/reference/random/bit_generators/pcg64dxsm.html. Box, Muller, "A note on the generation of
+random normal deviates", Annals of Mathematical Statistics 29, 1958.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.random import PCG64DXSM
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Noise", "check_state", "group_size", "philox", "standard_normals", "stream_id"]
+__all__ = ["STREAM", "Noise", "as_tensor", "blocks", "check_state", "room"]
 
-_MASK = 0xFFFFFFFF
+STREAM = 2  # the version of the numbers: one for all of them, raised when any bit changes; records hold it
+BLOCK = 2**14  # pairs made at once, which stay in the cache; a part of the stream's definition
+
+_BELOW, _U, _THETA = np.int32(1 - 2**31), np.float32(-(2.0**-31)), np.float32(math.tau / 2**32)
+_CPU = torch.device("cpu")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def philox(counter: Sequence[Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""Four words of 32 random bits for each counter: Philox4x32-10, in integer operations on the counter's device.
+class _Key(ISeedSequence):
+    """What the generator starts from, which it asks for as it would ask a seed sequence."""
 
-        hi, lo = 0xD2511F53 c_0;  hi', lo' = 0xCD9E8D57 c_2        (32 x 32 -> 64 bits)
-        c <- (hi' ^ c_1 ^ key_0, lo', hi ^ c_3 ^ key_1, lo)         ten times, key += (0x9E3779B9, 0xBB67AE85) between
+    def __init__(self, *parts: object) -> None:
+        self.words = np.frombuffer(hashlib.blake2b(repr(parts).encode(), digest_size=32).digest(), "<u8")
 
-    Args:
-        counter: four int64 tensors with values in [0, 2^32), of shapes that broadcast together.
-        seed: the key, 64 bits; the low word is key_0.
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
+        """All words of the key, of which the generator wants exactly these."""
+        assert (n_words, dtype) == (4, np.uint64)
+        return self.words.astype(np.uint64, copy=False)
 
-    Returns:
-        Four int64 tensors with values in [0, 2^32), of the broadcast shape.
 
-    References: Salmon et al. (2011). Products wrap in int64, which keeps all 64 bits; the shift copies
-    the sign, so the high word is masked; a low word is masked once it is used, after the next exclusive or.
+def blocks(
+    noise: Noise, stream: str, k: int, like: NDArray[Any], scale: float = 1.0, *, fill: bool = False
+) -> Iterator[tuple[tuple[slice, slice], NDArray[Any]]]:
+    """Normals number k of a stream times `scale`, block after block of an array as `room` makes one: where, and which.
+
+    They lie where the next ones will, or with `fill` in their place in that array.
     """
-    c_0, c_1, c_2, c_3 = counter
-    key_0, key_1 = seed & _MASK, seed >> 32
-    for _ in range(10):
-        hi_lo, hi_lo_ = c_0 * 0xD2511F53, c_2 * 0xCD9E8D57
-        c_0 = ((hi_lo_ >> 32) ^ c_1).bitwise_xor_(key_0).bitwise_and_(_MASK)
-        c_2 = ((hi_lo >> 32) ^ c_3).bitwise_xor_(key_1).bitwise_and_(_MASK)
-        c_1, c_3 = hi_lo_, hi_lo
-        key_0, key_1 = (key_0 + 0x9E3779B9) & _MASK, (key_1 + 0xBB67AE85) & _MASK
-    return c_0, c_1 & _MASK, c_2, c_3 & _MASK
+    (batch, width), single = like.shape, like.dtype == np.float32
+    if noise.first + batch > 2**32:
+        _word("last sample, first + batch - 1,", noise.first + batch - 1)
+    bits = PCG64DXSM(_Key(noise.seed, stream, k))  # pyright: ignore[reportArgumentType] - its stubs know no other keys
+    if noise.first:
+        bits.advance(noise.first * width // 2)
+    height = max(2 * BLOCK // max(width, 1), 1)
+    spare = None if fill and single else np.empty(min(2 * BLOCK, batch * width), np.float32)
+    for i in range(0, batch, height):
+        for j in range(0, width, 2 * BLOCK):
+            where = slice(i, i + height), slice(j, j + 2 * BLOCK)
+            place = like[where]
+            xi = place if spare is None else spare[: place.size].reshape(place.shape)
+            _box_muller(bits, xi.reshape(len(place), 2, -1), scale if single else 1.0)
+            if not single:
+                xi = np.multiply(xi, scale, out=place if fill else None, dtype=like.dtype)
+            yield where, xi
 
 
-def _chunk(device: torch.device) -> int:
-    """Blocks of four words worked on at once: their ten int64 tensors should stay in the cache, or fill the device."""
-    return 2**15 * min(torch.get_num_threads(), 8) if device.type == "cpu" else 2**20
+def _box_muller(bits: PCG64DXSM, out: NDArray[np.float32], scale: float) -> None:
+    """Fills (samples, 2, pairs): z_1, then z_2, times the scale, of the generator's next words."""
+    samples, _, pairs = out.shape
+    words = bits.random_raw(samples * pairs).view(np.int32).reshape(samples, 2, pairs)
+    below = words[:, 0]  # -2^31 u, negative and odd
+    below |= _BELOW
+    radius = below.astype(np.float32)
+    radius *= _U
+    np.log(radius, radius)
+    radius *= np.float32(-2 * scale * scale)
+    np.sqrt(radius, radius)
+    theta = words[:, 1].astype(np.float32)
+    theta *= _THETA
+    first, second = out[:, 0], out[:, 1]
+    np.cos(theta, first)
+    first *= radius
+    np.sin(theta, second)
+    second *= radius
 
 
-def group_size(size: int, device: torch.device) -> int:
-    """How many states of `size` numbers fill one chunk of work: small ones are made many at once."""
-    return max(4 * _chunk(device) // max(size, 1), 1)
+def room(shape: Sequence[int], dtype: type[np.floating] = np.float32) -> NDArray[Any]:
+    """Room for a state (batch, ...) as (batch, even)."""
+    size = math.prod(shape[1:])
+    return np.empty((shape[0], size + size % 2), dtype)
 
 
-def standard_normals(
-    noise: Noise, keys: Sequence[tuple[int, int]], shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Standard normals of several keys (stream id, k): (len(keys), *shape), shape = (batch, ...).
-
-    Element w n + j of a sample is normal w of block j, of n blocks.
-    """
-    check_state(shape, dtype)
-    _word("last sample, first + batch - 1,", noise.first + max(shape[0], 1) - 1)
-    batch, size = shape[0], math.prod(shape[1:])
-    place = torch.device("cpu") if device.type == "mps" else device  # no float64 there
-    blocks = -(-size // 4)
-    out = torch.empty(len(keys) * batch, 4, blocks, dtype=dtype, device=place)
-    samples = torch.arange(noise.first, noise.first + batch, device=place).repeat(len(keys))[:, None]
-    streams, ids = (
-        torch.cat([torch.full((batch, 1), key[i], dtype=torch.int64, device=place) for key in keys]) for i in (0, 1)
-    )
-    block = torch.arange(blocks, device=place)[None]
-    width = min(_chunk(place), max(blocks, 1))
-    height = max(_chunk(place) // width, 1)
-    for i in range(0, len(out), height):
-        rows = slice(i, i + height)
-        for j in range(0, blocks, width):
-            columns = slice(j, j + width)
-            words = philox((block[:, columns], samples[rows], streams[rows], ids[rows]), noise.seed)
-            for w in (0, 2):
-                radius = words[w].double().add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
-                angle = words[w + 1].double().mul_(math.tau * 2.0**-32)
-                out[rows, w, columns] = angle.cos().mul_(radius)
-                out[rows, w + 1, columns] = angle.sin_().mul_(radius)
-    return out.flatten(1)[:, :size].reshape(len(keys), *shape).to(device)
+def as_tensor(x: NDArray[Any], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """What lies in the room for a state, as one."""
+    size = math.prod(shape[1:])
+    made = torch.from_numpy((x if x.shape[1] == size else x[:, :size]).reshape(shape))
+    return made if made.dtype == dtype and device in ("cpu", _CPU) else made.to(device=device, dtype=dtype)
 
 
 def _word(name: str, value: Any, bits: int = 32) -> int:
@@ -122,17 +136,13 @@ def check_state(shape: Sequence[int], dtype: torch.dtype) -> None:
         )
 
 
-def stream_id(name: str) -> int:
-    """The 32-bit id of a named stream: crc32 of its name."""
-    return zlib.crc32(name.encode())
-
-
 @dataclass(frozen=True)
 class Noise:
     """Named streams of standard normals, a function of (seed, sample, stream, k, element).
 
-    Row i of a batch is sample number `first + i` of the seed, whatever the batch size, the order of work or the number
-    of workers: same bits on one kind of device. Streams are independent.
+    Row i of a batch is sample number `first + i` of the seed, whatever the batch size, the order of work, the number
+    of workers or the device: the same bits. Streams are independent. The numbers are made in float32 and converted, so
+    they are the same numbers in float64.
 
     Args:
         seed: integer in [0, 2^64).
@@ -165,14 +175,17 @@ class Noise:
         """Standard normals number k of the named stream.
 
         Args:
-            stream: any name; its id is crc32(name). "initial" and "path" (also "path/1", ...) are used by the sources.
+            stream: any name; "initial" and "path/0", "path/1", ... are used by the sources.
             k: integer in [0, 2^32).
             shape: (batch, ...).
-            dtype: float64, or what its values are rounded to.
-            device: where the numbers are made.
+            dtype: what the float32 numbers are converted to.
+            device: where they are wanted.
 
         Returns:
             Tensor of shape (batch, ...).
         """
-        keys = [(stream_id(stream), _word("k", k))]
-        return standard_normals(self, keys, shape, dtype, torch.device(device))[0]
+        check_state(shape, dtype)
+        x = room(shape)
+        for _ in blocks(self, stream, _word("k", k), x, fill=True):
+            pass
+        return as_tensor(x, shape, dtype, device)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from fewstep.noise.brownian import BrownianPath, check_interval
+from fewstep.noise.brownian import BrownianPath, check_interval, coarse_to_fine
 from fewstep.noise.counter import Noise, check_state
 
 __all__ = ["GeneratorSource", "NoiseSource", "PathSource", "Request", "TensorSource", "noise_source"]
@@ -50,10 +50,16 @@ class NoiseSource(Protocol):
 class PathSource:
     """The default source: stream "initial" of a `Noise`, then increments of its Brownian path.
 
-    Intervals that overlap are correlated as they are on the path; disjoint ones are independent.
+    Intervals that overlap are correlated as they are on the path; disjoint ones are independent. The path is looked at
+    first at the positions of the run's grid, from coarse to fine; where there is none, at all ends of intervals.
     """
 
     noise: Noise
+    grid: tuple[float, ...] = ()
+
+    def along(self, grid: Sequence[float]) -> PathSource:
+        """The same for a run on these increasing positions."""
+        return replace(self, grid=tuple(grid))
 
     def initial(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """Stream "initial", k = 0."""
@@ -67,10 +73,13 @@ class PathSource:
         device: torch.device | str,
     ) -> Iterator[Tensor]:
         """Increments of one `BrownianPath`, or draws of another stream; all positions are checked at once."""
+        ends = {p for a, b, stream, _ in requests if stream == "path" for p in (a, b)}
         for a, b, stream, _ in requests:
             if stream == "path":
                 check_interval(a, b)
-        path = BrownianPath(self.noise, shape, dtype, device)
+        grids = (list(self.grid), sorted(ends.difference(self.grid)))
+        points = [grid[i] for grid in grids for i in (*{0, len(grid) - 1}, *coarse_to_fine(len(grid) - 1)) if grid]
+        path = BrownianPath(self.noise, shape, dtype, device, points=points if ends else None)
         return (
             path.increment(a, b)
             if stream == "path"
