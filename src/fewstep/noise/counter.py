@@ -5,11 +5,11 @@ r"""Standard normals as a function of what they are for: named streams, sample a
     z_1 + i z_2 = sqrt(-2 log u) exp(i theta)         a pair a word, in float32
 
 A generator that can jump ahead costs one jump a batch, however many samples it holds, and its words and all arithmetic
-here are numpy's, whose bits do not depend on the batch, the thread or the vector width of the processor. Other devices
-get the same numbers: the host makes them while the device works.
+here are numpy's, whose bits depend neither on the batch and the thread nor on the width of vectors (AVX2 and AVX-512
+agree). Other devices get the same numbers: the host makes them while the device works.
 
-u is an odd multiple of 2^-31 and theta a multiple of 2 pi / 2^32, each from one half of the words: u is never 0 and no
-normal is beyond 6.56 in size. Pairs are made in blocks of `BLOCK`: of 2 m numbers of a block, the first m are z_1.
+u in (0, 1] is a multiple of 2^-31 and theta one of 2 pi / 2^32, each from one half of the words: no normal is beyond
+6.56 in size. Pairs are made in blocks of `BLOCK`: of 2 m numbers of a block, the first m are z_1.
 
 References: O'Neill, "PCG", Harvey Mudd College HMC-CS-2014-0905, 2014; PCG64DXSM in numpy's documentation,
 https://numpy.org/doc/stable/reference/random/bit_generators/pcg64dxsm.html. Box, Muller, "A note on the generation of
@@ -37,7 +37,7 @@ __all__ = ["STREAM", "Noise", "as_tensor", "blocks", "check_state", "room"]
 STREAM = 2  # the version of the numbers: one for all of them, raised when any bit changes; records hold it
 BLOCK = 2**14  # pairs made at once, which stay in the cache; a part of the stream's definition
 
-_BELOW, _U, _THETA = np.int32(1 - 2**31), np.float32(-(2.0**-31)), np.float32(math.tau / 2**32)
+_BELOW, _U, _THETA = np.int32(-(2**31)), np.float32(-(2.0**-31)), np.float32(math.tau / 2**32)
 _CPU = torch.device("cpu")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -84,7 +84,7 @@ def _box_muller(bits: PCG64DXSM, out: NDArray[np.float32], scale: float) -> None
     """Fills (samples, 2, pairs): z_1, then z_2, times the scale, of the generator's next words."""
     samples, _, pairs = out.shape
     words = bits.random_raw(samples * pairs).view(np.int32).reshape(samples, 2, pairs)
-    below = words[:, 0]  # -2^31 u, negative and odd
+    below = words[:, 0]  # -2^31 u
     below |= _BELOW
     radius = below.astype(np.float32)
     radius *= _U
