@@ -437,6 +437,18 @@ def test_points_of_one_leaf_keep_their_values(points) -> None:
     assert all(torch.equal(path.increment(0.0, p), xi) for p, xi in zip(asked, first, strict=True))
 
 
+def test_paths_side_by_side_do_not_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of other shapes and dtypes, and where no array is kept."""
+    kinds = [((2, 6), F64), ((6, 2), F64), ((2, 6), torch.float32), ((2, 7), torch.float32), ((2, 0), F64)]
+    one = lambda shape, dtype: noise_source(seed=3).intervals(requests(GRIDS["uniform"]), shape, dtype, CPU)  # noqa: E731
+    alone = [list(one(*kind)) for kind in kinds]
+    for kept in (2**25, 100, 0):
+        monkeypatch.setattr(brownian_module, "_KEPT", kept)
+        together = list(zip(*(one(*kind) for kind in kinds), strict=True))
+        for made, expected in zip(together, zip(*alone, strict=True), strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(made, expected, strict=True))
+
+
 def test_what_was_handed_out_is_not_written_into() -> None:
     path = path_of(points=halved(16, lambda n: [i / n for i in range(n + 1)]))
     made = [path.increment(a, b) for _ in range(2) for a, b in pairs([i / 16 for i in range(17)])]

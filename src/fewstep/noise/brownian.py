@@ -57,7 +57,7 @@ class _Spare(threading.local):
     """Arrays of the states last worked on, for the next ones: new memory costs more than what is written into it."""
 
     def __init__(self) -> None:
-        self.kind: object = None
+        self.kind: tuple[tuple[int, ...], type[np.floating]] | None = None
         self.arrays: list[NDArray[Any]] = []
 
     def take(self, shape: tuple[int, ...], dtype: type[np.floating]) -> NDArray[Any]:
@@ -66,12 +66,11 @@ class _Spare(threading.local):
             self.kind, self.arrays = (shape, dtype), []
         return self.arrays.pop() if self.arrays else room(shape, dtype)
 
-    def keep(self, arrays: list[NDArray[Any]]) -> None:
-        """Takes back what `take` gave, as far as it is of the kind last asked for and `_KEPT` bytes go."""
-        for x in arrays:
-            if self.arrays and x.shape != self.arrays[0].shape or (1 + len(self.arrays)) * x.nbytes > _KEPT:
-                return
-            self.arrays.append(x)
+    def keep(self, shape: tuple[int, ...], dtype: type[np.floating], arrays: list[NDArray[Any]]) -> None:
+        """Takes back what `take` gave, where it is of the kind last asked for, as far as `_KEPT` bytes go."""
+        if self.kind == (shape, dtype):
+            self.arrays += arrays
+            del self.arrays[_KEPT // max(arrays[0].nbytes, 1) :]
 
 
 SPARE = _Spare()
@@ -198,7 +197,7 @@ class BrownianPath:
             if part.b <= a and part.increment is not None:
                 parts.append(part.increment)
                 part.increment = None
-        SPARE.keep(parts)
+        SPARE.keep(self._shape, self._work, parts)
         self._held = [part for part in self._held if part.increment is not None]
         return as_tensor(made, self._shape, self._dtype, self._device)
 
