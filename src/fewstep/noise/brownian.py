@@ -164,12 +164,16 @@ class BrownianPath:
         ends = zip(bounds[:-1], bounds[1:], strict=True)
         self._leaves = [_Part(a, b, first + k, 1, None, cell=points is None) for k, (a, b) in enumerate(ends)]
         self._starts = bounds[:-1]
+        self._fixed: set[float] = set()
         self._held: list[_Part] = []
         for p in points or ():
             self.split(p)
 
     def split(self, p: float) -> None:
         """Fixes the path at a position, if it is not yet."""
+        if p in self._fixed:
+            return
+        self._fixed.add(p)
         part = self._leaf(p)
         while part.a < p < part.b:
             if not part.children:

@@ -46,12 +46,12 @@ class _Key(ISeedSequence):
     """What the generator starts from, which it asks for as it would ask a seed sequence."""
 
     def __init__(self, *parts: object) -> None:
-        self.words = np.frombuffer(hashlib.blake2b(repr(parts).encode(), digest_size=32).digest(), "<u8")
+        self.words = np.frombuffer(hashlib.blake2b(repr(parts).encode(), digest_size=32).digest(), np.uint64)
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
         """All words of the key, of which the generator wants exactly these."""
         assert (n_words, dtype) == (4, np.uint64)
-        return self.words.astype(np.uint64, copy=False)
+        return self.words
 
 
 def blocks(
@@ -84,20 +84,15 @@ def _box_muller(bits: PCG64DXSM, out: NDArray[np.float32], scale: float) -> None
     """Fills (samples, 2, pairs): z_1, then z_2, times the scale, of the generator's next words."""
     samples, _, pairs = out.shape
     words = bits.random_raw(samples * pairs).view(np.int32).reshape(samples, 2, pairs)
-    below = words[:, 0]  # -2^31 u
-    below |= _BELOW
-    radius = below.astype(np.float32)
+    radius = (words[:, 0] | _BELOW).astype(np.float32)  # -2^31 u
     radius *= _U
     np.log(radius, radius)
     radius *= np.float32(-2 * scale * scale)
     np.sqrt(radius, radius)
     theta = words[:, 1].astype(np.float32)
     theta *= _THETA
-    first, second = out[:, 0], out[:, 1]
-    np.cos(theta, first)
-    first *= radius
-    np.sin(theta, second)
-    second *= radius
+    np.multiply(np.cos(theta), radius, out[:, 0])
+    np.multiply(np.sin(theta, theta), radius, out[:, 1])
 
 
 def room(shape: Sequence[int], dtype: type[np.floating] = np.float32) -> NDArray[Any]:
