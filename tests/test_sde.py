@@ -255,7 +255,7 @@ def test_strong_order_on_one_path(name, process):
     pr, solver = problem(process), STRONG[name]
     fine = oracle.grid(pr.process, 128)
     run = lambda n: fs.sample(  # noqa: E731
-        pr.denoiser, pr.process, solver=solver, grid=fine[:: 128 // n].clone(), x=pr.start, seed=5
+        pr.denoiser, pr.process, solver=solver, grid=fine[:: 128 // n].clone(), x=pr.start, seed=6
     )
     gaps = [float((run(n) - run(2 * n)).norm() / run(2 * n).norm()) for n in (16, 64)]
     assert gaps[0] < 0.3
