@@ -178,6 +178,13 @@ def test_the_smallest_and_the_largest_entry_are_told_and_older_parts_made_again(
     assert torch.equal(s.make(cell, 20)["span"], made["span"])
 
 
+def test_parts_of_other_noise_are_not_taken_up(tmp_path, monkeypatch):
+    s, cell = study(tmp_path), Cell(run=the("ddim", 5), seed=0)
+    mine = s._folder(cell)
+    monkeypatch.setattr("fewstep.bench.cell.STREAM", 1)
+    assert s._folder(cell) != mine
+
+
 def test_paired_differences_tell_better_worse_and_even():
     from fewstep.bench.features import Real
 

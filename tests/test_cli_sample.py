@@ -81,6 +81,7 @@ def test_it_writes_sheet_samples_and_record(tiny, tmp_path, capsys):
     assert record["seconds"] > 0
     assert record["model"]["sha256"] == hashlib.sha256((tiny / WEIGHTS).read_bytes()).hexdigest()
     assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["noise_stream"] == fs.noise.STREAM
     assert record["process"]["name"] == "vp"
     assert len(record["times"]) >= 3
     assert record["solver"]["class"]

@@ -184,6 +184,16 @@ def test_a_recording_of_another_denoiser_is_not_taken(tmp_path):
     assert len(list(tmp_path.glob("teacher-*"))) == 2
 
 
+def test_a_recording_of_other_noise_is_not_taken(tmp_path, monkeypatch):
+    options = {"steps": 3, "shape": (2,), "solver": "ddim", "grid": "logistic", "samples": 8, "held_out": 4,
+               "teacher_steps": 4, "descent": fs.Descent(iterations=1), "progress": False}  # fmt: skip
+    for stream in (1, fs.noise.STREAM):
+        monkeypatch.setattr("fewstep.fitting.door.STREAM", stream)
+        table = fs.fit(mixture(), VP, out=tmp_path / "a.table", **options)
+        assert table.card["noise_stream"] == stream
+    assert len(list(tmp_path.glob("teacher-*"))) == 2
+
+
 def test_the_network_is_called_again_on_the_way_back_and_no_more(monkeypatch):
     calls = []
 

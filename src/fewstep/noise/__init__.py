@@ -4,7 +4,7 @@ A generator with a state makes sample 17 depend on the sixteen drawn before it. 
 bits in any batch, on any worker, in any order:
 
 - `counter`: `Noise`, normals by (seed, sample, stream, k), from a generator that jumps to a sample;
-- `brownian`: `BrownianPath`, the noise of an interval, the same path at any number of steps;
+- `brownian`: `BrownianPath`, the noise of an interval, the same path at twice as many steps;
 - `source`: what `sample` asks, from a `Noise`, a `torch.Generator` or a ready tensor.
 """
 
