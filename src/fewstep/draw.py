@@ -14,6 +14,7 @@ from torch import Tensor
 from fewstep.denoiser import Counted, guide
 from fewstep.denoiser.compiled import compiled, with_networks
 from fewstep.loop import sample, solve
+from fewstep.loop.door import informed
 from fewstep.loop.memory import InPieces, Room
 from fewstep.model import Model
 from fewstep.solver import Driver
@@ -21,7 +22,7 @@ from fewstep.solver.driver import ENDS, Outcome
 from fewstep.tableau import Tableau
 from fewstep.ui import telling
 
-__all__ = ["Drawn", "conditioned", "draw"]
+__all__ = ["Drawn", "conditioned", "draw", "suited"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,11 @@ def conditioned(model: Any, labels: Sequence[int] | None, guidance: float) -> Ca
     """
     denoiser = model.denoiser(labels)
     return denoiser if guidance == 1 else guide(denoiser, model.denoiser(None), guidance)
+
+
+def suited(solver: Any, model: Any, guidance: float) -> Any:
+    """The default solver as it is for a model and a guidance scale; any other as it is."""
+    return informed(solver, conditioned(model, None, guidance), model.shape)
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ from torch import Tensor
 from fewstep.check.subject import load as load_solver
 from fewstep.grid import GRIDS, Grid, to_zero
 from fewstep.loop import sample, tabulate
-from fewstep.loop.door import same_model
+from fewstep.loop.door import informed, same_model
 from fewstep.process import Process
 from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, TABLES, Driver, Solver
 from fewstep.stats import attach
@@ -152,10 +152,10 @@ def _prepare(name: str, grid: str, subject: Subject, process: Process, calls: in
     solver = load_solver(name) if ":" in name else TABLES[name]()
     if isinstance(solver, Driver):
         raise ValueError(_DRIVER.format(name))
-    solver = attach(solver, subject.path)
+    solver = informed(attach(solver, subject.path), subject.of(0, 1), subject.shape)
     assert isinstance(solver, Solver)
     name, _, end = grid.partition("+")
-    return run_of(tabulate(solver, process, grid=ENDS[end](GRIDS[name]), steps=calls))
+    return run_of(tabulate(solver, process, grid=ENDS[end](solver.grid(name)), steps=calls))
 
 
 def _table(path: Path, name: str, subject: Subject) -> Contender:

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     began = time.monotonic()
     import fewstep as fs
     from fewstep.cli.sample import class_labels
-    from fewstep.draw import draw
+    from fewstep.draw import draw, suited
     from fewstep.files import Results
     from fewstep.quality import load_classifier, load_reference
     from fewstep.ui import Bar, png, table as aligned
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     with Results(args.out) as results:
         with Bar(calls, "sampling") as bar:
             for name, steps in plan:
-                solver = fs.TABLES[name]()
+                solver = suited(fs.TABLES[name](), model, 1.0)
                 table = tabulated(solver, model.process, to_zero=solver.reaches_zero(model.process), steps=steps)
                 drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
                              progress=lambda share, k=bar.done, n=steps: bar.to(k + share * n))  # fmt: skip

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     import fewstep as fs
+    from fewstep.draw import suited
     from fewstep.interop import onnx
     from fewstep.stats import attach
 
@@ -52,13 +53,14 @@ def run(args: argparse.Namespace) -> None:
     model = fs.load(args.model, dtype=torch.float32)
     if solver is None:
         solver = build(fs.SOLVERS, fs.DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
+    guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels))
     count = {"nfe": args.nfe} if args.nfe else {"steps": args.steps or STEPS}
     if isinstance(solver, fs.Tableau):
         table = fs.tabulate(solver, model.process)
     else:  # where nothing is named, to sigma = 0, as fewstep sample
         to_zero = args.solver is None and args.grid is None and solver.reaches_zero(model.process)
-        table = tabulated(attach(solver, model.path), model.process, to_zero=to_zero, grid=grid, **count)
-    guidance = guidance_of(args.guidance, {args.solver: table}, classes=bool(model.labels))
+        solver = suited(attach(solver, model.path), model, guidance)
+        table = tabulated(solver, model.process, to_zero=to_zero, grid=grid, **count)
     print(f"writing {table.nfe} network calls as a graph, some seconds each", file=sys.stderr)
     path = onnx.export(model, table, args.out, guidance=guidance)
     far = onnx.difference(model, table, path, guidance=guidance)

@@ -70,6 +70,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Samples a model: a sheet of pictures, the samples, and run.json that says how they were made."""
     import fewstep as fs
+    from fewstep.draw import suited
     from fewstep.files import json_text
     from fewstep.stats import attach
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels))
     if solver is None:
         solver = build(fs.SOLVERS, fs.DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
-    solver = attach(solver, model.path)
+    solver = suited(attach(solver, model.path), model, guidance)
     if getattr(solver, "statistics", "") is None:
         print(f"no statistics of this model for {type(solver).__name__}, which runs as the method they improve: "
               "measure them with fewstep stats", file=sys.stderr)  # fmt: skip

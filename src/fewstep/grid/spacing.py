@@ -43,9 +43,10 @@ def uniform(process: Process, steps: int) -> Tensor:
     return power(process, steps, exponent=1.0)
 
 
-def power(process: Process, steps: int, *, exponent: float = 2.0) -> Tensor:
-    """Equal steps in t^(1/exponent): exponent 2 is the quadratic grid, denser near data."""
-    ends = (process.t_max ** (1 / exponent), process.t_min ** (1 / exponent))
+def power(process: Process, steps: int, *, exponent: float = 2.0, first: float = -math.inf) -> Tensor:
+    """Equal steps in t^(1/exponent), from the log-SNR `first` on as in `logistic`; 2 is the quadratic grid."""
+    begin = min(process.t_max, float(process.inverse_log_snr(first))) if first > -math.inf else process.t_max
+    ends = (begin ** (1 / exponent), process.t_min ** (1 / exponent))
     return exact_ends(process, torch.linspace(*ends, steps + 1, dtype=torch.float64) ** exponent)
 
 
@@ -105,25 +106,39 @@ def kl_optimal(process: Process, steps: int, *, std: float = 1.0) -> Tensor:
     return exact_ends(process, process.inverse_log_snr(-level.log()))
 
 
-def logistic(process: Process, steps: int, *, center: float = 0.25, width: float = 0.9, tail: float = 0.04) -> Tensor:
+def logistic(
+    process: Process,
+    steps: int,
+    *,
+    center: float = 0.25,
+    width: float = 0.9,
+    tail: float = 0.04,
+    first: float = -math.inf,
+    last: float = math.inf,
+) -> Tensor:
     """Equal steps in sigmoid((lambda - center)/width) + tail * lambda: most of them where data takes shape.
 
     lambda is log-SNR. The steps are 1/(4 width tail) + 1 times as dense at the centre as far from it. Center and width
-    are in units of log-SNR, for data of about unit size; chosen with `benchmarks/closed_forms.py`.
+    are in units of log-SNR, for data of about unit size; chosen with `benchmarks/closed_forms.py`. The steps are equal
+    from the log-SNR `first` on, where that is above the start's, to `last`, where that is below the end's: the first
+    step leads from the start to where the step from there would end, and the last one from `last` to the end.
     """
     if not (width > 0 and tail > 0):
         raise ValueError(f"got width={width} and tail={tail}: give numbers above 0")
     low, high = finite_range(process)
+    low, until = max(low, min(first, high)), min(last, high)
+    apart = int(until < high and steps > 1)  # the last step
     place = lambda lam: torch.sigmoid((lam - center) / width) + tail * lam  # noqa: E731
-    points = 1 + min(max(1024, math.ceil(16 * (high - low) / width)), 2**16)
-    known = torch.linspace(low, high, points, dtype=torch.float64)
-    first, last = place(known[[0, -1]]).tolist()
-    target = torch.linspace(first, last, steps + 1, dtype=torch.float64)
+    points = 1 + min(max(1024, math.ceil(16 * (until - low) / width)), 2**16)
+    known = torch.linspace(low, until, points, dtype=torch.float64)
+    begin, end = place(known[[0, -1]]).tolist()
+    target = torch.linspace(begin, end, steps + 1 - apart, dtype=torch.float64)
     lam = known[torch.searchsorted(place(known), target).clamp(max=len(known) - 1)]
     for _ in range(5):  # Newton's method, from so near that it ends at rounding
         share = torch.sigmoid((lam - center) / width)
         lam = lam - (share + tail * lam - target) / (share * (1 - share) / width + tail)
-    return exact_ends(process, process.inverse_log_snr(lam.clamp(low, high)))
+    times = process.inverse_log_snr(lam.clamp(low, until))
+    return exact_ends(process, torch.cat([times, times[-1:]]) if apart else times)
 
 
 def linear_quadratic(process: Process, steps: int, *, threshold: float = 0.025, clock: str = "t") -> Tensor:

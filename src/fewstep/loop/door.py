@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.about import about
 from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.network import bound, fingerprint
 from fewstep.denoiser.predict import PREDICTIONS
@@ -34,7 +35,7 @@ from fewstep.loop.walk import After, Callback, Denoiser, Plan, _under_autograd, 
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
 from fewstep.process.base import Memory, recalling
-from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, SOLVERS, Solver
+from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, SOLVERS, Default, Solver
 from fewstep.solver.driver import Driver
 from fewstep.tableau import Tableau
 from fewstep.tableau.kept import kept
@@ -80,6 +81,8 @@ def tabulate(
             raise ValueError(f"got solver {solver!r}, which is no name but a file: give Path({solver!r})")
         solver = pick(SOLVERS, solver, "solver")
     solver = solver() if callable(solver) else solver
+    if isinstance(solver, Solver) and grid == "default":
+        grid = solver.grid(grid)
     if isinstance(solver, Driver):
         solver.tabulate(process, torch.tensor([process.t_max, process.t_min], dtype=torch.float64))
     if not isinstance(solver, Solver):
@@ -194,7 +197,8 @@ def sample(
     takes("callback", callback, 4)
     takes("after", after, 3)
     budget = one_less(final, steps, nfe)
-    table = tabulate(solver, process, grid=grid, **budget)
+    sample_of = shape[1:] if shape is not None else () if x is None else process.to_data(x[:1]).shape[1:]
+    table = tabulate(informed(solver, denoiser, sample_of), process, grid=grid, **budget)
     same_model(denoiser, table)
     warn_of_excess(table)
     source = noise_source(noise, seed, first)
@@ -304,6 +308,17 @@ def _shorter(table: Tableau, predicts: str) -> bool:
         with_state = {("z", s[1]) for s in outputs if s[2] == "x0" or (s[2] == "noise" and predicts != "noise")}
         more += len(with_state - set(row.form.terms)) + len({s[1] for s in outputs}) - len(outputs)
     return more < 2 * (table.nfe + len(table.heads))
+
+
+def informed(solver: Any, denoiser: Any, shape: Sequence[int]) -> Any:
+    """The default solver with what a denoiser and the shape of a sample say; any other as it is.
+
+    A default whose options are set already is another.
+    """
+    if solver is None or solver == "default" or solver == Default():
+        size = math.prod(shape) if shape else Default().size
+        return Default(size=max(size, 1), **about(denoiser))
+    return solver
 
 
 def as_driver(solver: Any) -> Driver | None:

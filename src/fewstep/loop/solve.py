@@ -13,7 +13,17 @@ from torch import Tensor
 from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.samples import of_samples
 from fewstep.grid import Grid, as_grid
-from fewstep.loop.door import as_driver, intervals, on_table, one_less, recollection, same_model, same_process, tabulate
+from fewstep.loop.door import (
+    as_driver,
+    informed,
+    intervals,
+    on_table,
+    one_less,
+    recollection,
+    same_model,
+    same_process,
+    tabulate,
+)
 from fewstep.loop.drive import drive, predict
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
@@ -81,7 +91,8 @@ def solve(
         with torch.no_grad(), telling(progress, "sampling") as tell:
             outcome = drive(driver, denoiser, process, start, times, source, tell)
     else:
-        table = tabulate(solver, process, grid=grid, **budget)
+        sample_of = shape[1:] if shape is not None else () if x is None else process.to_data(x[:1]).shape[1:]
+        table = tabulate(informed(solver, denoiser, sample_of), process, grid=grid, **budget)
         times, start = table.grid, start_state(process, table.rows[0].t, shape, x, source, dtype, device)
         same_model(denoiser, table)
         warn_of_excess(table)

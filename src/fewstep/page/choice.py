@@ -17,7 +17,7 @@ from torch import Tensor
 import fewstep as fs
 from fewstep.cli.common import build, tabulated
 from fewstep.cli.sample import class_labels, describe
-from fewstep.draw import conditioned
+from fewstep.draw import conditioned, suited
 from fewstep.model import SHIPPED
 from fewstep.solver import Driver, Outcome
 from fewstep.stats import attach
@@ -102,7 +102,7 @@ class Run:
         if labels is None and choice.scale != 1:
             raise ValueError(f"got guidance {choice.scale:g} without classes, where it has no effect: set it to 1")
         name = fs.DEFAULT_SOLVERS[model.process.kind] if choice.solver == DEFAULT else choice.solver
-        solver = attach(_built(name, _options(choice.options)), model.path)
+        solver = suited(attach(_built(name, _options(choice.options)), model.path), model, choice.scale)
         final = "state"
         if isinstance(solver, Driver):
             if solver.own_times and choice.grid != DEFAULT:

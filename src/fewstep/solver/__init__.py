@@ -14,6 +14,7 @@ from fewstep.solver.ancestral import DDIM, DDPM
 from fewstep.solver.ancestral_stages import LCM, Ancestral
 from fewstep.solver.base import Solver
 from fewstep.solver.corrected import LangevinCorrected
+from fewstep.solver.default import Default
 from fewstep.solver.dpm import DPMMultistep
 from fewstep.solver.driver import Driver, Outcome
 from fewstep.solver.embedded import RK45, DPMAdaptive, GottaGoFast, StochasticHeun
@@ -45,6 +46,7 @@ __all__ = [
     "DDPM",
     "DEFAULT_SOLVERS",
     "DRIVERS",
+    "Default",
     "ERSDE",
     "LCM",
     "SEEDS",
@@ -90,8 +92,8 @@ __all__ = [
     "UniPC",
 ]
 
-# By kind of process; chosen by measurement, see docs/choosing.md and benchmarks/default_solver.py.
-DEFAULT_SOLVERS = {"scalar": "gaussian-split", "diagonal": "gaussian-split", "block": "gaussian-split"}
+# By kind of process; chosen by measurement, see docs/choosing.md and benchmarks/judge_default.py.
+DEFAULT_SOLVERS = {"scalar": "default", "diagonal": "default", "block": "default"}
 
 TABLES: dict[str, Callable[..., Solver]] = {
     "ddpm": DDPM,
@@ -102,6 +104,7 @@ TABLES: dict[str, Callable[..., Solver]] = {
     "sn-ddpm": partial(LearnedVariance, head="sn"),
     "npr-ddpm": LearnedVariance,
     "dpm-solver-v3": DPMSolverV3,
+    "default": Default,
     "gaussian-split": GaussianSplit,
     "gaussian-split-pc": partial(GaussianSplit, relax=0.0, ending=0),
     "euler": partial(RungeKutta, method="euler", form="state", clock="t"),

@@ -16,12 +16,13 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
+from fewstep.grid import GRIDS, Grid
 from fewstep.process.base import Process
 from fewstep.solver.weights import together
 from fewstep.tableau.kept import kept, said
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
-from fewstep.words import Typed, bounded
+from fewstep.words import Typed, bounded, pick
 
 __all__ = ["ALL_KINDS", "Moments", "Solver"]
 
@@ -88,6 +89,10 @@ class Solver(Typed, ABC):
     def calls(self, steps: int, *, to_zero: bool) -> int:  # noqa: ARG002
         """Network calls of `steps` grid intervals; `to_zero` when the grid ends at sigma = 0."""
         return steps
+
+    def grid(self, name: str) -> Grid:
+        """A grid by its name; "default" is the solver's own where it has one, else the process's."""
+        return pick(GRIDS, name, "grid")
 
     def tabulate(self, process: Process, grid: Tensor) -> Tableau:
         """The table for a process and a grid of decreasing times (n + 1,)."""

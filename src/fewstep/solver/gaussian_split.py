@@ -81,6 +81,7 @@ class GaussianSplit(Solver):
         width: of the logistic clock, in units of log-SNR; inf is log-SNR itself.
         relax: the number of steps at which the corrector has half its weight; 0 is the full one, inf none.
         ending: how many of the last steps are taken in the data form with falling order (0 or more).
+        first: the log-SNR at which the first call is made (-inf: at the start); see `fewstep.solver.default`.
     """
 
     points: int = 3
@@ -88,6 +89,7 @@ class GaussianSplit(Solver):
     width: float = 1.75
     relax: float = 5.0
     ending: int = 2
+    first: float = -math.inf
 
     def __post_init__(self) -> None:
         if self.points < 1:
@@ -100,6 +102,8 @@ class GaussianSplit(Solver):
             raise ValueError(f"got relax={self.relax}: give a number of steps, 0 or more")
         if self.ending < 0:
             raise ValueError(f"got ending={self.ending}: give a number of steps, 0 or more")
+        if not self.first < math.inf:
+            raise ValueError(f"got first={self.first}: give a log-SNR, -inf for the start")
 
     @property
     def order(self) -> int:
@@ -120,17 +124,28 @@ class GaussianSplit(Solver):
         step = functools.partial(self._step, w.process, wide.frame() if self.std else "data", logistic(self.width))
         theta = 0.0 if self.relax == math.inf else 1 / (1 + (self.relax / n) ** 3)
         z = ahead = w.start
+        at = w.times[0]  # of z
         seen: list[Seen] = []
         for k, (t, s) in enumerate(w.steps):
-            y = w.call(ahead, t)
-            a, b = wide.mean(t) if self.std else (1.0, 0.0)
-            seen = [(t, y, a * y - b * ahead), *seen[: self.points]]
-            if theta and k:
-                again = step(w.times[k - 1], t, z, seen, n - k + 1)
-                z = w.row((1 - theta) * ahead + theta * again, t)
+            before, at = at, t if k else self._called(w.process, t, s)
+            if at != before and not k:
+                ahead = w.row(wide.carry(t, at) * z, at)
+            y = w.call(ahead, at)
+            a, b = wide.mean(at) if self.std else (1.0, 0.0)
+            trusted = (one for one in seen if w.process.log_snr(one[0]) >= self.first)
+            seen = [(at, y, a * y - b * ahead), *trusted][: self.points + 1]
+            share = theta if k else 1.0
+            if share and at != before:
+                again = step(before, at, z, seen, n - k + 1)
+                z = w.row((1 - share) * ahead + share * again, at)
             else:
                 z = ahead
-            ahead = w.row(step(t, s, z, seen[: self._points(n - k)], n - k), s)
+            ahead = w.row(step(at, s, z, seen[: self._points(n - k)], n - k), s)
+
+    def _called(self, process: Process, t: float, s: float) -> float:
+        """When the first call is made: at the log-SNR `first` where the step from t to s passes it, else at t."""
+        passes = process.log_snr(t) < self.first < process.log_snr(s)
+        return float(process.inverse_log_snr(self.first)) if passes else t
 
     def _points(self, left: int) -> int:
         """How many means the step has that is the `left`-th from the end."""
@@ -180,6 +195,10 @@ class Widened:
     def frame(self) -> Frame:
         """The form R~, M, whose weights `fewstep.solver.weights` integrates."""
         return Frame(functools.partial(_root, self), self.process.M, self.rate, -math.log(self.std))
+
+    def carry(self, t: float, s: float) -> Coefficient:
+        """R~_s R~_t^-1, which takes a state from t to s where data are N(0, std^2 I)."""
+        return _root(self, s) * inverse(_root(self, t))
 
     def rate(self, t: Tensor) -> Coefficient:
         """R~ d(R~^-1 M)/dt."""

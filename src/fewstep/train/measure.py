@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from fewstep.draw import draw
+from fewstep.draw import draw, suited
 from fewstep.loop import tabulate
 from fewstep.model import load
 from fewstep.quality import Quality, load_classifier, load_reference
-from fewstep.solver import DEFAULT_SOLVERS
+from fewstep.solver import DEFAULT_SOLVERS, TABLES
 from fewstep.train.card import add_quality
 
 __all__ = ["measure"]
@@ -59,7 +59,7 @@ def measure(
     labels = [k % len(model.labels) for k in range(samples)] if model.labels else None
     rows: list[dict[str, Any]] = []
     for solver, steps in runs:
-        table = tabulate(solver, model.process, steps=steps)
+        table = tabulate(suited(TABLES[solver](), model, 1.0), model.process, steps=steps)
         drawn = draw(model, table, num=samples, labels=labels, seed=seed, batch=batch)
         quality = reference.quality(classifier.features(drawn.images))
         milliseconds = 1000 * drawn.seconds / samples

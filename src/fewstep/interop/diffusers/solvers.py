@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.process.base import ScalarProcess
-from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, TABLES, Solver
+from fewstep.solver import DRIVERS, TABLES, Default, Solver
 from fewstep.tableau import Tableau
 from fewstep.tableau.file import solver_from_config
 from fewstep.words import pick
@@ -17,8 +17,15 @@ from fewstep.words import pick
 __all__ = ["solver_of"]
 
 
-def solver_of(solver: Any, process: ScalarProcess) -> tuple[Solver | None, Tableau | None, Any]:
-    """The solver or the table, and its form in a config: a name, {"class": ...}, or {"table": a file in base64}."""
+# What pipelines are run with: latents of unit deviation, 128 x 128 pixels in them and more, guided.
+PUSHED, NUMBERS = 4.0, 2**14
+
+
+def solver_of(solver: Any, process: ScalarProcess, predicts: str) -> tuple[Solver | None, Tableau | None, Any]:
+    """The solver or the table, and its form in a config: a name, {"class": ...}, or {"table": a file in base64}.
+
+    None is the default for a guided model of latents.
+    """
     if isinstance(solver, Mapping):
         solver = _unpacked(solver["table"]) if "table" in solver else solver_from_config(dict(solver))
     if isinstance(solver, Path) or isinstance(solver, str) and solver not in TABLES and Path(solver).is_file():
@@ -31,7 +38,7 @@ def solver_of(solver: Any, process: ScalarProcess) -> tuple[Solver | None, Table
             )
         return None, solver, {"table": _packed(solver)}
     stored = solver.config() if isinstance(solver, Solver) else solver
-    solver = solver or DEFAULT_SOLVERS[process.kind]
+    solver = solver or Default(predicts=predicts, guidance=PUSHED, size=NUMBERS, std=1.0)
     if solver in DRIVERS if isinstance(solver, str) else not isinstance(solver, Solver):
         raise ValueError(
             f"got {solver!r} as solver of a scheduler, which needs its steps before the run: give a name in "
