@@ -21,10 +21,10 @@ carried blindly has the scale 1 + e/(1 + e) where sqrt(1 + e) is right: 1 % off 
   made at lambda_1 = -max(2, log(d)/2 - 0.6) - n/13.
 - A network (`fewstep.wrap`, a loaded model): two points in the data form, since a third extrapolates its errors, and
   from 4 calls on the last call at lambda = 1.8, from 10 on later by 0.06 a call: what the state holds below is noise
-  that the network's own errors have made of it, and the last prediction takes that out. One that predicts noise is first called where its error, measured
-  (`error`) or 0.037 sqrt(784/d), is 0.3 in data, but not after -1.5; where the process starts within 1 of that, at the
-  start. Guidance at scale w makes of an error delta one of sqrt(w^2 + (w - 1)^2) delta, and moves the steps of such a
-  network earlier, centred 0.75 lower.
+  that the network's own errors have made of it, and the last prediction takes that out.
+- A network that predicts noise is first called where its error, measured (`error`) or 0.037 sqrt(784/d), is 0.3 in
+  data, but not after -1.5; where the process starts within 1 of that, at the start. Guidance at scale w makes of an
+  error delta one of sqrt(w^2 + (w - 1)^2) delta, and moves the steps of such a network earlier, centred 0.75 lower.
 - An exact denoiser that is guided: centred 0.75 lower, one point up to 4 calls, two up to 10.
 
 The constants are those of the least Frechet distance and RMS over the problems `CHOOSE` of `benchmarks/problems`;
@@ -137,7 +137,7 @@ class Default(Solver):
 
 
 def _grid(solver: Default, process: Process, steps: int) -> Tensor:
-    """The default grid of a solver: the process's own, cut at its first and last call, or earlier where it is guided."""
+    """The default grid of a solver: the process's own, cut at the first and the last call, or moved."""
     place = functools.partial(logistic, process, steps, first=solver.first(process, steps))
     earlier = solver.guided and (solver.noisy or not solver.predicts)
     center = 0.25 - 0.75 * earlier + solver._moved
