@@ -18,14 +18,18 @@ carried blindly has the scale 1 + e/(1 + e) where sqrt(1 + e) is right: 1 % off 
 
 - An exact denoiser, or a function of which nothing is known: three points around the Gaussian, corrector and ending of
   `GaussianSplit`, equal steps of the process's own grid. Up to 4 calls, and in 32 dimensions or more, the first call is
-  made at lambda_1 = -max(2, log(d)/2 - 0.6) - n/13.
+  made at lambda_1 = -max(2, log(d)/2 - 0.6) - n/13. Guided, steps are centred 0.75 lower, with one point up to 4 calls
+  and two up to 10.
 - A network (`fewstep.wrap`, a loaded model): two points in the data form, since a third extrapolates its errors, and
-  from 4 calls on the last call at lambda = 1.8, from 10 on later by 0.06 a call: what the state holds below is noise
-  that the network's own errors have made of it, and the last prediction takes that out.
+  the last call at lambda = 1.8, from 10 calls on later by 0.06 a call: what the state holds below is noise that the
+  network's own errors have made of it, and the last prediction takes that out. (3 calls are too few for that if the
+  network predicts noise or data are small.) With less than 256 numbers, of which the state tells nothing for long,
+  the first call is made at -2.1, from 8 calls on earlier by 1/13 a call.
 - A network that predicts noise is first called where its error, measured (`error`) or 0.037 sqrt(784/d), is 0.3 in
-  data, but not after -1.5; where the process starts within 1 of that, at the start. Guidance at scale w makes of an
+  data, but not after -1.5; where the process starts within 1 of that (half of it
+  in less than 256 dimensions), at the start. Guidance at scale w makes of an
   error delta one of sqrt(w^2 + (w - 1)^2) delta, and moves the steps of such a network earlier, centred 0.75 lower.
-- An exact denoiser that is guided: centred 0.75 lower, one point up to 4 calls, two up to 10.
+  (In less than 256 dimensions noise is known better: there the rule is as for other networks, centred 0.25 lower.)
 
 The constants are those of the least Frechet distance and RMS over the problems `CHOOSE` of `benchmarks/problems`;
 `benchmarks/judge_default.py` judges the rule on others.
@@ -98,6 +102,11 @@ class Default(Solver):
         return self.guidance > 1.0
 
     @property
+    def small(self) -> bool:
+        """Whether samples have so few numbers that a state tells nothing of them for long."""
+        return self.size < 256
+
+    @property
     def noisy(self) -> bool:
         """Whether a network's error grows towards noise."""
         return self.predicts in ("noise", "score")
@@ -118,16 +127,20 @@ class Default(Solver):
 
     def first(self, process: Process, calls: int) -> float:
         """The log-SNR of the first call; -inf where it is made at the start."""
-        if self.noisy:
+        later = max(0, calls - 8) / 13
+        if self.noisy and (self.error or not self.small):
             error = self.error or 0.037 * min(1.0, math.sqrt(784 / self.size))
             both = math.hypot(self.guidance, self.guidance - 1) if self.guided else 1.0
             first = min(math.log(error * both / 0.3), -1.5)
-        elif self.predicts or self.guided or (calls > 4 and self.size < 32):
+        elif self.predicts:
+            first = -2.1 - later if self.small else -math.inf
+        elif self.guided or (calls > 4 and self.size < 32):
             return -math.inf
         else:
             first = -max(2.0, 0.5 * math.log(self.size) - 0.6) - calls / 13
         first += self._moved
-        worth = process.kind != "diagonal" and float(process.log_snr(process.t_max)) < first - 1.0
+        least = 0.5 if self.small else 1.0
+        worth = process.kind != "diagonal" and float(process.log_snr(process.t_max)) < first - least
         return first if worth else -math.inf
 
     @property
@@ -139,10 +152,14 @@ class Default(Solver):
 def _grid(solver: Default, process: Process, steps: int) -> Tensor:
     """The default grid of a solver: the process's own, cut at the first and the last call, or moved."""
     place = functools.partial(logistic, process, steps, first=solver.first(process, steps))
-    earlier = solver.guided and (solver.noisy or not solver.predicts)
-    center = 0.25 - 0.75 * earlier + solver._moved
+    if not solver.guided or (solver.predicts and not solver.noisy):
+        center = 0.25
+    else:
+        center = 0.0 if solver.predicts and solver.small else -0.5
     if solver.predicts and process.kind == "scalar":
-        return place(center=center, last=1.8 + 0.06 * max(0, steps - 10) + solver._moved if steps > 3 else math.inf)
+        ended = steps > 3 or (steps > 2 and not solver.noisy and not solver.small)
+        last = 1.8 + 0.06 * max(0, steps - 10) if ended else math.inf
+        return place(center=center + solver._moved, last=last + solver._moved)
     if process.default_grid == "logistic" or (solver.guided and process.kind == "scalar"):
-        return place(center=center)
+        return place(center=center + solver._moved)
     return GRIDS["default"](process, steps)
