@@ -127,7 +127,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         sample_max_value: float = 1.0,
     ) -> None:
         self.convention = convention_of(self.config)
-        self._solver, self._table, stored = solver_of(solver, self.process, self.convention.predicts)
+        self._solver, self._table, stored = solver_of(solver, self.process)
         self.register_to_config(
             solver=stored,
             process=process_to_json(process) if isinstance(process, Process) else process,

@@ -17,14 +17,14 @@ from fewstep.words import pick
 __all__ = ["solver_of"]
 
 
-# What pipelines are run with: latents of unit deviation, 128 x 128 pixels in them and more, guided.
-PUSHED, NUMBERS = 4.0, 2**14
+NUMBERS = 2**14  # of a sample in pipelines, at least: latents of 4 x 64 x 64
 
 
-def solver_of(solver: Any, process: ScalarProcess, predicts: str) -> tuple[Solver | None, Tableau | None, Any]:
+def solver_of(solver: Any, process: ScalarProcess) -> tuple[Solver | None, Tableau | None, Any]:
     """The solver or the table, and its form in a config: a name, {"class": ...}, or {"table": a file in base64}.
 
-    None is the default for a guided model of latents.
+    None is the default for a network of latents that is called at the start, as pipelines do, whatever it predicts. Of
+    guidance, which pipelines apply, a scheduler knows nothing.
     """
     if isinstance(solver, Mapping):
         solver = _unpacked(solver["table"]) if "table" in solver else solver_from_config(dict(solver))
@@ -38,7 +38,7 @@ def solver_of(solver: Any, process: ScalarProcess, predicts: str) -> tuple[Solve
             )
         return None, solver, {"table": _packed(solver)}
     stored = solver.config() if isinstance(solver, Solver) else solver
-    solver = solver or Default(predicts=predicts, guidance=PUSHED, size=NUMBERS, std=1.0)
+    solver = solver or Default(predicts="data", size=NUMBERS)
     if solver in DRIVERS if isinstance(solver, str) else not isinstance(solver, Solver):
         raise ValueError(
             f"got {solver!r} as solver of a scheduler, which needs its steps before the run: give a name in "

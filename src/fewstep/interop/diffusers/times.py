@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.grid import GRIDS, as_grid, to_zero
+from fewstep.grid import as_grid, to_zero
 from fewstep.grid.spacing import beta_quantile
 from fewstep.interop.diffusers.convention import Convention
 from fewstep.solver import Solver
@@ -90,7 +90,7 @@ def spaced(
         times = convention.time_at(levels)
         times = torch.cat([times, _zero(convention)]) if zero else times
     else:
-        grid = pick(GRIDS, name or "default", "grid")
+        grid = solver.grid(name or "default")
         times = (to_zero(grid, append=False) if zero else grid)(process, steps)
     return times
 
