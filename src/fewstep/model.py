@@ -42,6 +42,7 @@ from fewstep.files import (
 from fewstep.pace import Pace, choose
 from fewstep.process import Process
 from fewstep.process.config import process_from_json, process_to_json
+from fewstep.stats.errors import known_error
 from fewstep.words import typed, usable_device
 
 __all__ = ["NETWORKS", "Model", "build_network", "call_network", "load", "save_model"]
@@ -75,6 +76,7 @@ class Model:
         path: the folder, or None for a model in memory.
         weights: SHA-256 of the file of its weights, by which statistics and fitted tables know their model.
         facts: the rest of fewstep.json: "training" and "quality", as the card tells them.
+        error: of the network's output, as `fewstep stats` measured it beside the weights; 0 where it is not known.
     """
 
     net: nn.Module
@@ -89,6 +91,7 @@ class Model:
     path: Path | None = None
     weights: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    error: float = 0.0
 
     def denoiser(self, label: int | str | Tensor | Sequence[int | str] | None = None) -> Wrapped:
         """The denoiser (z, t) -> x0_hat for one label, for a label per sample, or for none.
@@ -103,7 +106,7 @@ class Model:
 
         labelled = partial(self._call, classes=classes)  # tensors of a partial go along with their samples
         made = _wrapped(labelled, self.process, self.predicts, self.time)
-        return replace(made, weights=self.weights)
+        return replace(made, weights=self.weights, error=self.error)
 
     def _call(self, x: Tensor, t: Tensor, *, classes: Tensor | None) -> Tensor:
         y = classes.expand(len(x)) if classes is not None and classes.ndim == 0 else classes
@@ -204,7 +207,7 @@ def load(
         stored = Pace(precision=str(model.dtype).removeprefix("torch."))
         made = _paced(model.net, lambda x: model.net(x, 1), model.shape, stored.over(given), device)
         made.place(model.net)
-        return replace(model, pace=made)
+        return replace(model, pace=made, error=known_error(folder, model.weights))
     config, about = (read_json(folder / name, "a model folder") for name in ("config.json", "fewstep.json"))
     known, digest = _check_about(about, folder / "fewstep.json"), about.get("weights_sha256")
     check_fits(partial(build_network, config), tensor_shapes(folder / WEIGHTS), folder / WEIGHTS)
@@ -218,9 +221,9 @@ def load(
     nn.Module.to(net, device=device, dtype=made.dtype)  # not diffusers' own, which warns of nothing
     made.place(net)
     facts = {name: about[name] for name in ("training", "quality", "data") if name in about}
-    return Model(
-        net=net, dtype=made.dtype, pace=made, path=folder, weights=sha256(folder / WEIGHTS), facts=facts, **known
-    )
+    weights = sha256(folder / WEIGHTS)
+    error = known_error(folder, weights)
+    return Model(net=net, dtype=made.dtype, pace=made, path=folder, weights=weights, facts=facts, error=error, **known)
 
 
 def save_model(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["arguments", "run"]
 
-DRAWN_WITH = 20  # network calls of the samples that stand for data where none is given
+DRAWN_WITH = {"all": 20, "variance": 20, "error": 8}  # network calls of the samples that stand for data
+ENOUGH = 256  # data points that the error is measured on
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +30,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=at_least(2), default=1024, help="how many data points (default: 1024)")
     add("--nodes", type=at_least(3), default=120, help="at how many log-SNRs (default: 120)")
     text = (
-        "variance: for analytic-ddpm and analytic-ddim; all: for dpm-solver-v3 too, three times the work (default: all)"
+        "error: where the network is weak, in seconds, for the default; variance: for analytic-ddpm and analytic-ddim "
+        "too; all: for dpm-solver-v3 too, three times the work (default: all)"
     )
-    add("--only", choices=("all", "variance"), default="all", help=text)
+    add("--only", choices=("all", "variance", "error"), default="all", help=text)
     add("--batch", type=at_least(1), default=64, help="data points a network call (default: 64)")
     add("--seed", type=at_least(0), default=0, help="everything random is a function of it (default: 0)")
     add("--device", default="cpu", help="where the network runs (default: cpu)")
@@ -38,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures a model's statistics for analytic-ddpm, analytic-ddim and dpm-solver-v3, with a bar and the time left.
+    """Measures where a model is weak, and its statistics for analytic-ddpm, analytic-ddim and dpm-solver-v3.
 
     Killed at any moment, the same command goes on where it was. `fewstep sample` finds the file in the model folder.
     """
@@ -47,15 +51,24 @@ def run(args: argparse.Namespace) -> None:
     import fewstep as fs
     from fewstep.files import Results
     from fewstep.stats import FILE, measure
+    from fewstep.stats.errors import FILE as ERRORS
 
     check_device(args.device)
     model = fs.load(args.model, device=args.device, dtype=torch.float32, pace=pace_of(args))
     assert model.path is not None
     if args.only == "all" and model.process.kind != "scalar":
         args.only = "variance"
-    out = Path(args.out) if args.out else model.path / FILE
+    out = Path(args.out) if args.out else model.path / (ERRORS if args.only == "error" else FILE)
     with Results(out.parent):  # one that cannot be written is refused before the work
         data, labels = _data(model, args) if args.data else _drawn(model, args)
+    try:
+        _error(model, args, data[:ENOUGH], labels, out if args.only == "error" else out.with_name(ERRORS))
+    except ValueError as error:
+        if args.only == "error":
+            raise
+        print(error, file=sys.stderr)
+    if args.only == "error":
+        return
 
     with model.pace.threaded():
         found = measure(
@@ -72,6 +85,28 @@ def run(args: argparse.Namespace) -> None:
             conditioned=lambda where: model.denoiser(None if labels is None else labels[where]),
         )
     print(f"{found} of {found.samples} data points: {out}")
+
+
+def _error(model: Model, args: argparse.Namespace, data: Tensor, labels: Sequence[int] | None, out: Path) -> None:
+    """Measures the error, says where the network is weak and what the default makes of it, and writes the table."""
+    from dataclasses import replace
+
+    from fewstep.draw import suited
+    from fewstep.stats import errors_of
+
+    with model.pace.threaded():
+        found = errors_of(
+            model.denoiser(None if labels is None else labels[:1]),
+            data.to(args.device),
+            conditioned=lambda where: model.denoiser(None if labels is None else labels[: len(data)][where]),
+            batch=args.batch,
+            seed=args.seed,
+            progress=True,
+        )
+    replace(found, weights=model.weights).save(out)
+    first = suited(None, replace(model, error=found.error), 1.0).first(model.process, 10)
+    where = f"at {first:.1f}" if math.isfinite(first) else "at the start"
+    print(f"{found.sentence}: the default makes its first call {where}: {out}")
 
 
 def _data(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int] | None]:
@@ -98,9 +133,11 @@ def _data(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int]
 def _drawn(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int] | None]:
     """Samples of the model itself, every class in turn."""
     import fewstep as fs
-    from fewstep.draw import draw
+    from fewstep.draw import draw, suited
 
-    table = fs.tabulate(None, model.process, steps=DRAWN_WITH)
+    if args.only == "error":
+        args.samples = min(args.samples, ENOUGH)
+    table = fs.tabulate(suited(None, model, 1.0), model.process, steps=DRAWN_WITH[args.only])
     labels = [k % len(model.labels) for k in range(args.samples)] if model.labels else None
     drawn = draw(model, table, num=args.samples, labels=labels, seed=args.seed, batch=args.batch,
                  device=args.device, progress=True)  # fmt: skip

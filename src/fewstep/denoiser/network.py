@@ -52,6 +52,7 @@ class Wrapped:
     sigma_data: float
     needs_grad: bool = False
     weights: str | None = None  # SHA-256 of the network's weights, where they come from a file
+    error: float = 0.0  # of the network's output, as `fewstep stats` measures it; 0 where it is not known
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
         """x0_hat in data space for states z (batch, *state) at a time or (batch,) times."""

@@ -1,9 +1,10 @@
-"""Statistics of trained networks: measured once (`fewstep stats`), stored beside the weights, read by samplers."""
+"""What `fewstep stats` measures on a trained network: statistics and its error, stored beside the weights."""
 
 from __future__ import annotations
 
+from fewstep.stats.errors import Errors, errors_of
 from fewstep.stats.measurement import measure
 from fewstep.stats.statistics import FILE, Statistics, attach
 from fewstep.stats.trajectory import analytic_grid
 
-__all__ = ["FILE", "Statistics", "analytic_grid", "attach", "measure"]
+__all__ = ["FILE", "Errors", "Statistics", "analytic_grid", "attach", "errors_of", "measure"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from inspect import signature
@@ -68,7 +68,8 @@ class DiffusersModel(Model):
             conditions["class_labels"] = self._classes(label)
         elif "class_labels" not in conditions and (table := self._table) is not None:
             raise ValueError(f"got no label for a network of classes 0 to {table.num_embeddings - 1}: give one")
-        return self.convention.denoiser(partial(self._network, **conditions), dtype=self.dtype)
+        made = self.convention.denoiser(partial(self._network, **conditions), dtype=self.dtype)
+        return replace(made, error=self.error)
 
     def _classes(self, label: Any) -> Tensor:
         """The network's class numbers, a scalar or (B,); other conditions of classes (times, vectors) as they come."""
