@@ -87,13 +87,12 @@ def test_mixtures_fare_so_and_hold_from_the_count_that_is_said(solver, process, 
     mixture, std = fs.Mixture(p, MEANS, STDS), math.sqrt(float(STDS.square().mean() + MEANS.var(correction=0)))
     said = (
         rf"^got .*{solver}.* with {calls} calls on {type(p).__name__}, which ends .* times as wide as the data: give "
-        f"at least {least}, from which it holds, or gaussian-split, which holds at {calls}$"
+        f"at least {least}, from which it holds, or default, which holds at {calls}$"
     )
     with pytest.warns(UserWarning, match=said):
         fs.sample(mixture, p, solver=solver, steps=calls, grid=grid, shape=(2, 1))
     wide, enough, other = (
-        fs.tabulate(name, p, steps=n, grid=grid)
-        for name, n in ((solver, calls), (solver, least), ("gaussian-split", calls))
+        fs.tabulate(name, p, steps=n, grid=grid) for name, n in ((solver, calls), (solver, least), ("default", calls))
     )
     assert enough.nfe == least
     assert width(mixture, wide, std) > 3.5
@@ -163,5 +162,5 @@ def test_given_times_are_refined_to_say_from_where_it_holds():
 def test_what_a_table_alone_does_not_tell_is_left_alone():
     assert math.isnan(excess(fs.tabulate("heun", fs.VP(), steps=4).in_terms_of("noise")))
     assert excess(fs.tabulate("heun", fs.CLD(), steps=4)) > LIMIT
-    assert excess(fs.tabulate("gaussian-split", fs.CLD(), steps=4)) < LIMIT
+    assert excess(fs.tabulate("default", fs.CLD(), steps=4)) < LIMIT
     assert excess(fs.tabulate("ddim", fs.Blurring(size=(2, 2)), steps=4)) < LIMIT

@@ -63,7 +63,7 @@ def test_the_page_in_a_browser(tmp_path):  # one test, so that there is one visi
     assert seen["ended"] == (0, "", "", [])
 
     # a click makes pictures, call by call, from two solvers
-    assert seen["first"].startswith("gaussian-split: ")
+    assert seen["first"].startswith("default: ")
     assert len(seen["pictures"]) == 2
     assert min(seen["pictures"]) > 300
     for name in ("samples", "samples-360", "playground", "playground-360"):
@@ -76,7 +76,7 @@ def test_the_page_in_a_browser(tmp_path):  # one test, so that there is one visi
     np.testing.assert_allclose(names["x"], np.load(SHOTS / "samples.npz")["samples"], atol=0.02)  # bfloat16
 
     # a mistake is a sentence on the page, and a run can be stopped
-    assert seen["alert"].startswith("got option of gaussian-split 'eta', which is not known")
+    assert seen["alert"].startswith("got option of default 'eta', which is not known")
     assert " of 100" in seen["stopped"]
 
     # the keyboard is enough, in the order of the page, and leaves no list open behind

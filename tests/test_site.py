@@ -100,6 +100,7 @@ def built(folder: Path) -> Path:
     shutil.copytree(DOCS, folder / "docs", ignore=shutil.ignore_patterns("gallery", "__pycache__"))
     for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         shutil.copy(ROOT / page, folder)
+    (folder / "models").symlink_to(ROOT / "models")
     run = subprocess.run(
         [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "docs", "site"],
         cwd=folder,

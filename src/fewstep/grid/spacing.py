@@ -43,10 +43,9 @@ def uniform(process: Process, steps: int) -> Tensor:
     return power(process, steps, exponent=1.0)
 
 
-def power(process: Process, steps: int, *, exponent: float = 2.0, first: float = -math.inf) -> Tensor:
-    """Equal steps in t^(1/exponent), from the log-SNR `first` on as in `logistic`; 2 is the quadratic grid."""
-    begin = min(process.t_max, float(process.inverse_log_snr(first))) if first > -math.inf else process.t_max
-    ends = (begin ** (1 / exponent), process.t_min ** (1 / exponent))
+def power(process: Process, steps: int, *, exponent: float = 2.0) -> Tensor:
+    """Equal steps in t^(1/exponent): exponent 2 is the quadratic grid, denser near data."""
+    ends = (process.t_max ** (1 / exponent), process.t_min ** (1 / exponent))
     return exact_ends(process, torch.linspace(*ends, steps + 1, dtype=torch.float64) ** exponent)
 
 

@@ -81,8 +81,6 @@ def tabulate(
             raise ValueError(f"got solver {solver!r}, which is no name but a file: give Path({solver!r})")
         solver = pick(SOLVERS, solver, "solver")
     solver = solver() if callable(solver) else solver
-    if isinstance(solver, Solver) and grid == "default":
-        grid = solver.grid(grid)
     if isinstance(solver, Driver):
         solver.tabulate(process, torch.tensor([process.t_max, process.t_min], dtype=torch.float64))
     if not isinstance(solver, Solver):
@@ -106,6 +104,7 @@ def tabulate(
 
 def _on_made_times(solver: Solver, process: Process, grid: str | Grid, steps: int | None, nfe: int | None) -> Tableau:
     """The table on a grid that is made for as many intervals as the calls allow."""
+    grid = solver.grid(grid) if isinstance(grid, str) else grid
     with recalling(Memory(process, [])) if process.kind == "scalar" else nullcontext():
         table = solver.tabulate(process, as_grid(grid, process, intervals(solver, process, steps, nfe)))
     if table.nfe != nfe if nfe is not None else table.nfe > (steps or 10):
@@ -315,7 +314,7 @@ def informed(solver: Any, denoiser: Any, shape: Sequence[int]) -> Any:
 
     A default whose options are set already is another.
     """
-    if solver is None or solver == "default" or solver == Default():
+    if solver in (None, "default", Default, Default()):
         size = math.prod(shape) if shape else Default().size
         return Default(size=max(size, 1), **about(denoiser))
     return solver

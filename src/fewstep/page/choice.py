@@ -133,9 +133,13 @@ class Run:
         options = ", ".join(f"{name}={value!r}" for name, value in _options(choice.options))
         solver = f"fs.SOLVERS[{self.name!r}]({options})" if options else repr(self.name)
         table = isinstance(self.solver, fs.Tableau)
-        if getattr(self.solver.solver if isinstance(self.solver, fs.Tableau) else self.solver, "statistics", None):
+        own = self.solver.solver if isinstance(self.solver, fs.Tableau) else self.solver
+        if isinstance(own, fs.Default):
+            solver = f"fs.{own}"
+        elif getattr(own, "statistics", None):
             solver = f"fs.stats.attach(fs.SOLVERS[{self.name!r}]({options}), model.path)"
-        grid = f"fs.to_zero(fs.GRIDS[{choice.grid!r}], append=False)" if self.final == "zero" else repr(choice.grid)
+        named = f"{solver}.grid({choice.grid!r})" if isinstance(own, fs.Default) else f"fs.GRIDS[{choice.grid!r}]"
+        grid = f"fs.to_zero({named}, append=False)" if self.final == "zero" else repr(choice.grid)
         denoiser = f"model.denoiser({'' if self.labels is None else _spelt(self.labels)})"
         if choice.scale != 1:
             denoiser = f"fs.guide({denoiser}, model.denoiser(), {choice.scale!r})"

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import fewstep as fs
 from fewstep.cli.common import tabulated
+from fewstep.loop.door import informed
 from fewstep.noise import noise_source
 from fewstep.page.choice import DEFAULT, bounded
 from fewstep.process import ScalarProcess
@@ -149,8 +150,9 @@ class Plane(Typed):
         shape = pick(MIXTURES, self.mixture, "mixture")()
         solver = pick(fs.TABLES, fs.DEFAULT_SOLVERS["scalar"] if self.solver == DEFAULT else self.solver, "solver")()
         pick(fs.GRIDS, self.grid, "grid")
-        table = tabulated(solver, process, to_zero=solver.reaches_zero(process), grid=self.grid, steps=self.steps)
         denoiser = fs.Mixture(process, shape.means, shape.std, shape.weights)
+        solver = informed(solver, denoiser, (2,))
+        table = tabulated(solver, process, to_zero=solver.reaches_zero(process), grid=self.grid, steps=self.steps)
         noise = noise_source(None, self.seed, 0).initial((self.num, 2), torch.float64, "cpu")
         states = [process.prior(noise, table.rows[0].t)]  # of every row: some solvers' calls make no x0_hat
         last = fs.sample(denoiser, process, solver=table, x=states[0], seed=self.seed, progress=False,

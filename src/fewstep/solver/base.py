@@ -145,4 +145,4 @@ def _json(value: Any) -> Any:
     """An option as JSON: infinity is a word, and what has a config of its own (statistics, a solver) gives that."""
     if hasattr(value, "config"):
         return value.config()
-    return str(value) if value == math.inf else value
+    return str(value) if value in (math.inf, -math.inf) else value

@@ -60,8 +60,9 @@ _UNIT = 0.5  # the deviation of data that the constants are for
 class Default(Solver):
     """`GaussianSplit` as the rule of `fewstep.solver.default` sets it; one call a step, deterministic.
 
-    `fewstep.sample` fills in what the denoiser and the shape say. Order 1, by the last step of a network's grid and the
-    first of one that predicts noise; 2 with an exact denoiser from 5 calls on.
+    `fewstep.sample` fills in what the denoiser and the shape say. Order 1 on a grid that is given, 2 where the first
+    call is at the start. On its own grid the first step of a network that predicts noise does not shrink with their
+    number, which leaves a distance to the ODE of .001 to .002 on mixtures.
 
     Args:
         predicts: what the network returns, by the names of `fewstep.wrap`; "" for an exact denoiser.

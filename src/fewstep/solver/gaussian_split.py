@@ -63,9 +63,10 @@ class GaussianSplit(Solver):
 
     Order: `points`, one more with the corrector, and with its own start (fewer points in the first steps) at most 2, or
     3 with the corrector; at most 2 with an ending, whose last step has to shrink with the others (that of `karras` into
-    sigma = 0 does not). A point mass leaves a residual of that order unless std = 0; without
-    an ending data N(mu, std^2 I) is carried exactly, by steps of any size. std = 0, width = inf and no ending is
-    `Multistep` in data form: with its corrector for relax = 0, without for relax = inf.
+    sigma = 0 does not); 1 with a `first`, before which no prediction is kept to extrapolate from. A point mass leaves a
+    residual of that order unless std = 0; without an ending data N(mu, std^2 I) is carried exactly, by steps of any
+    size. std = 0, width = inf and no ending is `Multistep` in data form: with its corrector for relax = 0, without for
+    relax = inf.
 
     The defaults were chosen with the grid `logistic` on random mixtures in 2 to 8 dimensions, guided ones (w = 7)
     among them (`benchmarks/closed_forms.py`), and on the shipped model.
@@ -107,6 +108,8 @@ class GaussianSplit(Solver):
 
     @property
     def order(self) -> int:
+        if self.first > -math.inf:
+            return 1
         corrected = self.relax < math.inf
         return min(self.points + corrected, 3 if corrected and not self.ending else 2)
 
@@ -130,6 +133,7 @@ class GaussianSplit(Solver):
             before, at = at, t if k else self._called(w.process, t, s)
             if at != before and not k:
                 ahead = w.row(wide.carry(t, at) * z, at)
+                z = wide.carry(at, t) * ahead  # where a run begins at its first call, there is no other state
             y = w.call(ahead, at)
             a, b = wide.mean(at) if self.std else (1.0, 0.0)
             trusted = (one for one in seen if w.process.log_snr(one[0]) >= self.first)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import struct
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
@@ -184,7 +183,7 @@ def solver_from_config(config: Any, levels: int = 4) -> Solver:
 def _option(value: Any, levels: int) -> Any:
     """An option as `Solver.config` wrote it."""
     if not isinstance(value, dict):
-        return math.inf if value == "inf" else value
+        return float(value) if value in ("inf", "-inf") else value
     if "class" in value:
         return solver_from_config(value, levels)
     from fewstep.stats.statistics import Statistics
