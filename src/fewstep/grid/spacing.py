@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -199,22 +200,30 @@ def to_zero(grid: Grid, *, append: bool = True) -> Grid:
     """A grid whose last step goes to sigma = 0 instead of t_min.
 
     With `append` the other steps run to t_min first (k-diffusion's append_zero, diffusers' final_sigmas_type="zero");
-    without, t_min is replaced. Where t_min is at sigma = 0 already, the grid stays as it is.
+    without, t_min is replaced. Where t_min is at sigma = 0 already, the grid stays as it is. Of `GRIDS["default"]` it
+    is the solver's own default grid that is ended so.
     """
+    return ToZero(grid, append)
 
-    def ended(process: Process, steps: int) -> Tensor:
+
+@dataclass(frozen=True)
+class ToZero:
+    """See `to_zero`."""
+
+    grid: Grid
+    append: bool
+
+    def __call__(self, process: Process, steps: int) -> Tensor:
         if process.log_snr(process.t_min) == math.inf:
-            return grid(process, steps)
+            return self.grid(process, steps)
         zero = process.t_zero
         if zero is None:
             raise ValueError(f"got {type(process).__name__}, which has no time at sigma = 0: end at t_min")
-        if append:
-            kept = grid(process, steps - 1).tolist() if steps > 1 else [process.t_max]
+        if self.append:
+            kept = self.grid(process, steps - 1).tolist() if steps > 1 else [process.t_max]
         else:
-            kept = grid(process, steps).tolist()[:-1]
+            kept = self.grid(process, steps).tolist()[:-1]
         return torch.tensor([*kept, zero], dtype=torch.float64)
-
-    return ended
 
 
 def finite_range(process: Process) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from fewstep.denoiser.network import bound, fingerprint
 from fewstep.denoiser.predict import PREDICTIONS
 from fewstep.denoiser.watch import watching
 from fewstep.grid import GRIDS, Grid, as_grid
+from fewstep.grid.spacing import ToZero
 from fewstep.loop.drive import noises_of
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
@@ -104,9 +106,11 @@ def tabulate(
 
 def _on_made_times(solver: Solver, process: Process, grid: str | Grid, steps: int | None, nfe: int | None) -> Tableau:
     """The table on a grid that is made for as many intervals as the calls allow."""
-    grid = solver.grid(grid) if isinstance(grid, str) else grid
+    made = solver.grid(grid) if isinstance(grid, str) else grid
+    if isinstance(grid, ToZero) and grid.grid is GRIDS["default"]:
+        made = replace(grid, grid=solver.grid("default"))
     with recalling(Memory(process, [])) if process.kind == "scalar" else nullcontext():
-        table = solver.tabulate(process, as_grid(grid, process, intervals(solver, process, steps, nfe)))
+        table = solver.tabulate(process, as_grid(made, process, intervals(solver, process, steps, nfe)))
     if table.nfe != nfe if nfe is not None else table.nfe > (steps or 10):
         asked = f"nfe={nfe}" if nfe is not None else f"steps={steps or 10}"
         raise ValueError(f"got {asked} and a grid function on whose times this solver takes {table.nfe} calls")

@@ -21,7 +21,7 @@ carried blindly has the scale 1 + e/(1 + e) where sqrt(1 + e) is right: 1 % off 
   made at lambda_1 = -max(2, log(d)/2 - 0.6) - n/13. Guided, steps are centred 0.75 lower, with one point up to 4 calls
   and two up to 10.
 - A network (`fewstep.wrap`, a loaded model): two points in the data form, since a third extrapolates its errors, and
-  the last call at lambda = 1.8, from 10 calls on later by 0.06 a call: what the state holds below is noise that the
+  the last call at lambda = 1.8, from 10 calls on later by 0.03 a call: what the state holds below is noise that the
   network's own errors have made of it, and the last prediction takes that out. (3 calls are too few for that if the
   network predicts noise or data are small; above 784 numbers, where networks are better, it is later by log(d/784)/2
   but not later than on the grid without it.) With less than 256 numbers, of which the state tells nothing for long,
@@ -42,6 +42,7 @@ import functools
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fewstep.grid import GRIDS, Grid
@@ -117,7 +118,21 @@ class Default(Solver):
         return functools.partial(_grid, self) if name == "default" else super().grid(name)
 
     def write(self, w: Writer) -> None:
+        w.times = self._from_the_first_call(w.process, w.times)
+        w.steps = list(zip(w.times[:-1], w.times[1:], strict=True))
+        w.grid = torch.tensor(w.times, dtype=torch.float64)
         self.at(w.process, len(w.steps)).write(w)
+
+    def _from_the_first_call(self, process: Process, times: list[float]) -> list[float]:
+        """The times with those before the first call, but the start, spread out from it to the next one."""
+        first = self.first(process, len(times) - 1)
+        lam = process.log_snr(torch.tensor(times, dtype=torch.float64)).tolist()
+        early = sum(one <= first for one in lam[1:-1])
+        if not early:
+            return times
+        until = min(lam[early + 1], max(first + 1.0, 1.8 + self._shift))
+        spread = torch.linspace(first, until, early + 2, dtype=torch.float64)[1:-1]
+        return [times[0], *process.inverse_log_snr(spread).tolist(), *times[early + 1 :]]
 
     def at(self, process: Process, calls: int) -> GaussianSplit:
         """The solver that the rule names for so many calls."""
@@ -140,13 +155,13 @@ class Default(Solver):
             return -math.inf
         else:
             first = -max(2.0, 0.5 * math.log(self.size) - 0.6) - calls / 13
-        first += self._moved
+        first += self._shift
         least = 0.5 if self.small else 1.0
         worth = process.kind != "diagonal" and float(process.log_snr(process.t_max)) < first - least
         return first if worth else -math.inf
 
     @property
-    def _moved(self) -> float:
+    def _shift(self) -> float:
         """What the data's deviation adds to every log-SNR."""
         return -math.log(self.std / _UNIT)
 
@@ -160,11 +175,11 @@ def _grid(solver: Default, process: Process, steps: int) -> Tensor:
         center = 0.0 if solver.predicts and solver.small else -0.5
     if solver.predicts and process.kind == "scalar":
         ended = steps > 3 or (steps > 2 and not solver.noisy and not solver.small)
-        place = functools.partial(place, center=center + solver._moved)
-        last = 1.8 + 0.06 * max(0, steps - 10) if ended else math.inf
+        place = functools.partial(place, center=center + solver._shift)
+        last = 1.8 + 0.03 * max(0, steps - 10) if ended else math.inf
         if solver.size > 784 and last < math.inf:
             last = min(last + 0.5 * math.log(solver.size / 784), max(1.8, float(process.log_snr(place()[-2]))))
-        return place(last=last + solver._moved)
+        return place(last=last + solver._shift)
     if process.default_grid == "logistic" or (solver.guided and process.kind == "scalar"):
-        return place(center=center + solver._moved)
+        return place(center=center + solver._shift)
     return GRIDS["default"](process, steps)
