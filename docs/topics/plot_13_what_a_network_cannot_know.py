@@ -110,14 +110,15 @@ plt.show()
 # What the default does with it
 # -----------------------------
 #
-# Before the state tells the parts of data apart, data might as well be Gaussian, and
-# a Gaussian's state is carried in closed form, without a call and without an error.
-# So ``fs.Default`` first asks a network that predicts noise where its error, carried
-# to the data, is 0.3 (the dotted line above); where no error was measured, one of
-# 0.037 is taken, less for larger pictures. From there on two points are enough: a
-# third would extrapolate what is left of the error. The last call comes before the
-# end, and the last step ends in its prediction, which takes out what noise the
-# earlier errors have made.
+# Before the state tells the parts of data apart, data might as well be one point, and
+# then the state is carried in closed form, without a call and without an error; the
+# first prediction sets right what was carried. So ``fs.Default`` first asks a network
+# that predicts noise where its error, carried to the data, is 0.3 (the dotted line
+# above), but not after a log-SNR of -1.5; where no error was measured, one of 0.037 is
+# taken, less for larger pictures. That is before the crossing, since to first order
+# what is left of the error cancels. From there on two points are enough: a third would
+# extrapolate that rest. The last call comes before the end, and the last step ends in
+# its prediction, which takes out what noise the earlier errors have made.
 #
 # Five calls of ``models/fashion-noise``, from the same noises, and fifty as a
 # reference.
