@@ -21,16 +21,16 @@ carried blindly has the scale 1 + e/(1 + e) where sqrt(1 + e) is right: 1 % off 
   made at lambda_1 = -max(2, log(d)/2 - 0.6) - n/13. Guided, steps are centred 0.75 lower, with one point up to 4 calls
   and two up to 10.
 - A network (`fewstep.wrap`, a loaded model): two points in the data form, since a third extrapolates its errors, and
-  the last call at lambda = 1.8, from 10 calls on later by 0.03 a call: what the state holds below is noise that the
-  network's own errors have made of it, and the last prediction takes that out. (3 calls are too few for that if the
-  network predicts noise or data are small; above 784 numbers, where networks are better, it is later by log(d/784)/2
-  but not later than on the grid without it.) With less than 256 numbers, of which the state tells nothing for long,
-  the first call is made at -2.1, from 8 calls on earlier by 1/13 a call.
+  from 4 calls on (3 where samples have 256 numbers or more and noise is not what it predicts) the last call at
+  lambda = 1.8: what the state holds below is noise that the network's own errors have made of it, and the last
+  prediction takes that out. It moves later with the calls, by 0.03 a call from 10 on, or 0.12 from 8 on where samples
+  have less than 256 numbers; and above 784 numbers, where networks are better, by log(d/784)/2, but not beyond the
+  grid without it. Below 256 numbers, of which a state tells nothing for long, the first call is made at -2.1, earlier
+  by 1/40 a call from 8 on.
 - A network that predicts noise is first called where its error, measured (`error`) or 0.037 sqrt(784/d), is 0.3 in
-  data, but not after -1.5; where the process starts within 1 of that (half of it
-  in less than 256 dimensions), at the start. Guidance at scale w makes of an
-  error delta one of sqrt(w^2 + (w - 1)^2) delta, and moves the steps of such a network earlier, centred 0.75 lower.
-  (In less than 256 dimensions noise is known better: there the rule is as for other networks, centred 0.25 lower.)
+  data, but not after -1.5; where the process starts within 1 of that (half of it below 256 numbers), at the start.
+  Guidance at scale w makes of an error delta one of sqrt(w^2 + (w - 1)^2) delta, and moves the steps of such a network
+  earlier, centred 0.75 lower; below 256 numbers, where the rule of other networks holds, 0.25 lower.
 
 The constants are those of the least Frechet distance and RMS over the problems `CHOOSE` of `benchmarks/problems`;
 `benchmarks/judge_default.py` judges the rule on others.
@@ -144,7 +144,7 @@ class Default(Solver):
 
     def first(self, process: Process, calls: int) -> float:
         """The log-SNR of the first call; -inf where it is made at the start."""
-        later = max(0, calls - 8) / 13
+        later = max(0, calls - 8) / 40
         if self.noisy and (self.error or not self.small):
             error = self.error or 0.037 * min(1.0, math.sqrt(784 / self.size))
             both = math.hypot(self.guidance, self.guidance - 1) if self.guided else 1.0
@@ -176,7 +176,8 @@ def _grid(solver: Default, process: Process, steps: int) -> Tensor:
     if solver.predicts and process.kind == "scalar":
         ended = steps > 3 or (steps > 2 and not solver.noisy and not solver.small)
         place = functools.partial(place, center=center + solver._shift)
-        last = 1.8 + 0.03 * max(0, steps - 10) if ended else math.inf
+        later = 0.12 * max(0, steps - 8) if solver.small else 0.03 * max(0, steps - 10)
+        last = 1.8 + later if ended else math.inf
         if solver.size > 784 and last < math.inf:
             last = min(last + 0.5 * math.log(solver.size / 784), max(1.8, float(process.log_snr(place()[-2]))))
         return place(last=last + solver._shift)
