@@ -339,7 +339,8 @@ def test_a_file_that_cannot_grow_leaves_nothing(tiny, tmp_path, form):
     def small():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
-    argv = [sys.executable, "-m", "fewstep", "sample", str(tiny), "--out", str(tmp_path / "out"), "--steps", "1"]
+    argv = [sys.executable, "-W", "ignore", "-m", "fewstep", "sample", str(tiny)]
+    argv += ["--out", str(tmp_path / "out"), "--steps", "1"]
     done = subprocess.run([*argv, "--format", form], preexec_fn=small, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

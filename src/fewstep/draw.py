@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from fewstep.denoiser import Counted, guide
 from fewstep.denoiser.compiled import compiled, with_networks
+from fewstep.denoiser.network import told
 from fewstep.loop import sample, solve
 from fewstep.loop.door import informed
 from fewstep.loop.memory import InPieces, Room
+from fewstep.loop.range import Beyond, beyond
 from fewstep.model import Model
 from fewstep.solver import Driver
 from fewstep.solver.driver import ENDS, Outcome
@@ -35,6 +38,7 @@ class Drawn:
         calls: network calls of a sample, counted; of a driver, whose samples differ, the mean.
         evaluations: of the network for a sample, counted where it is called: two for a guided call.
         seconds: for all of them.
+        beyond: what of the samples lies far outside the data's range, where that is known; None where nothing does.
     """
 
     samples: Tensor
@@ -42,6 +46,7 @@ class Drawn:
     calls: int
     evaluations: int
     seconds: float
+    beyond: Beyond | None = None
 
     @property
     def images(self) -> Tensor:
@@ -89,11 +94,13 @@ def draw(
     """
     parts, calls, samples, tally, began = [], set(), 0, _Tally(), time.perf_counter()
     aside: dict[int, str] = {}
+    within = math.inf
     room = None if memory is None else Room(memory, device)
     with telling(progress, "sampling") as tell, model.pace.threaded():
         for first in range(0, num, batch):
             size = min(batch, num - first)
             plain = conditioned(model, labels and labels[first : first + size], guidance)
+            within = told(plain, "within", float) or math.inf
             plain = with_networks(compiled(plain) if compile else plain, partial(_Tallied, tally=tally))
             denoiser = Counted(plain if room is None else InPieces(plain, room))
             arguments: dict[str, Any] = {"solver": solver, "shape": (size, *model.shape), "seed": seed, "first": first,
@@ -120,8 +127,9 @@ def draw(
         raise ValueError(f"got {num} samples, none of which is whole; the first: {aside[0]}")
     if len(calls) > 1 and isinstance(solver, Tableau):
         raise AssertionError(f"batches of one run took {sorted(calls)} network calls")
-    return Drawn(samples=torch.cat(parts), aside=aside, calls=round(samples / num),
-                 evaluations=round(tally.count / num), seconds=time.perf_counter() - began)  # fmt: skip
+    drawn = torch.cat(parts)
+    return Drawn(samples=drawn, aside=aside, calls=round(samples / num), evaluations=round(tally.count / num),
+                 seconds=time.perf_counter() - began, beyond=beyond(drawn, within))  # fmt: skip
 
 
 def _failed(outcome: Outcome) -> dict[int, str]:

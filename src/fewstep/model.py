@@ -106,7 +106,7 @@ class Model:
 
         labelled = partial(self._call, classes=classes)  # tensors of a partial go along with their samples
         made = _wrapped(labelled, self.process, self.predicts, self.time)
-        return replace(made, weights=self.weights, error=self.error)
+        return replace(made, weights=self.weights, within=1.0, error=self.error)
 
     def _call(self, x: Tensor, t: Tensor, *, classes: Tensor | None) -> Tensor:
         y = classes.expand(len(x)) if classes is not None and classes.ndim == 0 else classes

@@ -127,6 +127,8 @@ def run(args: argparse.Namespace) -> None:
             record["set_aside"] = [{"sample": k, "why": why} for k, why in drawn.aside.items()]
         record |= {"network_calls": drawn.calls, "network_evaluations": drawn.evaluations,
                    "seconds": round(drawn.seconds, 3)}  # fmt: skip
+        if drawn.beyond is not None:
+            record["beyond_the_data"] = drawn.beyond._asdict()
         if measure is not None and left >= LEAST:
             record["quality"] = measure(drawn.images)
         sheet = results.write("sheet.png", partial(png, drawn.samples))

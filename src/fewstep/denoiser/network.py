@@ -14,11 +14,12 @@ and the time is put into the network's own convention:
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,21 @@ from fewstep.process.base import Process, Time, like, once, to_tensor
 from fewstep.process.operator import Coefficient, apply
 from fewstep.words import pick, typed
 
-__all__ = ["TIMES", "Counted", "NetworkError", "Wrapped", "bound", "fingerprint", "needs_grad", "wrap", "writes_into"]
+__all__ = [
+    "TIMES",
+    "Counted",
+    "NetworkError",
+    "Wrapped",
+    "bound",
+    "fingerprint",
+    "needs_grad",
+    "told",
+    "wrap",
+    "writes_into",
+]
 
 
+T = TypeVar("T")
 TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
     "t": lambda process, t: t,
     "index": lambda process, t: getattr(process, "count", 1000) * t - 1,
@@ -52,6 +65,7 @@ class Wrapped:
     sigma_data: float
     needs_grad: bool = False
     weights: str | None = None  # SHA-256 of the network's weights, where they come from a file
+    within: float = math.inf  # the largest size of the data's entries, where it is known
     error: float = 0.0  # of the network's output, as `fewstep stats` measures it; 0 where it is not known
 
     def __call__(self, z: Tensor, t: Time) -> Tensor:
@@ -285,11 +299,16 @@ class _Part:
 
 def fingerprint(denoiser: Any) -> str | None:
     """The SHA-256 of the weights behind a denoiser, where it or what it wraps tells."""
+    return told(denoiser, "weights", str)
+
+
+def told(denoiser: Any, name: str, kind: type[T]) -> T | None:
+    """What a denoiser, or else what it wraps, says under a name."""
     while denoiser is not None:
-        if isinstance(found := getattr(denoiser, "weights", None), str):
+        if isinstance(found := getattr(denoiser, name, None), kind):
             return found
         within = ("denoiser", "base", "conditional")
-        denoiser = next((getattr(denoiser, name) for name in within if hasattr(denoiser, name)), None)
+        denoiser = next((getattr(denoiser, part) for part in within if hasattr(denoiser, part)), None)
     return None
 
 

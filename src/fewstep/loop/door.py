@@ -31,6 +31,7 @@ from fewstep.loop.drive import noises_of
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel
+from fewstep.loop.range import warn_of_range
 from fewstep.loop.rows import SMALL
 from fewstep.loop.start import finite_start, start_state, takes
 from fewstep.loop.walk import After, Callback, Denoiser, Plan, _under_autograd, look_at, walk
@@ -207,11 +208,13 @@ def sample(
     source = noise_source(noise, seed, first)
     with recollection(table, process):
         start, drawn = start_state(process, table.rows[0].t, shape, x, source, dtype, device), source.snapshot()
-        denoiser = in_pieces(compiled(denoiser) if compile else denoiser, memory, start)
-        return on_table(
-            table, denoiser, start, source, given=given, final=final, callback=callback, after=after,
+        made = in_pieces(compiled(denoiser) if compile else denoiser, memory, start)
+        z = on_table(
+            table, made, start, source, given=given, final=final, callback=callback, after=after,
             differentiable=differentiable, compile=compile, progress=progress, drawn=drawn
         )  # fmt: skip
+    warn_of_range(denoiser, process, z, float(table.grid[-1]), final=final)
+    return z
 
 
 def recollection(table: Tableau, process: Process) -> AbstractContextManager[None]:

@@ -28,6 +28,7 @@ from fewstep.loop.drive import drive, predict
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel, picard
+from fewstep.loop.range import warn_of_range
 from fewstep.loop.start import start_state
 from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise, NoiseSource, noise_source
@@ -107,7 +108,9 @@ def solve(
                     table, denoiser, start, source, given=given, compile=compile, progress=progress, strict=False
                 )
             outcome = _sequential(table, state)
-    return outcome if final == "state" else _denoised(outcome, denoiser, process, float(times[-1]))
+    outcome = outcome if final == "state" else _denoised(outcome, denoiser, process, float(times[-1]))
+    warn_of_range(denoiser, process, outcome.state, float(times[-1]), final=final)
+    return outcome
 
 
 def _placed(

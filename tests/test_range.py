@@ -1,0 +1,126 @@
+"""What is said of samples that leave the data's range: once, by how much, and of none that do not."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep.cli import main
+from fewstep.loop import range as module
+from fewstep.loop.range import beyond
+from test_cli_sample import made
+
+torch.set_num_threads(1)
+VP = fs.VP()
+
+
+@pytest.fixture(autouse=True)
+def _unsaid(monkeypatch):
+    monkeypatch.setattr(module, "_SAID", set())
+
+
+def network(size: float, within: float = 1.0, weights: str | None = None) -> fs.Wrapped:
+    """One whose samples have their first entry at `size`, the rest at 0.5."""
+    at = torch.tensor([size, 0.5, 0.5, 0.5])
+    made = fs.wrap(lambda x, t: at.expand(x.shape).to(x), VP, "data", dtype=torch.float32)
+    return replace(made, within=within, weights=weights)
+
+
+def said(run) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run()
+    return [str(w.message) for w in caught]
+
+
+def drawn(denoiser, **options):
+    return lambda: fs.sample(denoiser, VP, **{"steps": 4, "shape": (3, 4), "progress": False} | options)
+
+
+def test_it_is_said_once_a_network_with_how_many():
+    (found,) = said(drawn(network(2.0)))
+    assert re.fullmatch(
+        r"got 3 of 3 samples that leave the data's range of 1, by 3 of 12 entries beyond 1\.5 and up to (2|2\.0\d|1\.9\d): "  # noqa: E501
+        r"bound predictions with fs\.Thresholded, give more calls, or measure the network with `fewstep stats`",
+        found,
+    )
+    assert said(drawn(network(2.0))) == []
+    assert len(said(drawn(network(2.0, weights="another")))) == 1
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "options"),
+    [
+        (network(1.3), {}),
+        (network(2.0, within=math.inf), {}),
+        (network(2.0, within=2.0), {}),
+        (fs.Gaussian(VP, torch.full((4,), 5.0), 1.0), {}),
+        (fs.Thresholded(network(2.0), None), {}),
+        (network(2.0), {"grid": torch.tensor([1.0, 0.9, 0.8], dtype=torch.float64), "steps": None}),
+    ],
+)
+def test_nothing_is_said(denoiser, options):
+    """Within the factor, without a known range, of exact denoisers, clipped, and before the end."""
+    assert said(drawn(denoiser, **options)) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"final": "denoise"},
+        {"solver": "rk45", "steps": None},
+        {"parallel": True},
+        {"solver": "ddpm"},
+        {"memory": "8GiB"},
+    ],
+)
+def test_it_is_said_in_every_door(options):
+    assert len(said(drawn(fs.guide(network(2.0), network(2.0), 2.0), **options))) == 1
+    module._SAID.clear()
+    options = {"steps": 4} | options
+    assert len(said(lambda: fs.solve(network(2.0), VP, shape=(3, 4), progress=False, **options))) == 1
+
+
+def test_bits_and_gradients_stay():
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    out = []
+    for within in (1.0, math.inf):
+        module._SAID.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            out.append(fs.sample(network(2.0, within), VP, steps=4, x=x, differentiable=True, progress=False))
+    assert torch.equal(*out)
+    assert out[0].requires_grad
+
+
+def test_what_is_beyond():
+    x = torch.zeros(4, 2, 3)
+    assert beyond(x, 1.0) is None
+    x[1, 0, 0], x[3, 1] = -1.9, 1.6
+    assert beyond(x, 1.0) == (1.5, 2, 4, pytest.approx(1.9))
+    assert beyond(x, 2.0) is beyond(x, math.inf) is beyond(x[:0], 1.0) is None
+
+
+def test_the_command_counts_them(tmp_path, capsys):
+    model = made(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["sample", str(model), "--out", str(tmp_path / "out"), "--num", "5", "--batch", "2", "--steps", "3",
+                     "--solver", "ddim"]) == 0  # fmt: skip
+    x = np.abs(np.load(tmp_path / "out" / "samples.npz")["samples"])
+    record = json.loads((tmp_path / "out" / "run.json").read_text()).get("beyond_the_data")
+    assert record == {
+        "limit": 1.5,
+        "samples": int((x > 1.5).any((1, 2, 3)).sum()),
+        "entries": int((x > 1.5).sum()),
+        "largest": pytest.approx(float(x.max())),
+    }
+    capsys.readouterr()
