@@ -138,8 +138,7 @@ class Run:
             solver = f"fs.{own}"
         elif getattr(own, "statistics", None):
             solver = f"fs.stats.attach(fs.SOLVERS[{self.name!r}]({options}), model.path)"
-        named = f"{solver}.grid({choice.grid!r})" if isinstance(own, fs.Default) else f"fs.GRIDS[{choice.grid!r}]"
-        grid = f"fs.to_zero({named}, append=False)" if self.final == "zero" else repr(choice.grid)
+        grid = f"fs.to_zero(fs.GRIDS[{choice.grid!r}], append=False)" if self.final == "zero" else repr(choice.grid)
         denoiser = f"model.denoiser({'' if self.labels is None else _spelt(self.labels)})"
         if choice.scale != 1:
             denoiser = f"fs.guide({denoiser}, model.denoiser(), {choice.scale!r})"
