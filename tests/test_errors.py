@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -169,3 +170,23 @@ def test_a_file_that_is_none_is_refused(change, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=r"got .*errors\.json"):
         Errors.load(path)
+
+
+@pytest.mark.parametrize(("size", "predicts", "warned"), [(0.02, "noise", False), (1.0, "noise", True)])
+def test_check_prediction_says_it_where_it_has_data(size, predicts, warned):
+    network, x0 = erring(fs.VP(), predicts, size), data(fs.VP())
+
+    def mixed(x, t):
+        """At several times in a call."""
+        out = torch.empty_like(x)
+        for at in t.unique():
+            out[t == at] = network.net(x[t == at], t[t == at])
+        return out
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = fs.check_prediction(replace(network, net=mixed), (2,), data=x0)
+    said = [str(w.message) for w in caught if "less than the mean" in str(w.message)]
+    assert len(said) == warned
+    assert "; at log-SNR below" in found.sentence
+    assert found.sentence.endswith("of noise)")

@@ -109,7 +109,12 @@ class _Reading:
 
 @typed
 def check_prediction(
-    denoiser: Wrapped, shape: tuple[int, ...], *, seed: int = 0, device: torch.device | str = "cpu"
+    denoiser: Wrapped,
+    shape: tuple[int, ...],
+    *,
+    data: Tensor | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Diagnosis:
     """Warns where a network does not look like what it is wrapped as, and says what it looks like.
 
@@ -125,6 +130,8 @@ def check_prediction(
     Args:
         denoiser: of `fewstep.wrap` on a scalar process, its conditions bound for any number of samples.
         shape: of one sample, as (C, H, W).
+        data: (K, *shape), clean: the error is measured on them too (`fewstep.stats.errors_of`, a dozen calls or more),
+            the sentence says where the network is weak, and a warning where that is most of the log-SNRs.
         seed: of the states.
         device: where the network lives.
 
@@ -177,6 +184,17 @@ def check_prediction(
         )
         names = tuple(dict.fromkeys([*names, *second[3:]])) if tied else names
         warnings.warn(sentence, stacklevel=3)
+    if data is not None:
+        from fewstep.stats.errors import errors_of
+
+        error = errors_of(denoiser, data.to(device), seed=seed)
+        sentence += f"; {error.sentence}"
+        if 2 * sum(error.weak) > len(error.weak):
+            warnings.warn(
+                f"got a network that knows less than the mean of the data at {sum(error.weak)} of {len(error.weak)} "
+                f"log-SNRs, up to {error.until:.1f}: train it on, or wrap it as what it was trained for",
+                stacklevel=3,
+            )
     time = "reversed" if reading.backwards else reading.wrapped.time
     process = reading.wrapped.process
     assert isinstance(process, ScalarProcess)
