@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,6 +140,8 @@ def _drawn(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int
         args.samples = min(args.samples, ENOUGH)
     table = fs.tabulate(suited(None, model, 1.0), model.process, steps=DRAWN_WITH[args.only])
     labels = [k % len(model.labels) for k in range(args.samples)] if model.labels else None
-    drawn = draw(model, table, num=args.samples, labels=labels, seed=args.seed, batch=args.batch,
-                 device=args.device, progress=True)  # fmt: skip
+    with warnings.catch_warnings():  # what advises this very command
+        warnings.filterwarnings("ignore", "got .* that leave the data's range")
+        drawn = draw(model, table, num=args.samples, labels=labels, seed=args.seed, batch=args.batch,
+                     device=args.device, progress=True)  # fmt: skip
     return drawn.samples, labels
