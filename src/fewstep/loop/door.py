@@ -201,8 +201,7 @@ def sample(
     takes("callback", callback, 4)
     takes("after", after, 3)
     budget = one_less(final, steps, nfe)
-    sample_of = shape[1:] if shape is not None else () if x is None else process.to_data(x[:1]).shape[1:]
-    table = tabulate(informed(solver, denoiser, sample_of), process, grid=grid, **budget)
+    table = tabulate(informed(solver, denoiser, sample_shape(process, shape, x)), process, grid=grid, **budget)
     same_model(denoiser, table)
     warn_of_excess(table)
     source = noise_source(noise, seed, first)
@@ -314,6 +313,13 @@ def _shorter(table: Tableau, predicts: str) -> bool:
         with_state = {("z", s[1]) for s in outputs if s[2] == "x0" or (s[2] == "noise" and predicts != "noise")}
         more += len(with_state - set(row.form.terms)) + len({s[1] for s in outputs}) - len(outputs)
     return more < 2 * (table.nfe + len(table.heads))
+
+
+def sample_shape(process: Process, shape: tuple[int, ...] | None, x: Tensor | None) -> Sequence[int]:
+    """The shape of a sample in data space; () where neither a shape nor a start says it."""
+    if shape is not None or x is None or x.ndim < 2 or not len(x):
+        return shape[1:] if isinstance(shape, tuple | list) else ()
+    return process.to_data(x[:1]).shape[1:]
 
 
 def informed(solver: Any, denoiser: Any, shape: Sequence[int]) -> Any:

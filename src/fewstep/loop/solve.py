@@ -22,6 +22,7 @@ from fewstep.loop.door import (
     recollection,
     same_model,
     same_process,
+    sample_shape,
     tabulate,
 )
 from fewstep.loop.drive import drive, predict
@@ -92,8 +93,7 @@ def solve(
         with torch.no_grad(), telling(progress, "sampling") as tell:
             outcome = drive(driver, denoiser, process, start, times, source, tell)
     else:
-        sample_of = shape[1:] if shape is not None else () if x is None else process.to_data(x[:1]).shape[1:]
-        table = tabulate(informed(solver, denoiser, sample_of), process, grid=grid, **budget)
+        table = tabulate(informed(solver, denoiser, sample_shape(process, shape, x)), process, grid=grid, **budget)
         times, start = table.grid, start_state(process, table.rows[0].t, shape, x, source, dtype, device)
         same_model(denoiser, table)
         warn_of_excess(table)

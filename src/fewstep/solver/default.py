@@ -22,7 +22,7 @@ carried blindly has the scale 1 + e/(1 + e) where sqrt(1 + e) is right: 1 % off 
   and two up to 10.
 - A network (`fewstep.wrap`, a loaded model): two points in the data form, since a third extrapolates its errors, and
   from 4 calls on (3 where samples have 256 numbers or more and noise is not what it predicts) the last call at
-  lambda = 1.8: what the state holds below is noise that the network's own errors have made of it, and the last
+  lambda = 2.2: what the state holds below is noise that the network's own errors have made of it, and the last
   prediction takes that out. It moves later with the calls, by 0.03 a call from 10 on, or 0.12 from 8 on where samples
   have less than 256 numbers; and above 784 numbers, where networks are better, by log(d/784)/2, but not beyond the
   grid without it. Below 256 numbers, of which a state tells nothing for long, the first call is made at -2.1, earlier
@@ -130,7 +130,7 @@ class Default(Solver):
         early = sum(one <= first for one in lam[1:-1])
         if not early:
             return times
-        until = min(lam[early + 1], max(first + 1.0, 1.8 + self._shift))
+        until = min(lam[early + 1], max(first + 1.0, 2.2 + self._shift))
         spread = torch.linspace(first, until, early + 2, dtype=torch.float64)[1:-1]
         return [times[0], *process.inverse_log_snr(spread).tolist(), *times[early + 1 :]]
 
@@ -177,9 +177,9 @@ def _grid(solver: Default, process: Process, steps: int) -> Tensor:
         ended = steps > 3 or (steps > 2 and not solver.noisy and not solver.small)
         place = functools.partial(place, center=center + solver._shift)
         later = 0.12 * max(0, steps - 8) if solver.small else 0.03 * max(0, steps - 10)
-        last = 1.8 + later if ended else math.inf
+        last = 2.2 + later if ended else math.inf
         if solver.size > 784 and last < math.inf:
-            last = min(last + 0.5 * math.log(solver.size / 784), max(1.8, float(process.log_snr(place()[-2]))))
+            last = min(last + 0.5 * math.log(solver.size / 784), max(2.2, float(process.log_snr(place()[-2]))))
         return place(last=last + solver._shift)
     if process.default_grid == "logistic" or (solver.guided and process.kind == "scalar"):
         return place(center=center + solver._shift)
