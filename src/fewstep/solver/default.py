@@ -22,11 +22,11 @@ carried blindly has the scale 1 + e/(1 + e) where sqrt(1 + e) is right: 1 % off 
   and two up to 10.
 - A network (`fewstep.wrap`, a loaded model): two points in the data form, since a third extrapolates its errors, and
   from 4 calls on (3 where samples have 256 numbers or more and noise is not what it predicts) the last call at
-  lambda = 2.2: what the state holds below is noise that the network's own errors have made of it, and the last
-  prediction takes that out. It moves later with the calls, by 0.03 a call from 10 on, or 0.12 from 8 on where samples
-  have less than 256 numbers; and above 784 numbers, where networks are better, by log(d/784)/2, but not beyond the
-  grid without it. Below 256 numbers, of which a state tells nothing for long, the first call is made at -2.1, earlier
-  by 1/40 a call from 8 on.
+  lambda = 2.2, or 1.8 below 256 numbers: what the state holds below is noise that the network's own errors have made of
+  it, and the last prediction takes that out. It moves later with the calls, by 0.03 a call from 10 on, or 0.12 from 8
+  on below 256 numbers; and above 784 numbers, where networks are better, by log(d/784)/2, but not beyond the grid
+  without it. Below 256 numbers, of which a state tells nothing for long, the first call is made at -2.1, earlier by
+  1/40 a call from 8 on.
 - A network that predicts noise is first called where its error, measured (`error`) or 0.037 sqrt(784/d), is 0.3 in
   data, but not after -1.5; where the process starts within 1 of that (half of it below 256 numbers), at the start.
   Guidance at scale w makes of an error delta one of sqrt(w^2 + (w - 1)^2) delta, and moves the steps of such a network
@@ -176,8 +176,8 @@ def _grid(solver: Default, process: Process, steps: int) -> Tensor:
     if solver.predicts and process.kind == "scalar":
         ended = steps > 3 or (steps > 2 and not solver.noisy and not solver.small)
         place = functools.partial(place, center=center + solver._shift)
-        later = 0.12 * max(0, steps - 8) if solver.small else 0.03 * max(0, steps - 10)
-        last = 2.2 + later if ended else math.inf
+        last = 1.8 + 0.12 * max(0, steps - 8) if solver.small else 2.2 + 0.03 * max(0, steps - 10)
+        last = last if ended else math.inf
         if solver.size > 784 and last < math.inf:
             last = min(last + 0.5 * math.log(solver.size / 784), max(2.2, float(process.log_snr(place()[-2]))))
         return place(last=last + solver._shift)
