@@ -89,6 +89,15 @@ def test_it_is_said_in_every_door(options):
     assert len(said(lambda: fs.solve(network(2.0), VP, shape=(3, 4), progress=False, **options))) == 1
 
 
+@pytest.mark.parametrize(("size", "count"), [(1.7, 0), (2.5, 1)])
+def test_a_faint_entry_of_a_thousand_is_left(size, count):
+    """Below twice the range, and no more than one in a thousand."""
+    at = torch.full((2000,), 0.5)
+    at[0] = size
+    net = replace(fs.wrap(lambda x, t: at.expand(x.shape).to(x), VP, "data", dtype=torch.float32), within=1.0)
+    assert len(said(drawn(net, shape=(2, 2000)))) == count
+
+
 def test_bits_and_gradients_stay():
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     out = []

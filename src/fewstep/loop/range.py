@@ -14,6 +14,7 @@ from fewstep.process import Process
 __all__ = ["Beyond", "beyond", "warn_of_range"]
 
 FACTOR = 1.5  # times the range, from which on it is said
+FAR, MANY = 2.0, 1e-3  # a warning is due from so many times the range on, or for such a share of entries
 CLEAN = 3.0  # the log-SNR from which on a state is as good as data
 
 _SAID: set[str | None] = set()  # the networks that were warned of
@@ -42,12 +43,13 @@ def beyond(data: Tensor, within: float) -> Beyond | None:
 
 
 def warn_of_range(denoiser: Any, process: Process, z: Tensor, t: float, *, final: str = "state") -> None:
-    """Warns of samples that end far outside the range of their data, where the denoiser tells one; once a network."""
+    """Warns of samples that end far or in many places outside their data's range, where it is told; once a network."""
     within, network = told(denoiser, "within", float) or math.inf, fingerprint(denoiser)
     if within == math.inf or network in _SAID or (final == "state" and float(process.log_snr(t)) < CLEAN):
         return
     data = (process.to_data(z) if final == "state" else z).detach()
-    if (found := beyond(data, within)) is None:
+    found = beyond(data, within)
+    if found is None or (found.largest <= FAR * within and found.entries <= MANY * data.numel()):
         return
     _SAID.add(network)
     warnings.warn(
