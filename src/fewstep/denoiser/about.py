@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fewstep.denoiser.network import layers
+
 __all__ = ["about"]
 
 
@@ -13,10 +15,8 @@ def about(denoiser: Any) -> dict[str, Any]:
     Each is what the outermost wrapper says that knows it. A shift of the user's own counts as guidance of scale 2.
     """
     found: dict[str, Any] = {}
-    while denoiser is not None:
-        found = _own(denoiser) | found
-        inside = (getattr(denoiser, part, None) for part in ("denoiser", "conditional", "base"))
-        denoiser = next((d for d in inside if d is not None), None)
+    for layer in layers(denoiser):
+        found = _own(layer) | found
     return found
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -37,6 +37,7 @@ __all__ = [
     "Wrapped",
     "bound",
     "fingerprint",
+    "layers",
     "needs_grad",
     "told",
     "wrap",
@@ -304,12 +305,16 @@ def fingerprint(denoiser: Any) -> str | None:
 
 def told(denoiser: Any, name: str, kind: type[T]) -> T | None:
     """What a denoiser, or else what it wraps, says under a name."""
+    found = (getattr(layer, name, None) for layer in layers(denoiser))
+    return next((value for value in found if isinstance(value, kind)), None)
+
+
+def layers(denoiser: Any) -> Iterator[Any]:
+    """A denoiser and what it wraps, from the outside in."""
     while denoiser is not None:
-        if isinstance(found := getattr(denoiser, name, None), kind):
-            return found
+        yield denoiser
         within = ("denoiser", "base", "conditional")
         denoiser = next((getattr(denoiser, part) for part in within if hasattr(denoiser, part)), None)
-    return None
 
 
 def needs_grad(*denoisers: Any) -> bool:
