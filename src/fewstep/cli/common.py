@@ -165,10 +165,7 @@ def tabulated(
     """The table of a solver on a named grid, with the last time moved to sigma = 0 or not."""
     import fewstep as fs
 
-    if to_zero:
-        named = solver.grid(grid) if isinstance(solver, fs.Solver) else fs.GRIDS[grid]
-        return fs.tabulate(solver, process, grid=fs.to_zero(named, append=False), **count)
-    return fs.tabulate(solver, process, grid=grid, **count)
+    return fs.tabulate(solver, process, grid=fs.to_zero(fs.GRIDS[grid], append=False) if to_zero else grid, **count)
 
 
 def pick(registry: Mapping[str, T], name: str, what: str) -> T:
