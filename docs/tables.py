@@ -1,6 +1,6 @@
-"""Writes the tables of docs/choosing.md and what `fewstep list` prints.
+"""Writes the tables of docs/choosing.md, docs/systems.md, and what `fewstep list` prints.
 
-The solvers come from the registry, the measured ones from benchmarks/results.
+The solvers come from the registry, the measured ones from benchmarks/results, the systems from their book.
 
     python docs/tables.py            # rewrites the blocks in place
     python docs/tables.py --check    # exit status 1 when a block is not what this would write
@@ -15,14 +15,17 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import fewstep as fs
 from fewstep.cli import listing
 from fewstep.solver.base import ALL_KINDS
+from fewstep.systems import CHAPTERS, SYSTEMS, System, place
 
 PAGE = Path(__file__).parent / "choosing.md"
+BOOK = Path(__file__).parent / "systems.md"
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 WHEN = {
@@ -141,6 +144,17 @@ WHEN = {
     "lcm": "for consistency models: predict data, noise again",
 }
 
+HEAD = """# The book of systems
+
+Every system of the field's tutorials: what it is, the paper, where its formulas are here, the command that shows it,
+what the paper claims and what was reached here, with the file in which that is recorded. Of {all} systems {here} are
+here, {part} in part, {none} not yet. `fewstep systems` prints the same, `fewstep systems ID` all about one.
+
+The rows are `src/fewstep/systems/*.toml`; this page is made from them by `python docs/tables.py`. A test holds that
+every name is defined, every command parses and every figure stands in its record. Published figures were reached by
+other networks on other data: they say what to expect of a method, not what to compare with."""
+HOSTS = {"arXiv:": "arxiv.org/abs/", "doi:": "doi.org/"}
+
 
 def solvers() -> str:
     """One line a solver of the registry, with what it declares."""
@@ -245,20 +259,45 @@ def fill(text: str) -> str:
     return text
 
 
+def book() -> str:
+    """docs/systems.md."""
+    counts = Counter(system.state for system in SYSTEMS.values())
+    parts = [HEAD.format(all=len(SYSTEMS), here=counts["here"], part=counts["in part"], none=counts["not yet"])]
+    for chapter, title in CHAPTERS.items():
+        rows = [_row(system) for system in SYSTEMS.values() if system.chapter == chapter]
+        parts.append(f"## {title}\n\n{_markdown(('system', 'here', 'published', 'reached here'), rows)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(system: System) -> tuple[str, str, str, str]:
+    places = [f"`{name}` in `{path}`" for path, name in map(place, system.code)]
+    here = [*places, *([f"lacks {system.lacks}"] if system.lacks else []), *([f"`{system.show}`"] * bool(system.show))]
+    source = f" (`{system.source}`)" if system.figure else ""
+    first = f"**{system.id}**: {system.what}. {_linked(system.paper)}"
+    return first, "; ".join(here) or system.state, system.claim, system.reached + source
+
+
+def _linked(paper: str) -> str:
+    return re.sub(r"(arXiv:|doi:)([^\s;,]+)", lambda m: f"[{m[0]}](https://{HOSTS[m[1]]}{m[2]})", paper)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes or checks the page; returns the exit status."""
+    """Writes or checks the pages; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, say whether the page is in sync")
+    parser.add_argument("--check", action="store_true", help="write nothing, say whether the pages are in sync")
     check = parser.parse_args(argv).check
-    page, listed = PAGE.read_text(encoding="utf-8"), "\n\n".join(listing.blocks()) + "\n"
-    old = page, listing.KEPT.read_text(encoding="utf-8") if listing.KEPT.exists() else ""
-    new = fill(page), listed
+    made = {
+        PAGE: fill(PAGE.read_text(encoding="utf-8")),
+        BOOK: book(),
+        listing.KEPT: "\n\n".join(listing.blocks()) + "\n",
+    }
+    stale = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if check:
-        print("in sync" if new == old else f"{PAGE.name} or the list is not in sync: run python docs/tables.py")
-        return int(new != old)
-    PAGE.write_text(new[0], encoding="utf-8")
-    if listed != old[1]:
-        listing.KEPT.write_text(listed, encoding="utf-8")
+        names = ", ".join(path.name for path in stale)
+        print(f"{names} not in sync: run python docs/tables.py" if stale else "in sync")
+        return int(bool(stale))
+    for path in stale:
+        path.write_text(made[path], encoding="utf-8")
     return 0
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fewstep import __version__
-from fewstep.cli import bench, check, demo, explain, export, fit, listing, sample, stats, train, ui
+from fewstep.cli import bench, check, demo, explain, export, fit, listing, sample, stats, systems, train, ui
 from fewstep.cli.common import Parser, Usage, pick
 from fewstep.signals import terminable
 
@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "explain": explain,
     "list": listing,
+    "systems": systems,
     "check": check,
     "train": train,
     "stats": stats,

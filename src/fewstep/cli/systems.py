@@ -1,0 +1,42 @@
+"""`fewstep systems`: the book of systems, read without torch."""
+
+from __future__ import annotations
+
+import argparse
+
+from fewstep.cli.common import pick
+
+__all__ = ["arguments", "run"]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `fewstep systems`."""
+    parser.add_argument("id", nargs="?", metavar="ID", help="all about this one (default: a line about each)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Shows the systems of the field: what each is, whether it is here, what it claims and what it reached here.
+
+    Without ID: a line a system, `not yet` where there is no code. docs/systems.md is the same as a page.
+    """
+    from fewstep.systems import CHAPTERS, SYSTEMS
+
+    if args.id is None:
+        width, blocks = max(map(len, SYSTEMS)), []
+        for chapter, title in CHAPTERS.items():
+            rows = [system for system in SYSTEMS.values() if system.chapter == chapter]
+            lines = [f"  {row.id:<{width}}  {row.state:<7}  {row.what}; {row.reached}" for row in rows]
+            blocks.append("\n".join([f"{title}:", *lines]))
+        print("\n\n".join(blocks))
+        return
+    system = pick(SYSTEMS, args.id, "system")
+    print(f"{system.id} ({system.state}): {system.what}\n")
+    said = {
+        "paper": system.paper,
+        "published": system.claim,
+        "here": "\n           ".join(system.places),
+        "lacks": system.lacks,
+        "shown by": system.show,
+        "reached": f"{system.figure} ({system.source})" if system.figure else system.reached,
+    }
+    print("\n".join(f"{name:<9}  {text}" for name, text in said.items() if text))
