@@ -59,7 +59,7 @@ class Memory:
         self.noted: dict[float, None] = {}
         self.answers: dict[tuple[Any, float], Any] = {}
         self.steps = dict(zip(times[:-1], times[1:], strict=True))
-        self.nodes: tuple[Tensor, dict[Any, Any]] | None = None  # times of `asking_at`, and the answers there
+        self.nodes: list[tuple[Tensor, dict[Any, Any]]] = []  # what `asking_at` names, and the answers there
 
     def recall(self) -> bool:
         """Ends the noting, and takes what was noted among the times; whether there was anything."""
@@ -117,15 +117,15 @@ def remembering(process: Process, times: list[float]) -> Iterator[Memory]:
 
 @contextmanager
 def asking_at(nodes: Tensor) -> Iterator[None]:
-    """While the block runs, a process that remembers works out once what it is asked at these times."""
+    """While the block runs, a process that remembers works out once what it is asked at these times, or log-SNRs."""
     memory = _MEMORY.get()
     if memory is not None:
-        memory.nodes = nodes, {}
+        memory.nodes.append((nodes, {}))
     try:
         yield
     finally:
         if memory is not None:
-            memory.nodes = None
+            memory.nodes.pop()
 
 
 @contextmanager
@@ -164,10 +164,10 @@ def _remembered(name: str, method: Callable[[Any, Time], Any]) -> Callable[[Any,
         if memory is None or memory.process is not self:
             return method(self, t)
         if type(t) is not float:
-            nodes, answers = memory.nodes or (None, {})
-            if t is not nodes:
-                return method(self, t)
-            return answers[method] if method in answers else answers.setdefault(method, method(self, t))
+            for nodes, answers in memory.nodes:
+                if t is nodes:
+                    return answers[method] if method in answers else answers.setdefault(method, method(self, t))
+            return method(self, t)
         found = memory.answers.get((method, t))
         return memory.answer(method, functools.partial(method, self), t, name) if found is None else found
 

@@ -30,7 +30,7 @@ from fewstep.process.clock import Clock
 from fewstep.process.operator import Block, Coefficient, cholesky, inverse, transpose
 from fewstep.process.quadrature import antiderivatives, chebyshev
 from fewstep.solver.base import Solver
-from fewstep.solver.weights import Frame, weights
+from fewstep.solver.weights import Frame, pull, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
@@ -205,9 +205,8 @@ class Widened:
         return _root(self, s) * inverse(_root(self, t))
 
     def rate(self, t: Tensor) -> Coefficient:
-        """R~ d(R~^-1 M)/dt."""
-        p = self.process
-        return -0.5 * (p.GG(t) * inverse(self.Sigma(t)) * p.M(t))
+        """R~ d(R~^-1 M) a unit of log-SNR."""
+        return pull(self.process, t) * inverse(self.Sigma(t)) * self.process.M(t)
 
     def turn(self, t: Tensor) -> Tensor:
         """The rate at which R~ turns against its Cholesky factor L of blocks: (L^-1 (F + G G^T Sigma~^-1 / 2) L)_12."""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process, Time, derivative, to_tensor
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, is_zero, transpose
-from fewstep.solver.weights import Frame
+from fewstep.solver.weights import Frame, pull
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
@@ -42,7 +42,7 @@ _A = (_C[:, None] ** (_POWERS + 1) / (_POWERS + 1)) @ torch.linalg.inv(_C[:, Non
 
 
 def reverse(process: Process, eta: float) -> Frame:
-    """P, M and P d(P^-1 M)/dt of the reverse SDE with fresh noise eta: what `weights` integrates."""
+    """P, M and P d(P^-1 M) of the reverse SDE with fresh noise eta: what `weights` integrates."""
     if process.kind != "block":
         return scaled(process, lambda rho: eta * rho.log() if eta else torch.zeros_like(rho))
     if eta == 0:
@@ -51,7 +51,7 @@ def reverse(process: Process, eta: float) -> Frame:
         frame = lambda t: process.Sigma(t) * transpose(inverse(process.Psi(t)))  # noqa: E731
     else:
         frame = lambda t: process.R(t) * _turned(process, eta, t)  # noqa: E731
-    return Frame(frame, process.M, lambda t: (1 + eta) * _ode_rate(process, t))
+    return Frame(frame, process.M, lambda t: (1 + eta) * _rate(process, t))
 
 
 def scaled(process: Process, log_g: Callable[[Tensor], Tensor]) -> Frame:
@@ -61,7 +61,7 @@ def scaled(process: Process, log_g: Callable[[Tensor], Tensor]) -> Frame:
     return Frame(
         lambda t: process.R(t) * _each(lambda x: log_g(x).exp(), rho(t)),
         process.M,
-        lambda t: _each(kappa, rho(t)) * _ode_rate(process, t),
+        lambda t: _each(kappa, rho(t)) * _rate(process, t),
     )
 
 
@@ -77,8 +77,9 @@ def added(w: Writer, phi: Coefficient, t: float, s: float) -> Form:
     return Form({}) if is_zero(covariance) else cholesky(covariance) * w.noise(t, s)
 
 
-def _ode_rate(process: Process, t: Time) -> Coefficient:
-    return -0.5 * (process.GG(t) * inverse(process.Sigma(t)) * process.M(t))
+def _rate(process: Process, t: Time) -> Coefficient:
+    """That of the ODE, eta = 0."""
+    return pull(process, t) * inverse(process.Sigma(t)) * process.M(t)
 
 
 def _each(f: Callable[[Tensor], Tensor], c: Coefficient) -> Coefficient:

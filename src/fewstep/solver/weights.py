@@ -13,7 +13,7 @@ at once, and the second time it is handed the answers; with times inside of step
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,23 +24,23 @@ from torch import Tensor
 
 from fewstep.process.base import Process, Time, asking_at, derivative, remembering, to_tensor
 from fewstep.process.clock import Clock, clock
-from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, magnitude, stacked, transpose
+from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, stacked, transpose, unstacked
 
-__all__ = ["Frame", "first_order", "together", "turn", "weights"]
+__all__ = ["Frame", "first_order", "pull", "together", "turn", "weights"]
 
 _X, _W = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
 _PANEL = 1.5  # log-SNR units a Gauss panel spans: 16 nodes are exact to rounding there
 _DOUBLINGS = 4  # a density with kinks (a tabulated process) never gets there; the rest goes to the latest node
 _FAR = 40.0  # beyond this many log-SNR units from the heavy end the integrand is below rounding
 _CLEAN = 14.0  # and beyond this many after a frame's level, from which on it falls like e^(-2 lambda)
-_AT_ONCE = 2**21  # numbers of a density that are worked out at once
+_AT_ONCE = 2**17  # numbers of a density that are worked out at once
 
 Function = Callable[[Time], Coefficient]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """P, Q and the rate P d(P^-1 Q)/dt of a form; from log-SNR `level` on the density falls like e^(-2 lambda)."""
+    """P, Q and the rate P d(P^-1 Q)/d(log-SNR) of a form; from log-SNR `level` on it falls like e^(-2 lambda)."""
 
     p: Function
     q: Function
@@ -157,61 +157,95 @@ def turn(process: Process, root: str, t: float) -> Coefficient:
 
 
 @dataclass
-class _Integral:
-    """The B_j of one step that take quadrature: where its predictions lie in the clock, and what is known of their sum.
+class _Batch:
+    """Steps of one process, form and clock with equally many predictions, whose B_j take quadrature: a row each.
 
-    Where the whole is not known in closed form (None), panels are halved until the sum stays what it is.
+    `known` is the sum of a row's B_j. Where it is not known in closed form (a root "L" that turns), panels are halved
+    until the sum stays what it is. `into` says where the B_j go: a list, and its entries.
     """
 
-    step: _Step
+    first: _Step
     form: Form
-    places: list[float]
-    whole: Coefficient | None
-    span: tuple[float, float]
-    panels: int
-    bound: float
-    found: list[Coefficient] = field(default_factory=list)
-    known: Coefficient | None = None
+    places: Tensor
+    spans: list[tuple[float, float]]
+    ends: Coefficient
+    whole: Coefficient
+    known: Tensor
+    bound: Tensor
+    into: list[tuple[list[Coefficient], list[int]]]
 
-    def settle(self, found: list[Coefficient]) -> bool:
-        """Takes the sums of one round; whether they are final."""
-        total = sum(found[1:], found[0])
-        rest = None if self.known is None else self.known - total
-        self.known = total if self.whole is None else self.whole
-        self.found = found if self.whole is None else [found[0] + rest, *found[1:]]
-        self.panels *= 2
-        return rest is not None and magnitude(rest) <= self.bound
+    def __post_init__(self) -> None:
+        self.panels = [max(1, math.ceil(abs(end - start) / _PANEL)) for start, end in self.spans]
+        self.left = list(range(len(self.panels)))
+        self.found = self.known.new_zeros(len(self.left), self.places.shape[1], self.known.shape[1])
+
+    def settle(self, rows: list[int], sums: Tensor) -> None:
+        """Takes the sums (rows, predictions, numbers) of one round; what is final is left out of the next."""
+        total = sums.sum(1)
+        rest = self.known[rows] - total
+        if self.form == "cholesky":
+            self.known[rows] = total
+        else:
+            sums[:, 0] += rest
+        self.found[rows] = sums
+        final = (rest.abs().amax(1) <= self.bound[rows]).tolist()
+        self.left = [row for row in self.left if row not in {r for r, good in zip(rows, final, strict=True) if good}]
+        for row in rows:
+            self.panels[row] *= 2
+
+    def hand_over(self) -> None:
+        """Puts the B_j where they belong."""
+        columns = [unstacked(_with(self.whole, found)) for found in self.found.unbind(1)]
+        for (b, at), row in zip(self.into, zip(*columns, strict=True), strict=True):
+            for j, value in zip(at, row, strict=True):
+                b[j] = value
 
 
 def _answers(steps: list[_Step]) -> list[Weights]:
     """The weights of all steps."""
-    places = _places(steps)
-    made: list[tuple[Coefficient, list[int], _Integral | list[Coefficient]]] = []
-    for step, (*at, end) in zip(steps, places, strict=True):
-        p = step.process
-        carry, whole = first_order(p, step.form, step.t, step.s)
-        finite = [j for j, place in enumerate(at) if math.isfinite(place)] if math.isfinite(end) else []
-        finite = finite or [0]
-        basis = [at[j] for j in finite]
-        if step.root == "L" and p.kind == "block":
-            found = _integral(step, "cholesky", basis, None)
-        elif len(finite) < 2:
-            found = [whole]
-        elif step.form != "noise" and p.log_snr(step.s) == math.inf:  # R_s = 0: all weight sits at the end
-            found = [weight * whole for weight in _lagrange_at(basis, end)]
-        else:
-            found = _integral(step, step.form, basis, whole)
-        made.append((carry, finite, found))
-    left = [found for *_, found in made if isinstance(found, _Integral)]
+    groups: dict[tuple, list[int]] = {}
+    for k, step in enumerate(steps):
+        groups.setdefault((id(step.process), step.form, step.clock, step.root), []).append(k)
+    places, answers, batches = _places(steps), {}, []
+    for group in groups.values():
+        first = steps[group[0]]
+        p, turns = first.process, first.root == "L" and first.process.kind == "block"
+        t, s = (torch.tensor([getattr(steps[k], x) for k in group], dtype=torch.float64) for x in ("t", "s"))
+        carry, whole = first_order(p, first.form, t, s)
+        left: dict[int, list[tuple[int, list[int]]]] = {}
+        for i, (k, c, w) in enumerate(zip(group, unstacked(carry), unstacked(whole), strict=True)):
+            *at, end = places[k]
+            finite = [j for j, place in enumerate(at) if math.isfinite(place)] if math.isfinite(end) else []
+            finite, b = finite or [0], [0.0] * len(at)
+            answers[k] = c, b
+            if turns:
+                left.setdefault(len(finite), []).append((i, finite))
+            elif len(finite) < 2:
+                b[finite[0]] = w
+            elif first.form != "noise" and p.log_snr(steps[k].s) == math.inf:  # R_s = 0: all weight sits at the end
+                for j, weight in zip(finite, _lagrange_at([at[j] for j in finite], end), strict=True):
+                    b[j] = weight * w
+            else:
+                left.setdefault(len(finite), []).append((i, finite))
+        form = "cholesky" if turns else first.form
+        for rows in left.values():
+            index = torch.tensor([i for i, _ in rows])
+            frame, sums = _frame(p, form), _taken(whole, index)
+            end, known = _numbers(frame.q(s[index])), _numbers(sums)
+            scale = torch.ones(len(rows)) if turns else torch.maximum(end.abs(), (end - known).abs()).amax(1)
+            basis = torch.tensor([[places[group[i]][j] for j in at] for i, at in rows], dtype=torch.float64)
+            spans, into = (
+                [_span(steps[group[i]], form) for i, _ in rows],
+                [(answers[group[i]][1], at) for i, at in rows],
+            )
+            known = known * math.nan if turns else known
+            batches.append(_Batch(first, form, basis, spans, frame.p(s[index]), sums, known, 1e-13 * scale, into))
     for _ in range(_DOUBLINGS):
-        left = _round(left)
-        if not left:
-            break
-    answers = []
-    for step, (carry, finite, found) in zip(steps, made, strict=True):
-        b = found.found if isinstance(found, _Integral) else found
-        answers.append((carry, [b[finite.index(j)] if j in finite else 0.0 for j in range(len(step.nodes))]))
-    return answers
+        for part in _parts(batches):
+            _sum(part)
+    for batch in batches:
+        batch.hand_over()
+    return [answers[k] for k in range(len(steps))]
 
 
 def _places(steps: list[_Step]) -> list[list[float]]:
@@ -226,73 +260,68 @@ def _places(steps: list[_Step]) -> list[list[float]]:
     return [[clocks[step.clock, id(step.process)][1][v] for v in (*step.nodes, step.s)] for step in steps]
 
 
-def _integral(step: _Step, form: Form, places: list[float], whole: Coefficient | None) -> _Integral:
-    span, bound = _span(step, form), 1e-13
-    if whole is not None:
-        end = _frame(step.process, form).q(step.s)
-        bound *= max(magnitude(end), magnitude(end - whole))
-    panels = max(1, math.ceil(abs(span[1] - span[0]) / _PANEL))
-    return _Integral(step, form, places, whole, span, panels, bound, known=whole)
+def _parts(batches: list[_Batch]) -> Iterator[list[tuple[_Batch, list[int]]]]:
+    """The rows that are left of batches, as many together as are good: numbers all, larger ones form by form."""
+    part, count, kind = [], 0, None
+    for batch in batches:
+        size = 16 * batch.known.shape[1]
+        before, kind = kind, (id(batch.first.process), batch.form if size > 16 else None)
+        for row in batch.left:
+            if part and (kind != before or count + size * batch.panels[row] > _AT_ONCE):
+                yield part
+                part, count = [], 0
+            before, count = kind, count + size * batch.panels[row]
+            if not part or part[-1][0] is not batch:
+                part.append((batch, []))
+            part[-1][1].append(row)
+    if part:
+        yield part
 
 
-def _round(integrals: list[_Integral]) -> list[_Integral]:
-    """Works all integrals out on their panels, and returns those whose panels are still too long."""
-    groups: dict[tuple, list[_Integral]] = {}
-    for integral in integrals:
-        key = (id(integral.step.process), integral.form, integral.step.clock, len(integral.places))
-        groups.setdefault(key, []).append(integral)
-    left = []
-    for group in groups.values():
-        size = 16 * math.prod(getattr(group[0].whole, "values", torch.ones(1)).shape)
-        while group:
-            count = 1
-            while count < len(group) and sum(x.panels for x in group[: count + 1]) * size <= _AT_ONCE:
-                count += 1
-            part, group = group[:count], group[count:]
-            left += [x for x, found in zip(part, _sums(part), strict=True) if not x.settle(found)]
-    return left
-
-
-def _sums(integrals: list[_Integral]) -> list[list[Coefficient]]:
-    """The B_j of integrals of one form and clock with one number of predictions."""
-    first = integrals[0]
-    process, u = first.step.process, first.step.clock
-    of = torch.tensor([k for k, x in enumerate(integrals) for _ in range(x.panels)])
-    edges = [(x.span[0], (x.span[1] - x.span[0]) / x.panels, i) for x in integrals for i in range(x.panels)]
+def _sum(part: list[tuple[_Batch, list[int]]]) -> None:
+    """The B_j of some rows by quadrature on their panels."""
+    process = part[0][0].first.process
+    edges = [(a, (b - a) / n, i) for batch, rows in part for r in rows
+             for (a, b), n in [(batch.spans[r], batch.panels[r])] for i in range(n)]  # fmt: skip
     low, width, index = torch.tensor(edges, dtype=torch.float64)[..., None].unbind(1)
-    lam, of = (low + width * (index + (_X + 1) / 2)).flatten(), of.repeat_interleave(16)
-    with torch.inference_mode(False), torch.no_grad():
-        frame = _frame(process, first.form)
-        tau = process.inverse_log_snr(lam)
-        speed = derivative(process.log_snr, tau)
-        seen = speed.isfinite()  # times beside a singular end round to the end itself, where nothing is left to weigh
-        if not bool(seen.all()):
-            tau, of, speed, width = tau[seen], of[seen], speed[seen], width.expand(-1, 16).flatten()[seen]
-            share = width * _W.repeat(len(seen) // 16)[seen] / 2 / speed
-        else:
-            share = (width * _W / 2).flatten() / speed
-        ends = stacked([frame.p(x.step.s) for x in integrals])
+    lam, end = (low + width * (index + (_X + 1) / 2)).flatten(), 0
+    with torch.inference_mode(False), torch.no_grad(), asking_at(lam):
+        tau, known = process.inverse_log_snr(lam), {}
         with asking_at(tau):
-            density = share * (_taken(ends, of) * inverse(frame.p(tau)) * frame.rate(tau))
-            basis = _lagrange(torch.tensor([x.places for x in integrals], dtype=torch.float64)[of], u.of(process, tau))
-        columns = [_summed(ell * density, of, len(integrals)) for ell in basis]
-    return [list(row) for row in zip(*columns, strict=True)]
+            for batch, rows in part:
+                u, frame = batch.first.clock, _frame(process, batch.form)
+                if u not in known:
+                    known[u] = to_tensor(u.of_log_snr(process, lam)).view(-1, 16)
+                if batch.form not in known:
+                    known[batch.form] = inverse(frame.p(tau)), frame.rate(tau)
+                of = torch.tensor([i for i, r in enumerate(rows) for _ in range(batch.panels[r])])
+                begin, end = end, end + len(of)
+                back, rate = (_taken(c, slice(16 * begin, 16 * end)) for c in known[batch.form])
+                density = _numbers(_taken(batch.ends, torch.tensor(rows)[of].repeat_interleave(16)) * back * rate)
+                seen = density[:, 0].isfinite()  # times beside a singular end round to it, where nothing is to weigh
+                density = density if bool(seen.all()) else torch.where(seen[:, None], density, 0.0)
+                basis = _lagrange(batch.places[rows][of][:, None], known[u][begin:end])
+                weight = (basis * (width[begin:end, None] / 2 * _W[:, None])).mT
+                sums = torch.zeros(len(rows), *batch.found.shape[1:], dtype=torch.float64)
+                batch.settle(rows, sums.index_add_(0, of, weight @ density.view(len(of), 16, -1)))
 
 
-def _taken(c: Coefficient, index: Tensor) -> Coefficient:
+def _taken(c: Coefficient, index: Any) -> Coefficient:
     """Entries of a coefficient that has one a time."""
-    if isinstance(c, Diagonal):
-        return Diagonal(c.values[index], c.rank)
-    return Block(c.values[index]) if isinstance(c, Block) else c[index]
+    return _with(c, (c.values if isinstance(c, Diagonal | Block) else c)[index])
 
 
-def _summed(c: Coefficient, of: Tensor, count: int) -> list[Coefficient]:
-    """The sums of a coefficient's entries that belong to each of `count`."""
+def _numbers(c: Coefficient) -> Tensor:
+    """The numbers of a coefficient that has one a time: a row each."""
     values = c.values if isinstance(c, Diagonal | Block) else c
-    sums = torch.zeros(count, *values.shape[1:], dtype=values.dtype).index_add_(0, of, values)
-    if isinstance(c, Diagonal):
-        return [Diagonal(v, c.rank) for v in sums]
-    return [Block(v) for v in sums] if isinstance(c, Block) else sums.tolist()
+    return values.reshape(len(values), -1)
+
+
+def _with(like: Coefficient, values: Tensor) -> Coefficient:
+    """A coefficient of these numbers, of the kind and shape of another."""
+    if isinstance(like, Diagonal):
+        return Diagonal(values.reshape(-1, *like.values.shape[1:]), like.rank)
+    return Block(values.reshape(-1, *like.values.shape[1:])) if isinstance(like, Block) else values.flatten()
 
 
 def _line(process: Process, form: Form, t: Tensor, s: Time, node: Time) -> Weights:
@@ -314,28 +343,31 @@ def _span(step: _Step, form: Form) -> tuple[float, float]:
     return max(low, high - _FAR), max(high, low - _FAR)
 
 
+def pull(process: Process, t: Time) -> Coefficient:
+    """-1/2 G G^T a unit of log-SNR; Sigma where that is the logarithm of alpha/sigma."""
+    return process.Sigma(t) if process.kind == "scalar" else process.GG(t) * (-0.5 / derivative(process.log_snr, t))
+
+
 def _frame(process: Process, form: Form) -> Frame:
-    """P, Q, and P d(P^-1 Q)/dt: -1/2 G G^T Sigma^-1 M in data form, 1/2 G G^T R^-T in noise form.
+    """P, Q, and P d(P^-1 Q): -1/2 G G^T Sigma^-1 M dt in data form, 1/2 G G^T R^-T dt in noise form.
 
     "cholesky" is the noise form with L in place of R; then the last is the derivative of no P^-1 Q.
     """
     if isinstance(form, Frame):
         return form
     if form == "data":
-        return Frame(process.R, process.M, lambda t: -0.5 * (process.GG(t) * inverse(process.Sigma(t)) * process.M(t)))
+        return Frame(process.R, process.M, lambda t: pull(process, t) * inverse(process.Sigma(t)) * process.M(t))
     root = process.R if form == "noise" else lambda t: cholesky(process.Sigma(t))
-    return Frame(process.Psi, root, lambda t: 0.5 * (process.GG(t) * transpose(inverse(root(t)))))
+    return Frame(process.Psi, root, lambda t: -(pull(process, t) * transpose(inverse(root(t)))))
 
 
-def _lagrange(nodes: Tensor, u: Tensor) -> list[Tensor]:
-    """The Lagrange polynomials of nodes (.., count) at u (..)."""
-    at = nodes.unbind(-1)
-    return [
-        math.prod(((u - v) / (node - v) for i, v in enumerate(at) if i != j), start=torch.ones_like(u))
-        for j, node in enumerate(at)
-    ]
+def _lagrange(nodes: Tensor, u: Tensor) -> Tensor:
+    """The Lagrange polynomials of nodes (.., count) at u (..): (.., count)."""
+    count = nodes.shape[-1]
+    share = (u[..., None] - nodes)[..., None, :] / (nodes[..., :, None] - nodes[..., None, :])
+    return torch.where(torch.eye(count, dtype=torch.bool), 1.0, share).prod(-1)
 
 
 def _lagrange_at(nodes: list[float], u: float) -> list[float]:
     """The same at one place."""
-    return [value.item() for value in _lagrange(torch.tensor(nodes, dtype=torch.float64), to_tensor(u))]
+    return _lagrange(torch.tensor(nodes, dtype=torch.float64), to_tensor(u)).tolist()
