@@ -27,6 +27,11 @@ torch.set_num_threads(1)
     ({"predicts": "noise", "error": 0.01, "guidance": 4.0}, 5, math.log(0.01 * 5 / 0.3)),
     ({"predicts": "noise", "std": 1.0}, 5, math.log(0.037 / 0.3) - math.log(2)),
     ({"predicts": "v"}, 5, -math.inf),
+    ({"predicts": "v", "size": 12}, 3, -1.4),
+    ({"predicts": "v", "size": 12}, 8, -2.1),
+    ({"predicts": "v", "size": 12, "std": 2.0}, 20, -2.4 - math.log(2)),
+    ({"predicts": "noise", "size": 12, "error": 0.001}, 8, -2.1),
+    ({"predicts": "noise", "size": 12, "error": 0.06}, 8, math.log(0.06 / 0.3)),
     ({"predicts": "edm"}, 5, -math.inf),
     ({"size": 2}, 5, -math.inf),
     ({"size": 2}, 3, -2 - 3 / 13),
@@ -125,7 +130,7 @@ def test_it_returns_from_a_file(tmp_path):
 
 @pytest.mark.parametrize(("options", "said"), [
     ({"size": 0}, "^got size=0: give the numbers of a sample"),
-    ({"std": 0.0}, "^got std=0.0: give the deviation"),
+    ({"std": -1.0}, "^got std=-1.0: give the deviation"),
     ({"std": math.inf}, "^got std=inf: give the deviation"),
     ({"error": -0.1}, "^got error=-0.1: give the deviation"),
 ])  # fmt: skip

@@ -105,9 +105,26 @@ def test_bits_and_gradients_stay():
         module._SAID.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            out.append(fs.sample(network(2.0, within), VP, steps=4, x=x, differentiable=True, progress=False))
+            out.append(
+                fs.sample(network(2.0, within), VP, solver="ddim", steps=4, x=x, differentiable=True, progress=False)
+            )
     assert torch.equal(*out)
     assert out[0].requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:got . of . samples that leave")
+@pytest.mark.parametrize("how", [{}, {"final": "denoise"}, {"parallel": True}, {"grid": "zero"}])
+def test_samples_of_the_default_end_within_the_range(how):
+    """At t_min with what noise is left there, and the entries within it as they are without a range."""
+    zero = fs.to_zero(fs.GRIDS["default"], append=False)
+    options = {"steps": 4, "shape": (3, 4), "progress": False} | how | ({"grid": zero} if "grid" in how else {})
+    bounded, free = (fs.sample(network(2.0, within), VP, **options) for within in (1.0, math.inf))
+    left = 0.0 if "final" in how or "grid" in how else 5 * float(VP.sigma(VP.t_min))
+    assert 1.9 < free.max() < 2.2
+    assert bounded.max() == pytest.approx(1.0 if not left else float(VP.alpha(VP.t_min)) + left, abs=1e-6)
+    assert torch.equal(bounded[free < 1], free[free < 1])
+    if "final" not in how:
+        assert torch.equal(fs.solve(network(2.0), VP, **options).state, bounded)
 
 
 def test_what_is_beyond():

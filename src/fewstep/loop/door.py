@@ -31,7 +31,7 @@ from fewstep.loop.drive import noises_of
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel
-from fewstep.loop.range import warn_of_range
+from fewstep.loop.range import in_range
 from fewstep.loop.rows import SMALL
 from fewstep.loop.start import finite_start, start_state, takes
 from fewstep.loop.walk import After, Callback, Denoiser, Plan, _under_autograd, look_at, walk
@@ -176,7 +176,8 @@ def sample(
 
     Returns:
         The state (batch, *state shape) at the last time of the grid; `process.to_data` takes it to data space. With
-        final="denoise", x0_hat in data space.
+        final="denoise", x0_hat in data space. Samples of the default solver end within the range that a network tells
+        of its data, as loaded pictures do (`fewstep.loop.range`).
     """
     if final not in ("state", "denoise"):
         raise ValueError(f"got final={final!r}: choose state or denoise")
@@ -212,8 +213,7 @@ def sample(
             table, made, start, source, given=given, final=final, callback=callback, after=after,
             differentiable=differentiable, compile=compile, progress=progress, drawn=drawn
         )  # fmt: skip
-    warn_of_range(denoiser, process, z, float(table.grid[-1]), final=final)
-    return z
+    return in_range(denoiser, process, z, float(table.grid[-1]), solver=table.solver, final=final)
 
 
 def recollection(table: Tableau, process: Process) -> AbstractContextManager[None]:

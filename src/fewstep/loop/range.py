@@ -1,4 +1,7 @@
-"""Whether samples leave the range that their data is known to have: one reduction at the end of a run."""
+"""Whether samples leave the range that their data is known to have: one reduction at the end of a run.
+
+Samples of the default are set into it. The range is a convex set with all data in it, so none moves away from any data.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ from torch import Tensor
 
 from fewstep.denoiser.network import fingerprint, told
 from fewstep.process import Process
+from fewstep.process.base import ScalarProcess
+from fewstep.solver import Default
 
-__all__ = ["Beyond", "beyond", "warn_of_range"]
+__all__ = ["Beyond", "beyond", "in_range"]
 
 FACTOR = 1.5  # times the range, from which on it is said
 FAR, MANY = 2.0, 1e-3  # a warning is due from so many times the range on, or for such a share of entries
 CLEAN = 3.0  # the log-SNR from which on a state is as good as data
+RARE = 5.0  # deviations of the noise that is left, beyond which one entry in two million lies
 
 _SAID: set[str | None] = set()  # the networks that were warned of
 
@@ -42,19 +48,29 @@ def beyond(data: Tensor, within: float) -> Beyond | None:
     return Beyond(limit, int(out.any(1).sum()), int(out.sum()), largest)
 
 
-def warn_of_range(denoiser: Any, process: Process, z: Tensor, t: float, *, final: str = "state") -> None:
-    """Warns of samples that end far or in many places outside their data's range, where it is told; once a network."""
-    within, network = told(denoiser, "within", float) or math.inf, fingerprint(denoiser)
-    if within == math.inf or network in _SAID or (final == "state" and float(process.log_snr(t)) < CLEAN):
-        return
-    data = (process.to_data(z) if final == "state" else z).detach()
-    found = beyond(data, within)
-    if found is None or (found.largest <= FAR * within and found.entries <= MANY * data.numel()):
-        return
-    _SAID.add(network)
-    warnings.warn(
-        f"got {found.samples} of {len(data)} samples that leave the data's range of {within:g}, by {found.entries} of "
-        f"{data.numel()} entries beyond {found.limit:g} and up to {found.largest:.3g}: bound predictions with "
-        "fs.Thresholded, give more calls, or measure the network with `fewstep stats`",
-        stacklevel=4,
-    )
+def in_range(denoiser: Any, process: Process, z: Tensor, t: float, *, solver: Any, final: str = "state") -> Tensor:
+    """The end z of a run at time t, warned of, once a network, where many or far entries leave the range it tells.
+
+    What the default solver made comes back within alpha range + 5 sigma where process has these, and as data within the
+    range; any other as it is.
+    """
+    within = told(denoiser, "within", float) or math.inf
+    if within == math.inf or (final == "state" and float(process.log_snr(t)) < CLEAN):
+        return z
+    data = process.to_data(z) if final == "state" else z
+    found, network = beyond(data.detach(), within), fingerprint(denoiser)
+    if found and network not in _SAID and (found.largest > FAR * within or found.entries > MANY * data.numel()):
+        _SAID.add(network)
+        warnings.warn(
+            f"got {found.samples} of {len(data)} samples that leave the data's range of {within:g}, by {found.entries} "
+            f"of {data.numel()} entries beyond {found.limit:g} and up to {found.largest:.3g}: bound predictions with "
+            "fs.Thresholded, give more calls, or measure the network with `fewstep stats`",
+            stacklevel=4,
+        )
+    if not isinstance(solver, Default):
+        return z
+    if final == "state":
+        if not isinstance(process, ScalarProcess):
+            return z
+        within = float(process.alpha(t)) * within + RARE * float(process.sigma(t))
+    return z.clamp(-within, within)

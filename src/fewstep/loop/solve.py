@@ -29,7 +29,7 @@ from fewstep.loop.drive import drive, predict
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel, picard
-from fewstep.loop.range import warn_of_range
+from fewstep.loop.range import in_range
 from fewstep.loop.start import start_state
 from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise, NoiseSource, noise_source
@@ -109,8 +109,9 @@ def solve(
                 )
             outcome = _sequential(table, state)
     outcome = outcome if final == "state" else _denoised(outcome, denoiser, process, float(times[-1]))
-    warn_of_range(denoiser, process, outcome.state, float(times[-1]), final=final)
-    return outcome
+    made = None if driver is not None else table.solver
+    state = in_range(denoiser, process, outcome.state, float(times[-1]), solver=made, final=final)
+    return replace(outcome, state=state)
 
 
 def _placed(

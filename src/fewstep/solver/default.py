@@ -14,23 +14,27 @@ with Lambda the largest eigenvalue of data's covariance. Before, data might as w
 carried in closed form (`GaussianSplit.first`). Set right by the first prediction, made at its end, a direction that was
 carried blindly has the scale 1 + e/(1 + e) where sqrt(1 + e) is right: 1 % off at e = 0.2, 6 % at 1, 20 % at 3.
 
-**The rule.** In units where data has deviation 0.5 (`std` moves every log-SNR by -log(std/0.5)):
+**The rule.** In units where data has deviation 0.5, or 1 for networks below 256 numbers (a known `std` moves every
+log-SNR by -log(std/unit)):
 
 - An exact denoiser, or a function of which nothing is known: three points around the Gaussian, corrector and ending of
   `GaussianSplit`, equal steps of the process's own grid. Up to 4 calls, and in 32 dimensions or more, the first call is
   made at lambda_1 = -max(2, log(d)/2 - 0.6) - n/13. Guided, steps are centred 0.75 lower, with one point up to 4 calls
   and two up to 10.
 - A network (`fewstep.wrap`, a loaded model): two points in the data form, since a third extrapolates its errors, and
-  from 4 calls on (3 where samples have 256 numbers or more and noise is not what it predicts) the last call at
-  lambda = 2.2, or 1.8 below 256 numbers: what the state holds below is noise that the network's own errors have made of
-  it, and the last prediction takes that out. It moves later with the calls, by 0.03 a call from 10 on, or 0.12 from 8
-  on below 256 numbers; and above 784 numbers, where networks are better, by log(d/784)/2, but not beyond the grid
-  without it. Below 256 numbers, of which a state tells nothing for long, the first call is made at -2.1, earlier by
-  1/40 a call from 8 on.
+  from 4 calls on (3 where noise is not what it predicts) the last call at lambda = 2.2, by 0.03 a call later from 10
+  on: what the state holds below is noise that the network's own errors have made of it, and the last prediction takes
+  that out. Above 784 numbers, where networks are better, it moves later by log(d/784)/2, but not beyond the grid
+  without it.
 - A network that predicts noise is first called where its error, measured (`error`) or 0.037 sqrt(784/d), is 0.3 in
   data, but not after -1.5; where the process starts within 1 of that (half of it below 256 numbers), at the start.
   Guidance at scale w makes of an error delta one of sqrt(w^2 + (w - 1)^2) delta, and moves the steps of such a network
-  earlier, centred 0.75 lower; below 256 numbers, where the rule of other networks holds, 0.25 lower.
+  earlier, centred 0.75 lower.
+- Below 256 numbers, of which a state tells nothing for long, any network's steps are centred at 0. With n calls the
+  first is made at -0.35 (n + 1), from 5 calls on at -2.1, earlier by 1/40 a call from 8 on, but not before that of an
+  error that is known; the last at 0.3 + 0.3 n, from 7 calls on at 1.6 + 0.1 n.
+
+Samples of a network that tells its data's range end within it (`fewstep.loop.range`).
 
 The constants are those of the least Frechet distance and RMS over the problems `CHOOSE` of `benchmarks/problems`;
 `benchmarks/judge_default.py` judges the rule on others.
@@ -54,7 +58,7 @@ from fewstep.tableau.writer import Writer
 
 __all__ = ["Default"]
 
-_UNIT = 0.5  # the deviation of data that the constants are for
+_UNIT, _SMALL_UNIT = 0.5, 1.0  # the deviation of data that the constants are for; of networks' with few numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,7 @@ class Default(Solver):
         predicts: what the network returns, by the names of `fewstep.wrap`; "" for an exact denoiser.
         guidance: the guidance scale; 1 and less is none.
         size: how many numbers a sample has.
-        std: the deviation of the data.
+        std: the deviation of the data; 0 where it is not known.
         error: the deviation of the network's error in units of its output, as `fewstep stats` measures it; 0 where it
             is not known.
     """
@@ -77,14 +81,14 @@ class Default(Solver):
     predicts: str = ""
     guidance: float = 1.0
     size: int = 784
-    std: float = _UNIT
+    std: float = 0.0
     error: float = 0.0
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"got size={self.size}: give the numbers of a sample, at least 1")
-        if not 0 < self.std < math.inf:
-            raise ValueError(f"got std={self.std}: give the deviation of the data, above 0")
+        if not 0 <= self.std < math.inf:
+            raise ValueError(f"got std={self.std}: give the deviation of the data, or 0 for unknown")
         if not 0 <= self.error < math.inf:
             raise ValueError(f"got error={self.error}: give the deviation of the network's error, or 0 for unknown")
 
@@ -138,19 +142,20 @@ class Default(Solver):
         """The solver that the rule names for so many calls."""
         if self.predicts:
             return GaussianSplit(points=2, std=0.0, relax=math.inf, first=self.first(process, calls))
+        std = self.std or _UNIT
         if self.guided:
-            return GaussianSplit(points=1 + (calls > 4) + (calls > 10), std=self.std, relax=8.0)
-        return GaussianSplit(std=self.std, first=self.first(process, calls))
+            return GaussianSplit(points=1 + (calls > 4) + (calls > 10), std=std, relax=8.0)
+        return GaussianSplit(std=std, first=self.first(process, calls))
 
     def first(self, process: Process, calls: int) -> float:
         """The log-SNR of the first call; -inf where it is made at the start."""
-        later = max(0, calls - 8) / 40
         if self.noisy and (self.error or not self.small):
             error = self.error or 0.037 * min(1.0, math.sqrt(784 / self.size))
             both = math.hypot(self.guidance, self.guidance - 1) if self.guided else 1.0
             first = min(math.log(error * both / 0.3), -1.5)
+            first = max(first, self._informed(calls)) if self.small else first
         elif self.predicts:
-            first = -2.1 - later if self.small else -math.inf
+            first = self._informed(calls) if self.small else -math.inf
         elif self.guided or (calls > 4 and self.size < 32):
             return -math.inf
         else:
@@ -160,27 +165,37 @@ class Default(Solver):
         worth = process.kind != "diagonal" and float(process.log_snr(process.t_max)) < first - least
         return first if worth else -math.inf
 
+    def _informed(self, calls: int) -> float:
+        """The log-SNR from which on a state of few numbers tells more than calls there are worth."""
+        return -min(2.1, 0.35 * (calls + 1)) - max(0, calls - 8) / 40
+
     @property
     def _shift(self) -> float:
         """What the data's deviation adds to every log-SNR."""
-        return -math.log(self.std / _UNIT)
+        return -math.log(self.std / (_SMALL_UNIT if self.predicts and self.small else _UNIT)) if self.std else 0.0
+
+    def last(self, calls: int) -> float:
+        """The log-SNR of a network's last call; inf where it is that of the grid."""
+        if self.small:
+            return self._shift + min(0.3 + 0.3 * calls, 1.6 + 0.1 * calls)
+        ended = calls > 3 or (calls > 2 and not self.noisy)
+        return self._shift + 2.2 + 0.03 * max(0, calls - 10) if ended else math.inf
 
 
 def _grid(solver: Default, process: Process, steps: int) -> Tensor:
     """The default grid of a solver: the process's own, cut at the first and the last call, or moved."""
     place = functools.partial(logistic, process, steps, first=solver.first(process, steps))
-    if not solver.guided or (solver.predicts and not solver.noisy):
-        center = 0.25
+    if solver.predicts and solver.small:
+        center = 0.0
     else:
-        center = 0.0 if solver.predicts and solver.small else -0.5
+        center = 0.25 if not solver.guided or (solver.predicts and not solver.noisy) else -0.5
     if solver.predicts and process.kind == "scalar":
-        ended = steps > 3 or (steps > 2 and not solver.noisy and not solver.small)
         place = functools.partial(place, center=center + solver._shift)
-        last = 1.8 + 0.12 * max(0, steps - 8) if solver.small else 2.2 + 0.03 * max(0, steps - 10)
-        last = last if ended else math.inf
+        last = solver.last(steps)
         if solver.size > 784 and last < math.inf:
-            last = min(last + 0.5 * math.log(solver.size / 784), max(2.2, float(process.log_snr(place()[-2]))))
-        return place(last=last + solver._shift)
+            least = 2.2 + solver._shift
+            last = min(last + 0.5 * math.log(solver.size / 784), max(least, float(process.log_snr(place()[-2]))))
+        return place(last=last)
     if process.default_grid == "logistic" or (solver.guided and process.kind == "scalar"):
         return place(center=center + solver._shift)
     return GRIDS["default"](process, steps)
