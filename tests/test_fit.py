@@ -15,6 +15,7 @@ import fewstep as fs
 from fewstep.denoiser.network import fingerprint
 from fewstep.fitting import descent, objective, saved
 from fewstep.fitting.freedom import Freedom
+from fewstep.fitting.starts import _grids
 from fewstep.fitting.teacher import FIRST, Task, record
 from fewstep.loop.walk import Plan, walk
 from fewstep.tableau.check import check_point_mass
@@ -121,6 +122,22 @@ def test_in_64_dimensions_with_a_start_of_its_own_choice():
                    teacher_steps=30, progress=False, descent=fs.Descent(iterations=25))  # fmt: skip
     assert table.card["rmse"]["fitted"] < 0.85 * table.card["rmse"]["start"]
     assert table.nfe == 5
+
+
+def test_the_default_start_of_a_network_has_its_own_grid():
+    """The one that the default solver has on it, here for few numbers: not the process's."""
+    exact = mixture(shape=(6,))
+
+    def network(x, t):
+        a, s = VP.alpha(t[0]), VP.sigma(t[0])
+        return (x - a * exact(x, t[0])) / s
+
+    denoiser = fs.wrap(network, VP, predicts="noise", time="t")
+    task = Task(conditioned=lambda _: denoiser, process=VP, shape=(6,), samples=8, held_out=8, batch=8, seed=0)
+    grids = _grids(task, None, 5, lambda grid: grid)
+    assert torch.equal(grids["default"](VP, 5), fs.Default(predicts="noise", size=6).grid("default")(VP, 5))
+    assert not torch.equal(grids["default"](VP, 5), fs.GRIDS["default"](VP, 5))
+    assert _grids(task, "default", 5, lambda grid: grid)["default"] is fs.GRIDS["default"]
 
 
 def test_the_best_of_the_tried_starts_is_taken():

@@ -18,6 +18,7 @@ from fewstep.fitting.teacher import FIRST, Task
 from fewstep.grid import GRIDS, Grid
 from fewstep.grid_search import gits, klub
 from fewstep.loop import tabulate
+from fewstep.loop.door import informed
 from fewstep.solver import SOLVERS, Solver
 from fewstep.ui import Bar
 from fewstep.words import pick
@@ -80,6 +81,9 @@ def _grids(task: Task, grid: str | Tensor | Grid | Sequence[str] | None, calls: 
     for one in names:
         if not isinstance(one, str):
             grids["given"] = one
+        elif one == "default" and grid is None:  # of the default solver as it is for this network
+            known = informed(None, task.conditioned(slice(0, 1)), task.shape)
+            grids[one] = end(known.grid(one))
         elif one not in FOUND:
             grids[one] = end(pick(GRIDS, one, "grid"))
         else:
