@@ -46,6 +46,7 @@ from fewstep.loop.drive import noises_of
 from fewstep.noise import noise_source
 from fewstep.pace import hardware
 from fewstep.process import PROCESSES
+from fewstep.solver import ALIASES
 from fewstep.tableau.kept import forget
 
 SHAPE = (1, 4, 64, 64)
@@ -179,9 +180,9 @@ def tables(repeat: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name, make in PROCESSES.items():
         process, found[name] = make(), {}
-        for solver, table in fs.TABLES.items():
+        for solver in (name for name in fs.TABLES if name not in ALIASES):
             try:
-                written = table()
+                written = fs.TABLES[solver]()
                 times = fs.GRIDS["default"](process, 50)
                 written.tabulate(process, times)
             except ValueError:  # not for this process, or this end

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import fewstep as fs
 from fewstep.cli import listing
+from fewstep.solver import names
 from fewstep.solver.base import ALL_KINDS
 from fewstep.systems import CHAPTERS, SYSTEMS, System, place
 
@@ -41,19 +42,19 @@ WHEN = {
     "gaussian-split": "few calls on any process, with an exact or good denoiser; with the grid `logistic`",
     "gaussian-split-pc": "the same, fully corrected to the end: nearest to the ODE; fails at few guided calls",
     "euler": "Euler on dz/dt; the common sampler of flow models",
-    "heun": "two calls a step, no history: steps can be taken alone",
+    "heun": "two calls a step, no history: steps can be taken alone; DEIS rhoRK, and edm without churn",
     "midpoint": "as heun",
     "rk4": "four calls a step; long runs, reference solutions",
     "edm": "EDM's sampler without churn",
     "edm-sde": "EDM's sampler with its ImageNet churn; corrects errors, wants tens of steps",
     "multistep-1": "DDIM by the general formula",
-    "multistep-2": "two predictions, exact quadrature, data form",
+    "multistep-2": "two predictions, exact quadrature, data form; second-order RES",
     "multistep-3": "three predictions, data form",
     "multistep-pc-2": "two predictions and a corrector at no further call",
     "multistep-pc-3": "three predictions and a corrector; reference solutions",
-    "deis-tab-1": "DEIS tAB1: noise form, interpolated in t",
-    "deis-tab-2": "DEIS tAB2",
-    "deis-tab-3": "DEIS tAB3",
+    "deis-tab-1": "DEIS tAB1: noise form, interpolated in t; gDDIM with two predictions, on any process",
+    "deis-tab-2": "DEIS tAB2; gDDIM with three predictions",
+    "deis-tab-3": "DEIS tAB3; gDDIM with four predictions",
     "dpmpp-2m": "DPM-Solver++ (2M), as published",
     "dpmpp-3m": "DPM-Solver++ (3M), as in the authors' code (order 2)",
     "dpmpp-3m-corrected": "3M with the factor that the expansion asks for",
@@ -77,38 +78,25 @@ WHEN = {
     "ipndm-4": "iPNDM with four predictions",
     "ipndm-v": "iPNDM-v as published, with its slips; `lms-4` is the form without them",
     "gradient-estimation": "DDIM with the noise extrapolated by a whole step (gamma = 2)",
-    "lms-1": "DDIM by the linear multistep formula",
-    "lms-2": "linear multistep in sigma/alpha (k-diffusion's LMS), two predictions",
-    "lms-3": "LMS with three predictions",
-    "lms-4": "LMS with four predictions",
-    "deis-tab-0": "DDIM by DEIS's formula",
-    "deis-rhoab-0": "DDIM by DEIS's formula in rho",
-    "deis-rhoab-1": "DEIS rhoAB1: noise form, interpolated in sigma/alpha; `lms-2`",
-    "deis-rhoab-2": "DEIS rhoAB2; `lms-3`",
-    "deis-rhoab-3": "DEIS rhoAB3; `lms-4`",
-    "res-multistep": "second-order exponential multistep (RES); `multistep-2`",
-    "gddim-0": "gDDIM on any process, one prediction: DDIM",
-    "gddim-1": "gDDIM with two predictions; `deis-tab-1`",
-    "gddim-2": "gDDIM with three predictions; `deis-tab-2`",
-    "gddim-3": "gDDIM with four predictions; `deis-tab-3`",
+    "lms-1": "DDIM by the linear multistep formula, and by DEIS's in rho",
+    "lms-2": "linear multistep in sigma/alpha (k-diffusion's LMS, DEIS rhoAB1), two predictions",
+    "lms-3": "LMS with three predictions; DEIS rhoAB2",
+    "lms-4": "LMS with four predictions; DEIS rhoAB3",
+    "deis-tab-0": "DDIM by DEIS's formula; gDDIM with one prediction, on any process",
     "gddim-1-pc": "gDDIM with two predictions and a corrector at no further call",
     "gddim-2-pc": "gDDIM with three predictions and a corrector",
     "gddim-3-pc": "gDDIM with four predictions and a corrector",
     "l-deis-1": "gDDIM's ablation: the Cholesky root on CLD, two predictions; to compare, not to use",
     "l-deis-2": "the same with three predictions",
     "dpm-solver-1": "DDIM, by DPM-Solver's name",
-    "dpm-solver-2": "DPM-Solver-2: noise form, no history",
+    "dpm-solver-2": "DPM-Solver-2: noise form, no history; k-diffusion's dpm_2",
     "dpm-solver-3": "DPM-Solver-3: noise form, no history",
     "dpm-solver-fast": "DPM-Solver-3 that ends in a lower order, so that any number of calls is met exactly",
-    "dpm-2": "k-diffusion's dpm_2, which is DPM-Solver-2",
     "dpmpp-2s": "DPM-Solver++ (2S): data form, no history; guided sampling",
     "dpmpp-3s": "DPM-Solver++ (3S): data form, no history",
     "res-2s": "RES: 2S with the weights that meet every order condition",
     "heunpp2": "ComfyUI's Heun++; not a consistent average, kept for its look",
-    "deis-rhork-midpoint": "DEIS rhoRK: midpoint in sigma/alpha",
-    "deis-rhork-heun": "DEIS rhoRK: Heun in sigma/alpha, which is edm without churn",
     "deis-rhork-kutta3": "DEIS rhoRK: Kutta's third-order method",
-    "deis-rhork-rk4": "DEIS rhoRK: the classic fourth-order method",
     "euler-maruyama": "the reverse SDE, frozen over a step; the baseline on CLD; hundreds of calls",
     "reverse-diffusion": "score_sde's predictor: the forward step undone; hundreds of calls",
     "annealed-langevin": "NCSN: Langevin steps at each noise level; hundreds of calls",
@@ -159,12 +147,13 @@ HOSTS = {"arXiv:": "arxiv.org/abs/", "doi:": "doi.org/"}
 def solvers() -> str:
     """One line a solver of the registry, with what it declares."""
     lines = []
-    for name, make in fs.TABLES.items():
-        s = make()
+    for name, when in WHEN.items():
+        s = fs.TABLES[name]()
+        called = ", ".join(f"`{each}`" for each in names(name))
         calls = s.calls(11, to_zero=False) - s.calls(10, to_zero=False)
         order = str(s.order) if s.order else "0 (another law)"
         noise, start = ("yes" if flag else "no" for flag in (s.stochastic, "alpha=0" in s.ends))
-        lines.append((f"`{name}`", order, str(calls), noise, _kinds(s.kinds), _kinds(s.point_mass), start, WHEN[name]))
+        lines.append((called, order, str(calls), noise, _kinds(s.kinds), _kinds(s.point_mass), start, when))
     head = (
         "solver",
         "order",

@@ -22,7 +22,7 @@ from fewstep.denoiser import Mixture
 from fewstep.process import Process
 from fewstep.process.base import derivative
 from fewstep.process.operator import Coefficient, apply, inverse
-from fewstep.solver import TABLES
+from fewstep.solver import ALIASES, TABLES
 from fewstep.tableau import Tableau
 
 __all__ = [
@@ -39,9 +39,8 @@ __all__ = [
     "starts",
 ]
 
-_MADE = {name: make() for name, make in TABLES.items()}
 # A name for each solver of the registry: what has several names is tried under the first.
-DISTINCT = [name for k, (name, made) in enumerate(_MADE.items()) if made not in list(_MADE.values())[:k]]
+DISTINCT = [name for name in TABLES if name not in ALIASES]
 
 
 def Problem(name: str) -> _Problem:

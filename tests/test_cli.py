@@ -14,6 +14,7 @@ import pytest
 
 import fewstep
 from fewstep.cli import COMMANDS, main
+from fewstep.solver import names
 
 SOURCE = Path(fewstep.__file__).parent
 
@@ -181,7 +182,9 @@ def test_list_names_everything(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     for name in (*fewstep.SOLVERS, *fewstep.PROCESSES, *fewstep.GRIDS):
-        line = next(line for line in out.splitlines() if line.split()[:1] == [name])
+        first, *_, last = *names(name), name
+        line = next(line for line in out.splitlines() if line.split()[:1] == [first])
+        assert last in line.replace(",", " ").split()
         assert len(line.split()) > 3, f"{name} has no description"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fewstep as fs
+from fewstep.solver import ALIASES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -36,7 +37,7 @@ def test_a_changed_block_is_noticed(tables, monkeypatch, tmp_path):
 
 
 def test_every_solver_has_a_line(tables):
-    assert list(tables.WHEN) == list(fs.TABLES)
+    assert list(tables.WHEN) == [name for name in fs.TABLES if name not in ALIASES]
 
 
 def test_the_map_names_every_solver_once_and_none_that_is_not_there():

@@ -14,6 +14,7 @@ from fewstep.process import CLD, EDM, PROCESSES, VP, Flow
 from fewstep.process.clock import clock
 from fewstep.process.operator import inverse, magnitude, transpose
 from fewstep.solver import (
+    ALIASES,
     DDIM,
     DDPM,
     PNDM,
@@ -26,6 +27,7 @@ from fewstep.solver import (
     Solver,
     UniC,
     UniPC,
+    names,
 )
 from fewstep.solver.pndm import ADAMS
 from fewstep.solver.weights import weights
@@ -74,9 +76,15 @@ def slope(solver: Solver, process: str, steps: tuple[int, int]) -> float:
 
 def test_names_for_one_sampler():
     for q in range(4):
-        assert SOLVERS[f"lms-{q + 1}"]() == SOLVERS[f"deis-rhoab-{q}"]()
-        assert SOLVERS[f"gddim-{q}"]() == SOLVERS[f"deis-tab-{q}"]()
-    assert SOLVERS["res-multistep"]() == SOLVERS["multistep-2"]()
+        assert ALIASES[f"deis-rhoab-{q}"] == f"lms-{q + 1}"
+        assert ALIASES[f"gddim-{q}"] == f"deis-tab-{q}"
+    for name, first in ALIASES.items():
+        assert SOLVERS[name] is SOLVERS[first]
+        assert names(name) == names(first)
+        assert names(name)[0] == first
+        assert name in names(name)
+    made = [SOLVERS[name]() for name in SOLVERS if name not in ALIASES]
+    assert all(made.count(solver) == 1 for solver in made)
 
 
 @pytest.mark.parametrize("process", ALL)

@@ -65,9 +65,8 @@ def sweep(name: str) -> tuple[str, ...]:
 def cells() -> list:
     """Every solver on every process, those outside the thinned sweep marked slow."""
     found = []
-    for name in TABLES:
-        chosen = sweep(name) if name in oracle.DISTINCT else ()
-        found += [pytest.param(name, p, marks=() if p in chosen else pytest.mark.slow) for p in PROCESSES]
+    for name in oracle.DISTINCT:
+        found += [pytest.param(name, p, marks=() if p in sweep(name) else pytest.mark.slow) for p in PROCESSES]
     found += [pytest.param(name, "vp" if name.endswith("-t") else "edm") for name in OPTIONS]
     return [*found, *(pytest.param(name, "cld") for name in OPTIONS_ON_CLD)]
 

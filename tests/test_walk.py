@@ -90,8 +90,8 @@ def test_no_run_waits_for_the_host(process):
     """Also with no values at all: on the meta device whatever reads one fails."""
     p = oracle.Problem(process)
     z = p.start[:2].float()
-    for name, make in fs.TABLES.items():
-        solver = make()
+    for name in oracle.DISTINCT:
+        solver = fs.TABLES[name]()
         if p.process.kind not in solver.kinds:
             continue
         table = fs.tabulate(name, p.process, grid=oracle.grid(p.process, 4))

@@ -20,7 +20,7 @@ from fewstep.files import read_json
 from fewstep.fitting.saved import Saved
 from fewstep.process.config import process_from_json, process_to_json
 from fewstep.process.operator import Diagonal
-from fewstep.solver import Analytic, DPMSolverV3
+from fewstep.solver import ALIASES, Analytic, DPMSolverV3
 from fewstep.stats import Statistics, measure
 from fewstep.tableau.file import _encode, solver_from_config
 from fewstep.tableau.tableau import HEADS
@@ -234,7 +234,11 @@ KINDS = {
     "process": Kind(
         weight=3, makes=lambda: [partial(_processes, process=process) for process in PROCESSES], use=_use_process
     ),
-    "solver": Kind(weight=3, makes=lambda: [partial(_solvers, name=name) for name in fs.TABLES], use=_use_solver),
+    "solver": Kind(
+        weight=3,
+        makes=lambda: [partial(_solvers, name=name) for name in fs.TABLES if name not in ALIASES],
+        use=_use_solver,
+    ),
     "statistics": Kind(
         weight=3,
         makes=lambda: [partial(_statistics, process=process) for process in (fs.VP(), BLUR)],

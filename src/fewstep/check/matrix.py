@@ -15,6 +15,7 @@ import fewstep
 from fewstep.check.report import Report, Verdict
 from fewstep.check.subject import load, solver
 from fewstep.files import atomic, read_json, write_text
+from fewstep.solver import names
 
 __all__ = ["Store", "report", "write_markdown"]
 
@@ -107,7 +108,8 @@ def markdown(reports: Sequence[Report]) -> str:
     for r in reports:
         claims = {v.claimed for v in r if v.name in ORDERS and v.claimed is not None}
         claim = f"{claims.pop():g}" if claims else "none"
-        lines.append((f"`{r.solver}`", claim, *(_cell(r, p, reasons) for p in processes)))
+        called = ", ".join(f"`{name}`" for name in names(r.solver))
+        lines.append((called, claim, *(_cell(r, p, reasons) for p in processes)))
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
     red = [f"- `{r.solver}` on {v.process}, {v.name}: {v.sentence}" for r in reports for v in r.failures]

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.check.drivers import DRIVER_VERDICTS
     from fewstep.check.verdicts import VERDICTS
     from fewstep.files import write_json
+    from fewstep.solver import ALIASES
     from fewstep.ui import Bar
 
     if bool(args.solver) == args.all:
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     for name in args.process or ():
         if ":" not in name:
             pick(fs.PROCESSES, name, "process")
-    names = list(fs.SOLVERS) if args.all else args.solver
+    names = [name for name in fs.SOLVERS if name not in ALIASES] if args.all else args.solver
     for name in names:
         if ":" not in name:
             pick(fs.SOLVERS, name, "solver")

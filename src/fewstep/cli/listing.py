@@ -28,11 +28,16 @@ def run(args: argparse.Namespace) -> None:
 def blocks() -> list[str]:
     """Each kind with its entries, as the registries hold them now."""
     import fewstep as fs
+    from fewstep.solver import ALIASES, names
 
     made = []
     for kind, registry in zip(KINDS, (fs.SOLVERS, fs.PROCESSES, fs.GRIDS), strict=True):
-        width = max(map(len, registry))
-        lines = [f"  {name:<{width}}  {_first_line(entry)}" for name, entry in registry.items()]
+        width, lines = max(map(len, registry)), []
+        for name, entry in registry.items():
+            if name not in ALIASES:
+                _, *others = names(name)
+                also = f"; also {', '.join(others)}" if others else ""
+                lines.append(f"  {name:<{width}}  {_first_line(entry)}{also}")
         made.append("\n".join([f"{kind}:", *lines]))
     return made
 

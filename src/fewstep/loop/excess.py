@@ -21,7 +21,7 @@ from fewstep.denoiser.oracle import VARIANCES
 from fewstep.grid import GRIDS, Grid, as_grid, to_zero
 from fewstep.process import Process
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, transpose
-from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver
+from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver, names
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
 
@@ -217,5 +217,6 @@ def _between(times: Tensor, process: Process, steps: int) -> Tensor:
 
 def _name(solver: Solver) -> str:
     """A solver's names in the registry, or its class's."""
-    first, *others = [name for name, make in SOLVERS.items() if make() == solver] or [type(solver).__name__]
+    made = next((name for name, make in SOLVERS.items() if make() == solver), type(solver).__name__)
+    first, *others = names(made)
     return f"{first} ({', '.join(others)})" if others else first

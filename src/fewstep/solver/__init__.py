@@ -1,13 +1,14 @@
 """Solvers: how a step is taken. `SOLVERS` maps every name to a callable with working defaults.
 
-`TABLES` are the solvers that write a table before the run; `DRIVERS` choose their steps while they run.
+`TABLES` are the solvers that write a table before the run; `DRIVERS` choose their steps while they run. `ALIASES` are
+second names, by the name whose object they are: lists, sweeps and docs show each object once, with all its names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from fewstep.solver.analytic import Analytic, LearnedVariance
 from fewstep.solver.ancestral import DDIM, DDPM
@@ -40,6 +41,7 @@ from fewstep.solver.unipc import UniPC
 from fewstep.solver.v3 import DPMSolverV3
 
 __all__ = [
+    "ALIASES",
     "AnnealedLangevin",
     "CFGPlusPlus",
     "DDIM",
@@ -90,12 +92,14 @@ __all__ = [
     "Taylor",
     "UniC",
     "UniPC",
+    "names",
 ]
 
 # By kind of process; chosen by measurement, see docs/choosing.md and benchmarks/judge_default.py.
 DEFAULT_SOLVERS = {"scalar": "default", "diagonal": "default", "block": "default"}
 
-TABLES: dict[str, Callable[..., Solver]] = {
+# A name in place of a callable is another name for what stands there.
+_TABLES: dict[str, Callable[..., Solver] | str] = {
     "ddpm": DDPM,
     "ddpm-beta": partial(DDPM, variance="beta"),
     "ddim": DDIM,
@@ -149,15 +153,15 @@ TABLES: dict[str, Callable[..., Solver]] = {
     "lms-3": partial(Multistep, points=3, form="noise", clock="rho"),
     "lms-4": partial(Multistep, points=4, form="noise", clock="rho"),
     "deis-tab-0": partial(Multistep, points=1, form="noise", clock="t"),
-    "deis-rhoab-0": partial(Multistep, points=1, form="noise", clock="rho"),
-    "deis-rhoab-1": partial(Multistep, points=2, form="noise", clock="rho"),
-    "deis-rhoab-2": partial(Multistep, points=3, form="noise", clock="rho"),
-    "deis-rhoab-3": partial(Multistep, points=4, form="noise", clock="rho"),
-    "res-multistep": partial(Multistep, points=2),
-    "gddim-0": partial(Multistep, points=1, form="noise", clock="t"),
-    "gddim-1": partial(Multistep, points=2, form="noise", clock="t"),
-    "gddim-2": partial(Multistep, points=3, form="noise", clock="t"),
-    "gddim-3": partial(Multistep, points=4, form="noise", clock="t"),
+    "deis-rhoab-0": "lms-1",
+    "deis-rhoab-1": "lms-2",
+    "deis-rhoab-2": "lms-3",
+    "deis-rhoab-3": "lms-4",
+    "res-multistep": "multistep-2",
+    "gddim-0": "deis-tab-0",
+    "gddim-1": "deis-tab-1",
+    "gddim-2": "deis-tab-2",
+    "gddim-3": "deis-tab-3",
     "gddim-1-pc": partial(Multistep, points=2, form="noise", clock="t", corrector=True, restate=True),
     "gddim-2-pc": partial(Multistep, points=3, form="noise", clock="t", corrector=True, restate=True),
     "gddim-3-pc": partial(Multistep, points=4, form="noise", clock="t", corrector=True, restate=True),
@@ -167,15 +171,15 @@ TABLES: dict[str, Callable[..., Solver]] = {
     "dpm-solver-2": partial(Singlestep, points=2, form="noise"),
     "dpm-solver-3": partial(Singlestep, points=3, form="noise"),
     "dpm-solver-fast": partial(Singlestep, points=3, form="noise", stages="grid"),
-    "dpm-2": partial(Singlestep, points=2, form="noise"),
+    "dpm-2": "dpm-solver-2",
     "dpmpp-2s": partial(Singlestep, points=2),
     "dpmpp-3s": partial(Singlestep, points=3),
     "res-2s": partial(Singlestep, points=2, type="heun"),
     "heunpp2": HeunPP,
-    "deis-rhork-midpoint": partial(RungeKutta, method="midpoint"),
-    "deis-rhork-heun": partial(RungeKutta, method="heun"),
+    "deis-rhork-midpoint": "midpoint",
+    "deis-rhork-heun": "heun",
     "deis-rhork-kutta3": partial(RungeKutta, method="kutta3"),
-    "deis-rhork-rk4": partial(RungeKutta, method="rk4"),
+    "deis-rhork-rk4": "rk4",
     "euler-maruyama": EulerMaruyama,
     "reverse-diffusion": ReverseDiffusion,
     "annealed-langevin": AnnealedLangevin,
@@ -211,6 +215,11 @@ TABLES: dict[str, Callable[..., Solver]] = {
     "lcm": LCM,
 }
 
+ALIASES = {name: entry for name, entry in _TABLES.items() if isinstance(entry, str)}
+TABLES: dict[str, Callable[..., Solver]] = {
+    name: cast(Callable[..., Solver], _TABLES[ALIASES.get(name, name)]) for name in _TABLES
+}
+
 DRIVERS: dict[str, Callable[..., Driver]] = {
     "rk45": RK45,
     "dpm-adaptive-12": partial(DPMAdaptive, points=2),
@@ -220,3 +229,9 @@ DRIVERS: dict[str, Callable[..., Driver]] = {
 }
 
 SOLVERS: dict[str, Callable[..., Any]] = {**TABLES, **DRIVERS}
+
+
+def names(name: str) -> tuple[str, ...]:
+    """All names of an object of the registry, that of its entry first."""
+    first = ALIASES.get(name, name)
+    return (first, *(other for other, entry in ALIASES.items() if entry == first))

@@ -1,0 +1,41 @@
+"""The rooms of the code, drawn from its imports: floors, circles, arrows up, and files side by side."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import layout  # pyright: ignore[reportMissingImports]
+
+
+@pytest.fixture(scope="module")
+def modules():
+    return layout.files()
+
+
+@pytest.fixture(scope="module")
+def arrows(modules):
+    return layout.imports(modules)
+
+
+def test_files_in_circles_and_arrows_up_become_no_more(arrows):
+    assert sum(map(len, layout.circles(arrows))) <= 62
+    assert len(layout.arrows_up(arrows)) <= 290
+
+
+def test_a_room_is_seen_at_a_glance(modules):
+    assert {folder: n for folder, n in layout.fullness(modules).items() if n > 12} == {"fewstep/solver": 32}
+
+
+def test_a_drawing_has_a_floor_for_what_is_above_another():
+    drawn = {"a.x": {"b.y"}, "b.y": {"c"}, "c": set(), "d": {"c"}}
+    assert layout.floors(layout.between(drawn)) == [["c"], ["b", "d"], ["a"]]
+    assert layout.circles(drawn) == layout.arrows_up(drawn) == []
+    drawn["c"] = {"b.y"}
+    assert layout.floors(layout.between(drawn)) == [["b", "c"], ["a", "d"]]
+    assert layout.circles(drawn) == [{"b.y", "c"}]
+    assert layout.arrows_up(drawn) == [("b.y", "c"), ("c", "b.y")]
