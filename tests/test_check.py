@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +16,10 @@ from fewstep.cli import main
 from fewstep.solver import DDIM, DRIVERS, RK45, LangevinCorrected
 from fewstep.solver.driver import Driver
 
+CONTRIBUTING = Path(__file__).parent.parent / "CONTRIBUTING.md"
 USER = '''
 from dataclasses import dataclass
-from fewstep.solver import DDIM
+from fewstep.solver import DDIM, Promise
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(DDIM):
@@ -26,8 +29,8 @@ class Boast(DDIM):
     """DDIM that claims order 2."""
 
     @property
-    def order(self):
-        return 2
+    def promise(self):
+        return Promise(2)
 
 instance = Mine()
 number = 3
@@ -39,6 +42,17 @@ def user(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(USER)
     return path
+
+
+def test_a_first_solver_is_short_and_keeps_its_promise(tmp_path):
+    """That of the recipe for newcomers."""
+    (code,) = re.findall(r"^```python\n(# first\.py\n.*?)^```$", CONTRIBUTING.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(code.splitlines()) <= 25
+    (tmp_path / "first.py").write_text(code)
+    promises, on = ["order", "point-mass", "calls"], ["vp", "cld", "blurring"]
+    report = fs.check.solver(f"{tmp_path}/first.py:Held", on, only=promises)
+    assert report.ok, f"\n{report}"
+    assert report["order"].claimed == 1
 
 
 def test_a_report_is_read_by_name():

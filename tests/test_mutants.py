@@ -9,7 +9,7 @@ import pytest
 
 import fewstep as fs
 from fewstep.process.operator import cholesky, inverse
-from fewstep.solver import DDIM, DDPM, Multistep, RungeKutta, Solver
+from fewstep.solver import DDIM, DDPM, Multistep, Promise, RungeKutta, Solver
 from fewstep.solver.ancestral import posterior
 from fewstep.solver.runge_kutta import Method, clock, step
 from fewstep.solver.unipc import UniPC
@@ -78,12 +78,8 @@ class DroppedCorrection(Multistep):
     """Claims the corrector's order and leaves the corrector out."""
 
     @property
-    def order(self):
-        return 3
-
-    @property
-    def moments(self):
-        return None
+    def promise(self):
+        return Promise(3)
 
 
 class SwappedWeights(RungeKutta):
@@ -99,8 +95,8 @@ class WrongOrder(DDIM):
     """Claims order 2."""
 
     @property
-    def order(self):
-        return 2
+    def promise(self):
+        return Promise(2)
 
 
 class WrongCalls(RungeKutta):

@@ -19,7 +19,19 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LIMITS", "Typed", "as_bytes", "bounded", "finite", "pick", "short", "typed", "usable_device", "whole"]
+__all__ = [
+    "LIMITS",
+    "Typed",
+    "among",
+    "as_bytes",
+    "bounded",
+    "finite",
+    "pick",
+    "short",
+    "typed",
+    "usable_device",
+    "whole",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,6 +96,14 @@ def pick(registry: Mapping[str, T], name: str, what: str) -> T:
     near = get_close_matches(str(name)[:LONGEST], registry, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(registry)}"
     raise ValueError(f"got {what} {short(name)}, which is not known: {hint}")
+
+
+def among(part: object, **allowed: Iterable[Any]) -> None:
+    """Refuses an option of a part that is not among the values allowed."""
+    for name, values in allowed.items():
+        if (value := getattr(part, name)) not in values:
+            *most, last = map(str, values)
+            raise ValueError(f"got {name}={value!r}: choose {', '.join(most)} or {last}")
 
 
 def whole(label: str, value: Any) -> int:

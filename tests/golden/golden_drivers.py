@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fewstep.solver import DPMAdaptive, Solver
+from fewstep.solver import DPMAdaptive, Promise, Solver
 from fewstep.solver.adaptive import Control
 from fewstep.tableau.writer import Writer
 
@@ -39,8 +39,8 @@ class ReverseMean(Solver):
     beta: float = 1e-4
 
     @property
-    def order(self) -> int:
-        return 0
+    def promise(self) -> Promise:
+        return Promise(0)
 
     def write(self, w: Writer) -> None:
         ((t, s),) = w.steps

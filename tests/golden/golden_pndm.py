@@ -9,7 +9,7 @@ from golden_case import LinearTable
 from torch import Tensor
 
 from fewstep.process import Process
-from fewstep.solver import PNDM, Solver
+from fewstep.solver import PNDM, Promise, Solver
 from fewstep.solver.pndm import ADAMS, average, transfer
 from fewstep.tableau import Form
 from fewstep.tableau.writer import Writer
@@ -74,8 +74,8 @@ class Overlapping(Solver):
     kinds = ("scalar",)
 
     @property
-    def order(self) -> int:
-        return 0
+    def promise(self) -> Promise:
+        return Promise(0)
 
     def write(self, w: Writer) -> None:
         p, half, z, nodes, begin = w.process, self.step // 2, w.start, [], 0

@@ -13,7 +13,7 @@ from typing import Any, cast
 from fewstep.solver.analytic import Analytic, LearnedVariance
 from fewstep.solver.ancestral import DDIM, DDPM
 from fewstep.solver.ancestral_stages import LCM, Ancestral
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.solver.corrected import LangevinCorrected
 from fewstep.solver.default import Default
 from fewstep.solver.dpm import DPMMultistep
@@ -76,6 +76,7 @@ __all__ = [
     "Outcome",
     "PNDM",
     "PredictorCorrector",
+    "Promise",
     "QuasiTaylor",
     "ReverseDiffusion",
     "ReverseMean",

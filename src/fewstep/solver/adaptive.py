@@ -21,10 +21,10 @@ from torch import Tensor
 
 from fewstep.process.base import Process
 from fewstep.process.clock import clock
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.solver.driver import Driver, Live, Outcome, Run
 from fewstep.tableau.form import Form
-from fewstep.words import whole
+from fewstep.words import among, whole
 
 __all__ = ["Adaptive", "Control"]
 
@@ -89,8 +89,7 @@ class Adaptive(Driver):
     def __post_init__(self) -> None:
         if not (self.rtol >= 0 and self.atol >= 0 and 0 < self.rtol + self.atol < math.inf):
             raise ValueError(f"got rtol={self.rtol} and atol={self.atol}: give numbers of at least 0, one above it")
-        if self.norm not in ("sample", "batch", "largest"):
-            raise ValueError(f"got norm={self.norm!r}: choose sample, batch or largest")
+        among(self, norm=("sample", "batch", "largest"))
         if not 0 < self.last < 1:
             raise ValueError(f"got last={self.last}: give a number between 0 and 1")
         whole("max_calls", self.max_calls)
@@ -133,12 +132,9 @@ class Adaptive(Driver):
         """The first step (batch,) in the clock, and the outputs already called for."""
 
     @property
-    def order(self) -> int:
-        return self.solver.order
-
-    @property
-    def stochastic(self) -> bool:
-        return self.solver.stochastic
+    def promise(self) -> Promise:
+        ends = (*(end for end in self.solver.ends if end != "sigma=0"), "sigma=0")
+        return Promise(self.solver.order, stochastic=self.solver.stochastic, ends=ends)
 
     def limited(self, calls: int) -> Adaptive:
         return replace(self, max_calls=calls)

@@ -17,10 +17,11 @@ from pathlib import Path
 from fewstep.process.base import Process
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, is_zero, root, transpose
 from fewstep.solver.ancestral import posterior
-from fewstep.solver.base import Solver
+from fewstep.solver.base import BOTH, LAST, Promise, Solver
 from fewstep.stats.statistics import Statistics
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["Analytic", "LearnedVariance", "gain_and_covariance"]
 
@@ -66,20 +67,12 @@ class Analytic(Solver):
         object.__setattr__(self, "statistics", Statistics.given(self.statistics, reads))
 
     @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0 or self.statistics is not None
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return self.kinds if self.statistics is None and not self.clip_last else ()
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("alpha=0", "sigma=0") if self.statistics is None else ("sigma=0",)
+    def promise(self) -> Promise:
+        measured = self.statistics is not None
+        exact = not measured and not self.clip_last
+        return Promise(
+            1, stochastic=self.eta > 0 or measured, point_mass=None if exact else (), ends=LAST if measured else BOTH
+        )
 
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process
@@ -129,28 +122,11 @@ class LearnedVariance(Solver):
 
     def __post_init__(self) -> None:
         _check(self.eta, self.clip_last, self.clip_pixel)
-        if self.head not in ("sn", "npr"):
-            raise ValueError(f"got head={self.head!r}: choose sn or npr")
+        among(self, head=("sn", "npr"))
 
     @property
-    def heads(self) -> tuple[str, ...]:
-        return (self.head,)
-
-    @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return () if self.clip_last else self.kinds
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("sigma=0",)
+    def promise(self) -> Promise:
+        return Promise(1, stochastic=True, point_mass=() if self.clip_last else None, heads=(self.head,), ends=LAST)
 
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, cholesky, inverse, is_zero, root, transpose
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["DDIM", "DDPM"]
 
@@ -34,20 +35,11 @@ class DDPM(Solver):
     variance: str = "posterior"
 
     def __post_init__(self) -> None:
-        if self.variance not in ("posterior", "beta"):
-            raise ValueError(f"got variance={self.variance!r}: choose posterior or beta")
+        among(self, variance=("posterior", "beta"))
 
     @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return self.kinds if self.variance == "posterior" else ()
+    def promise(self) -> Promise:
+        return Promise(1, stochastic=True, point_mass=None if self.variance == "posterior" else ())
 
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process
@@ -80,12 +72,8 @@ class DDIM(Solver):
             raise ValueError(f"got eta={self.eta}: give a number in [0, 1]")
 
     @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
+    def promise(self) -> Promise:
+        return Promise(1, stochastic=self.eta > 0)
 
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process

@@ -23,9 +23,10 @@ import torch
 from fewstep.process.base import Process, Time, across, like, to_tensor
 from fewstep.process.operator import cholesky, is_zero
 from fewstep.solver.ancestral import added_noise
-from fewstep.solver.base import Solver
+from fewstep.solver.base import BOTH, LAST, Promise, Solver
 from fewstep.solver.singlestep import inside, singlestep
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["LCM", "Ancestral"]
 
@@ -49,24 +50,16 @@ class Ancestral(Solver):
     down: str = "variance"
 
     def __post_init__(self) -> None:
-        if self.points not in (1, 2, 3):
-            raise ValueError(f"got points={self.points}: choose 1, 2 or 3")
+        among(self, points=(1, 2, 3))
         if self.form not in ("data", "noise") or self.down not in ("variance", "flow"):
             raise ValueError(f"got form={self.form!r}, down={self.down!r}: choose data or noise, and variance or flow")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"got eta={self.eta}: give a number in [0, 1]")
 
     @property
-    def order(self) -> int:
-        return self.points
-
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("alpha=0", "sigma=0") if self.points == 1 and self.form == "data" else ("sigma=0",)
+    def promise(self) -> Promise:
+        plain = self.points == 1 and self.form == "data"
+        return Promise(self.points, stochastic=self.eta > 0, ends=BOTH if plain else LAST)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return steps * self.points - (self.points - 1) * to_zero
@@ -116,12 +109,8 @@ class LCM(Solver):
     """
 
     @property
-    def order(self) -> int:
-        return 0
-
-    @property
-    def stochastic(self) -> bool:
-        return True
+    def promise(self) -> Promise:
+        return Promise(0, stochastic=True)
 
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process

@@ -1,8 +1,8 @@
 """What a solver is: a frozen description that writes a table, and the promises it is held to.
 
 To write one: (1) subclass `Solver` as a frozen dataclass; (2) in `write`, go through `w.steps` and spell the update
-with `w.call`, `w.row`, `w.noise`; (3) declare `order`, `kinds`, `stochastic`, `point_mass`, `ends`; (4) say in `calls`
-how many network calls n steps take; (5) add it to `SOLVERS`. The tests then hold it to what it declares.
+with `w.call`, `w.row`, `w.noise`; (3) declare in `promise` what it is good for; (4) say in `calls` how many network
+calls n steps take; (5) add it to `TABLES`. The tests then hold it to what it declares.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar, cast
 
 import torch
@@ -24,9 +24,12 @@ from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
 from fewstep.words import Typed, bounded, pick
 
-__all__ = ["ALL_KINDS", "Moments", "Solver"]
+__all__ = ["ALL_KINDS", "BOTH", "BY_FORM", "LAST", "Moments", "Promise", "Promised", "Solver"]
 
 ALL_KINDS = ("scalar", "diagonal", "block")
+BOTH = ("alpha=0", "sigma=0")  # the singular ends
+LAST = BOTH[1:]
+BY_FORM = {"data": BOTH, "noise": LAST}  # a noise prediction says nothing where there is nothing else
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,34 @@ class Moments:
     degrees: tuple[int, ...]
 
 
-class Solver(Typed, ABC):
-    """Writes the table of one method.
+@dataclass(frozen=True)
+class Promise:
+    """What a solver declares of itself; `fewstep check` and the tests hold it to that.
+
+    Attributes:
+        order: the global order reached with its own start and end, on smooth problems; of a driver, of accepted steps.
+        stochastic: whether it adds noise.
+        point_mass: the kinds of process on which a single data point is carried exactly (None: all that it covers); on
+            the others it leaves a residual that shrinks with the steps.
+        moments: the form and clock in which rows integrate polynomial predictions exactly, and up to which degree.
+        heads: outputs of the network beside x0 that it reads.
+        ends: singular ends it accepts, out of "alpha=0" (start) and "sigma=0" (end).
+    """
+
+    order: int
+    _: KW_ONLY
+    stochastic: bool = False
+    point_mass: tuple[str, ...] | None = None
+    moments: Moments | None = None
+    heads: tuple[str, ...] = ()
+    ends: tuple[str, ...] = BOTH
+
+
+class Promised(Typed, ABC):
+    """A method that declares what it is good for; what is read of its promise has the promise's names.
 
     - `kinds`: the kinds of process its mathematics covers; `reason` says why not the others.
-    - `stochastic`: whether it adds noise.
-    - `point_mass`: the kinds of process on which a single data point is carried exactly; on the others it leaves a
-      residual that shrinks with the steps.
-    - `moments`: the form and clock in which rows integrate polynomial predictions exactly, and up to which degree.
-    - `heads`: outputs of the network beside x0 that it reads.
-    - `ends`: singular ends it accepts, out of "alpha=0" (start) and "sigma=0" (end).
+    - `promise`: what it is held to on them, see `Promise`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ALL_KINDS
@@ -55,28 +76,42 @@ class Solver(Typed, ABC):
 
     @property
     @abstractmethod
+    def promise(self) -> Promise:
+        """What it is held to, by its options."""
+
+    @property
     def order(self) -> int:
-        """The global order reached with its own start and end, on smooth problems."""
+        return self.promise.order
 
     @property
     def stochastic(self) -> bool:
-        return False
+        return self.promise.stochastic
 
     @property
     def point_mass(self) -> tuple[str, ...]:
-        return self.kinds
+        exact = self.promise.point_mass
+        return self.kinds if exact is None else exact
 
     @property
     def moments(self) -> Moments | None:
-        return None
+        return self.promise.moments
 
     @property
     def heads(self) -> tuple[str, ...]:
-        return ()
+        return self.promise.heads
 
     @property
     def ends(self) -> tuple[str, ...]:
-        return ("alpha=0", "sigma=0")
+        return self.promise.ends
+
+    def config(self) -> dict[str, Any]:
+        """Class and options, as JSON."""
+        options = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
+        return {"class": type(self).__name__, **{k: _json(v) for k, v in options.items()}}
+
+
+class Solver(Promised):
+    """Writes the table of one method."""
 
     @abstractmethod
     def write(self, w: Writer) -> None:
@@ -129,11 +164,6 @@ class Solver(Typed, ABC):
         with torch.inference_mode(False):  # kept between runs, differentiable ones too
             grid = grid.clone()
             return together(process, grid.tolist(), written).table(self)
-
-    def config(self) -> dict[str, Any]:
-        """Class and options, as JSON."""
-        options = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
-        return {"class": type(self).__name__, **{k: _json(v) for k, v in options.items()}}
 
 
 def _beyond(part: Any) -> tuple[Any, ...]:

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, inverse, is_zero, transpose
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.solver.driver import Driver, Live, Outcome, Run, ends_of
 from fewstep.solver.reverse_sde import EulerMaruyama, langevin
 from fewstep.solver.weights import together
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
-from fewstep.words import whole
+from fewstep.words import among, whole
 
 __all__ = ["LangevinCorrected"]
 
@@ -60,23 +60,14 @@ class LangevinCorrected(Driver):
     own_times = False
 
     def __post_init__(self) -> None:
-        if self.corrector not in ("langevin", "annealed"):
-            raise ValueError(f"got corrector={self.corrector!r}: choose langevin or annealed")
+        among(self, corrector=("langevin", "annealed"))
         if not 0 < self.snr < 1:
             raise ValueError(f"got snr={self.snr}: give a number between 0 and 1")
         whole("corrector_steps", self.corrector_steps)
 
     @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return self.predictor.ends
+    def promise(self) -> Promise:
+        return Promise(1, stochastic=True, ends=self.predictor.ends)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return self.predictor.calls(steps, to_zero=to_zero) + self.corrector_steps * (steps - to_zero)

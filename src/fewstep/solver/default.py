@@ -52,7 +52,7 @@ from torch import Tensor
 from fewstep.grid import GRIDS, Grid
 from fewstep.grid.spacing import logistic
 from fewstep.process.base import Process
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.solver.gaussian_split import GaussianSplit
 from fewstep.tableau.writer import Writer
 
@@ -93,16 +93,8 @@ class Default(Solver):
             raise ValueError(f"got error={self.error}: give the deviation of the network's error, or 0 for unknown")
 
     @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return GaussianSplit().ends
+    def promise(self) -> Promise:
+        return Promise(1, point_mass=(), ends=GaussianSplit().ends)
 
     @property
     def guided(self) -> bool:

@@ -5,7 +5,7 @@ a batch alone. Its formulas are written with the same writer as a solver's, but 
 remembers what was chosen: `Outcome.table` is the table that a sample has realised, as good as any other.
 
 To write one: (1) subclass `Driver` as a frozen dataclass; (2) write `drive(run)`, with `run.live(...)` as the writer
-of rows made at once; (3) declare `kinds`, `stochastic`, `ends`; (4) add it to `DRIVERS`.
+of rows made at once; (3) declare its `promise`; (4) add it to `DRIVERS`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import ClassVar, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
 from fewstep.noise import NoiseSource
 from fewstep.process.base import Process
-from fewstep.solver.base import ALL_KINDS, Solver
+from fewstep.solver.base import Promised
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
-from fewstep.words import Typed
 
 __all__ = ["ENDS", "Driver", "Live", "Outcome", "Run", "ends_of"]
 
@@ -158,31 +157,13 @@ class Run(Protocol):
         ...
 
 
-class Driver(Typed, ABC):
+class Driver(Promised):
     """Runs one method whose coefficients depend on the run.
 
-    - `kinds`: the kinds of process its mathematics covers; `reason` says why not the others.
-    - `stochastic`: whether it adds noise.
-    - `ends`: singular ends it accepts, out of "alpha=0" (start) and "sigma=0" (end).
     - `own_times`: whether it chooses its times (then it is given the two ends of a grid only).
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ALL_KINDS
-    reason: ClassVar[str] = ""
     own_times: ClassVar[bool] = True
-
-    @property
-    def order(self) -> int:
-        """The global order of its accepted steps."""
-        return 0
-
-    @property
-    def stochastic(self) -> bool:
-        return False
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("sigma=0",)
 
     @abstractmethod
     def drive(self, run: Run) -> Outcome:
@@ -219,7 +200,3 @@ class Driver(Typed, ABC):
             f"got {type(self).__name__}, a driver, which chooses its steps while it runs and has no table before: "
             "run it with sample or solve, whose outcome has a table for each sample"
         )
-
-    def config(self) -> dict[str, Any]:
-        """Class and options, as JSON."""
-        return Solver.config(self)  # type: ignore[arg-type] - a frozen dataclass as a solver is

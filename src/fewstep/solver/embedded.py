@@ -12,7 +12,7 @@ from fewstep.process.base import Time
 from fewstep.process.clock import clock
 from fewstep.process.operator import Coefficient, cholesky, inverse, transpose
 from fewstep.solver.adaptive import Adaptive, Control
-from fewstep.solver.base import Solver
+from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.driver import Live, Run
 from fewstep.solver.runge_kutta import METHODS, RungeKutta, slope, stages
 from fewstep.solver.singlestep import Singlestep, inside, singlestep
@@ -67,10 +67,6 @@ class RK45(Adaptive):
     @property
     def opening(self) -> int:
         return 2
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return tuple({*self.solver.ends, "sigma=0"})
 
     @property
     def steps_in(self) -> str:
@@ -210,20 +206,8 @@ class StochasticHeun(Solver):
     """
 
     @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("sigma=0",)
+    def promise(self) -> Promise:
+        return Promise(1, stochastic=True, point_mass=(), ends=LAST)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return 2 * steps - to_zero

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from fewstep.process.clock import clock
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.solver.reverse import added, scaled
-from fewstep.solver.sde import Node, finite, places, step
-from fewstep.solver.weights import Frame, weights
+from fewstep.solver.sde import Node, places, step
+from fewstep.solver.weights import Frame, finite, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["NOISE_SCALES", "ERSDE"]
 
@@ -63,24 +64,19 @@ class ERSDE(Solver):
     reason = "its noise scale is a function of one noise-to-signal ratio"
 
     def __post_init__(self) -> None:
-        if self.points not in (1, 2, 3):
-            raise ValueError(f"got points={self.points}: choose 1, 2 or 3")
+        among(self, points=(1, 2, 3))
         if self.phi not in NOISE_SCALES:
             raise ValueError(f"got phi={self.phi!r}: choose one of {', '.join(NOISE_SCALES)}")
 
     @property
-    def order(self) -> int:
-        return min(self.points, 2)
-
-    @property
-    def stochastic(self) -> bool:
-        return self.phi != "ode"
+    def promise(self) -> Promise:
+        return Promise(min(self.points, 2), stochastic=self.phi != "ode")
 
     def write(self, w: Writer) -> None:
         z, p, nodes = w.start, w.process, []
         law = scaled(p, NOISE_SCALES[self.phi])
         for t, s in w.steps:
-            nodes = [(t, w.call(z, t)), *finite(w, nodes)][: self.points]
+            nodes = [(t, w.call(z, t)), *finite(w.process, nodes)][: self.points]
             used = nodes if p.log_snr(s) < math.inf else nodes[:1]
             if len(used) == 3 and not self.corrected:
                 phi, weighed = self._taylor(w, law, t, s, used)

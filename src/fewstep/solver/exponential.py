@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from fewstep.process.base import Process
 from fewstep.process.clock import clock
 from fewstep.process.operator import inverse
-from fewstep.solver.base import Moments, Solver
+from fewstep.solver.base import BY_FORM, Moments, Promise, Solver
 from fewstep.solver.weights import turn, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["Multistep"]
 
@@ -68,8 +69,7 @@ class Multistep(Solver):
     def __post_init__(self) -> None:
         if self.points < 1:
             raise ValueError(f"got points={self.points}: give at least 1")
-        if self.form not in ("data", "noise"):
-            raise ValueError(f"got form={self.form!r}: choose data or noise")
+        among(self, form=("data", "noise"))
         if self.root not in ("R", "L") or (self.root == "L" and self.form == "data"):
             raise ValueError(f"got root={self.root!r} in {self.form} form: choose R, or L in noise form")
         if self.restate and (self.form == "data" or not self.corrector or self.root != "R"):
@@ -77,24 +77,16 @@ class Multistep(Solver):
         clock(self.clock)
 
     @property
-    def order(self) -> int:
-        start = 3 if self.corrector else 2
-        return min(self.points + self.corrector, start, 2 if self.final_ramp else start)
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return self.kinds if self.root == "R" else ("scalar", "diagonal")
-
-    @property
-    def moments(self) -> Moments | None:
-        """None where the interpolant passes through other numbers than the noise of the calls."""
-        if self.root == "L" or self.restate:
-            return None
-        return Moments(self.form, self.clock, tuple(range(self.points + self.corrector)))
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("alpha=0", "sigma=0") if self.form == "data" else ("sigma=0",)
+    def promise(self) -> Promise:
+        """No moments where the interpolant passes through other numbers than the noise of the calls."""
+        start, count = 3 if self.corrector else 2, self.points + self.corrector
+        through = self.root == "R" and not self.restate
+        return Promise(
+            min(count, start, 2 if self.final_ramp else start),
+            point_mass=None if self.root == "R" else ("scalar", "diagonal"),
+            moments=Moments(self.form, self.clock, tuple(range(count))) if through else None,
+            ends=BY_FORM[self.form],
+        )
 
     def write(self, w: Writer) -> None:
         z = ahead = w.start

@@ -15,7 +15,7 @@ from copy import copy
 from dataclasses import dataclass
 
 from fewstep.process.operator import inverse, transpose
-from fewstep.solver.base import Solver
+from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.exponential import Multistep
 from fewstep.tableau.writer import Writer
 
@@ -42,20 +42,8 @@ class FinalEuler(Solver):
         object.__setattr__(self, "reason", self.solver.reason)
 
     @property
-    def order(self) -> int:
-        return min(self.solver.order, 1)
-
-    @property
-    def stochastic(self) -> bool:
-        return self.solver.stochastic
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("sigma=0",)
+    def promise(self) -> Promise:
+        return Promise(min(self.solver.order, 1), stochastic=self.solver.stochastic, point_mass=(), ends=LAST)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:  # noqa: ARG002
         return self.solver.calls(steps - 1, to_zero=False) + 1

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fewstep.process.operator import inverse, transpose
-from fewstep.solver.base import Moments, Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.solver.dpm import DPMMultistep
 from fewstep.solver.exponential import Multistep
 from fewstep.solver.singlestep import inside, singlestep
@@ -31,6 +31,7 @@ from fewstep.solver.unipc import UniPC
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["FirstLast"]
 
@@ -64,10 +65,7 @@ class FirstLast(Solver):
             from fewstep.words import pick
 
             object.__setattr__(self, "solver", pick(TABLES, self.solver, "solver")())
-        if self.first not in ("own", "analytic", "order"):
-            raise ValueError(f"got first={self.first!r}: choose own, analytic or order")
-        if self.last not in ("own", "lower"):
-            raise ValueError(f"got last={self.last!r}: choose own or lower")
+        among(self, first=("own", "analytic", "order"), last=("own", "lower"))
         if not 0 <= self.std < math.inf:
             raise ValueError(f"got std={self.std}: give a number of at least 0")
         if self.first == "order" and not isinstance(self._inner, Multistep | DPMMultistep | UniPC):
@@ -98,34 +96,22 @@ class FirstLast(Solver):
         return max(0, s.points - 2), min(3, s.points - 1 + getattr(s, "corrector", False))
 
     @property
-    def order(self) -> int:
+    def promise(self) -> Promise:
         s = self._inner
-        if self.first == "analytic":
-            return min(1, s.order)
-        found = s.order
-        if self.first == "order" and not (isinstance(s, DPMMultistep) and not s.corrected):
-            found = min(4, s.points + getattr(s, "corrector", False))
-        return min(found, 2) if self.last == "lower" or getattr(s, "final_ramp", None) else found
-
-    @property
-    def stochastic(self) -> bool:
-        return self._inner.stochastic
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return () if self.first == "analytic" else self._inner.point_mass
-
-    @property
-    def moments(self) -> Moments | None:
-        return None if self.first == "analytic" else self._inner.moments
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        return self._inner.heads
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return tuple(e for e in self._inner.ends if e == "sigma=0" or not self._start[0])
+        order, analytic = s.order, self.first == "analytic"
+        if analytic:
+            order = min(1, order)
+        else:
+            if self.first == "order" and not (isinstance(s, DPMMultistep) and not s.corrected):
+                order = min(4, s.points + getattr(s, "corrector", False))
+            order = min(order, 2) if self.last == "lower" or getattr(s, "final_ramp", None) else order
+        return replace(
+            s.promise,
+            order=order,
+            point_mass=() if analytic else s.point_mass,
+            moments=None if analytic else s.moments,
+            ends=tuple(e for e in s.ends if e == "sigma=0" or not self._start[0]),
+        )
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         """A run of one call keeps it."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process
 from fewstep.process.operator import Block, Coefficient, Diagonal, inverse, is_zero
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import Tableau, name
 from fewstep.tableau.writer import Writer
@@ -85,17 +85,9 @@ class Fitted(Solver):
             )
 
     @property
-    def order(self) -> int:
-        return 0
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
+    def promise(self) -> Promise:
         exact = not any(self.phi) and all(abs(sum(row)) < 1e-12 * (1 + max(map(abs, row))) for row in self.theta)
-        return self.start.point_mass if exact else ()
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return self.start.ends
+        return Promise(0, point_mass=self.start.point_mass if exact else (), ends=self.start.ends)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return self.start.calls(steps, to_zero=to_zero)

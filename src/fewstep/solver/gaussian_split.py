@@ -29,7 +29,7 @@ from fewstep.process.base import Process, Time, derivative, to_tensor
 from fewstep.process.clock import Clock
 from fewstep.process.operator import Block, Coefficient, cholesky, inverse, transpose
 from fewstep.process.quadrature import antiderivatives, chebyshev
-from fewstep.solver.base import Solver
+from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.weights import Frame, pull, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
@@ -107,20 +107,15 @@ class GaussianSplit(Solver):
             raise ValueError(f"got first={self.first}: give a log-SNR, -inf for the start")
 
     @property
-    def order(self) -> int:
-        if self.first > -math.inf:
-            return 1
+    def promise(self) -> Promise:
         corrected = self.relax < math.inf
-        return min(self.points + corrected, 3 if corrected and not self.ending else 2)
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return () if self.std else self.kinds
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        infinite_node = self.std and self.width == math.inf and (self.points > 1 or self.relax < math.inf)
-        return ("alpha=0",) * (not infinite_node) + ("sigma=0",) * bool(self.std or self.ending)
+        order = min(self.points + corrected, 3 if corrected and not self.ending else 2)
+        infinite_node = self.std and self.width == math.inf and (self.points > 1 or corrected)
+        return Promise(
+            1 if self.first > -math.inf else order,
+            point_mass=() if self.std else None,
+            ends=("alpha=0",) * (not infinite_node) + LAST * bool(self.std or self.ending),
+        )
 
     def write(self, w: Writer) -> None:
         n, wide = len(w.steps), Widened(w.process, self.std)

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, inverse, transpose
 from fewstep.solver.ancestral import DDIM, DDPM
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.solver.pndm import PNDM
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
@@ -42,21 +42,11 @@ class _Around(Solver):
         if self.inner.heads:
             raise ValueError(f"got {self.inner!r} as inner solver: give one that reads the data prediction alone")
 
-    @property
-    def heads(self) -> tuple[str, ...]:
-        return ("base", "guidance")
-
-    @property
-    def stochastic(self) -> bool:
-        return self.inner.stochastic
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return self.inner.ends
+    def _passed_on(self, order: int, ends: tuple[str, ...] | None = None) -> Promise:
+        """The inner solver's promise, but for a point mass, which guidance moves."""
+        inner = self.inner.promise
+        ends = inner.ends if ends is None else ends
+        return replace(inner, order=order, point_mass=(), moments=None, heads=("base", "guidance"), ends=ends)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +77,10 @@ class Splitting(_Around):
     midpoint: bool = True
 
     @property
-    def ends(self) -> tuple[str, ...]:
-        return ()  # a guidance step divides by R where it ends
-
-    @property
-    def order(self) -> int:
+    def promise(self) -> Promise:
+        """A guidance step divides by R where it ends."""
         second = self.strang and self.midpoint and not _one_row_a_step(self.inner, 3, to_zero=False)
-        return min(self.inner.order, 2 if second else 1)
+        return self._passed_on(min(self.inner.order, 2 if second else 1), ends=())
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         guidance = (2 if self.strang else 1) * steps
@@ -143,8 +130,8 @@ class CFGPlusPlus(_Around):
     """
 
     @property
-    def order(self) -> int:
-        return 0
+    def promise(self) -> Promise:
+        return self._passed_on(0)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return self.inner.calls(steps, to_zero=to_zero)
@@ -200,8 +187,8 @@ class ReverseMean(_Around):
             raise ValueError(f"got step={self.step}: give one above 0, or None for the covariance of the solver's own")
 
     @property
-    def order(self) -> int:
-        return 0 if self.step is not None else min(1, self.inner.order)
+    def promise(self) -> Promise:
+        return self._passed_on(0 if self.step is not None else min(1, self.inner.order))
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return self.inner.calls(steps, to_zero=to_zero)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fewstep.solver.base import Moments, Solver
+from fewstep.solver.base import LAST, Moments, Promise, Solver
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
@@ -34,16 +34,8 @@ class HeunPP(Solver):
     """
 
     @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def moments(self) -> Moments:
-        return Moments("noise", "rho", (0,))
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("sigma=0",)
+    def promise(self) -> Promise:
+        return Promise(1, moments=Moments("noise", "rho", (0,)), ends=LAST)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:  # noqa: ARG002
         return max(1, 3 * steps - 3)

@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fewstep.process.base import Process
-from fewstep.solver.base import Moments, Solver
+from fewstep.solver.base import LAST, Moments, Promise, Solver
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["ADAMS", "PNDM", "GradientEstimation", "transfer"]
 
@@ -74,33 +75,18 @@ class PNDM(Solver):
     weights: str = "adams"
 
     def __post_init__(self) -> None:
-        if self.points not in (1, 2, 3, 4):
-            raise ValueError(f"got points={self.points}: choose 1, 2, 3 or 4")
-        if self.start not in ("runge-kutta", "heun", "ramp"):
-            raise ValueError(f"got start={self.start!r}: choose runge-kutta, heun or ramp")
-        if self.weights not in ("adams", "variable"):
-            raise ValueError(f"got weights={self.weights!r}: choose adams or variable")
+        among(self, points=(1, 2, 3, 4), start=("runge-kutta", "heun", "ramp"), weights=("adams", "variable"))
 
     @property
-    def order(self) -> int:
-        return min(self.points, 2)
+    def promise(self) -> Promise:
+        """Where weights sum to one a point is exact; a line in any clock is missed by what the weights ignore."""
+        exact = self._sums_to_one
+        moments = Moments("noise", "log-snr", (0,)) if exact else None
+        return Promise(min(self.points, 2), point_mass=None if exact else (), moments=moments, ends=LAST)
 
     @property
     def _sums_to_one(self) -> bool:
         return self.weights == "adams" or self.points < 4
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return self.kinds if self._sums_to_one else ()
-
-    @property
-    def moments(self) -> Moments | None:
-        """Weights sum to one; a line in any clock is missed by what the weights ignore."""
-        return Moments("noise", "log-snr", (0,)) if self._sums_to_one else None
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("sigma=0",)
 
     @property
     def _first(self) -> tuple[int, int]:
@@ -175,16 +161,9 @@ class GradientEstimation(Solver):
             raise ValueError(f"got gamma={self.gamma}: give a finite number (1 is DDIM, the paper takes 2)")
 
     @property
-    def order(self) -> int:
-        return 2 if self.gamma == self._second else 1
-
-    @property
-    def moments(self) -> Moments:
-        return Moments("noise", "log-snr", (0,))
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("sigma=0",)
+    def promise(self) -> Promise:
+        order = 2 if self.gamma == self._second else 1
+        return Promise(order, moments=Moments("noise", "log-snr", (0,)), ends=LAST)
 
     def write(self, w: Writer) -> None:
         z, before = w.start, None

@@ -26,7 +26,7 @@ import torch
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import Coefficient, cholesky, is_zero, magnitude, weighted_sum
 from fewstep.solver.ancestral import posterior
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.tableau.writer import Writer
 
 __all__ = ["QuasiTaylor", "StochasticQuasiTaylor"]
@@ -55,20 +55,8 @@ class QuasiTaylor(Solver):
             raise ValueError(f"got degree={self.degree}: give 1, 2 or 3")
 
     @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        return self.noise
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ()
+    def promise(self) -> Promise:
+        return Promise(1, stochastic=self.noise, point_mass=(), ends=())
 
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process

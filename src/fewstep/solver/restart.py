@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fewstep.process.clock import clock
 from fewstep.process.operator import cholesky
 from fewstep.solver.ancestral import added_noise
-from fewstep.solver.base import Solver
+from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.runge_kutta import METHODS, step
 from fewstep.tableau.writer import Writer
 
@@ -47,20 +47,9 @@ class Restart(Solver):
             raise ValueError(f"got method={self.method!r}: choose one of {', '.join(METHODS)}")
 
     @property
-    def order(self) -> int:
-        return METHODS[self.method].order
-
-    @property
-    def stochastic(self) -> bool:
-        return any(repeats for *_, repeats in self.intervals)
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return ("scalar",)
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("sigma=0",)
+    def promise(self) -> Promise:
+        again = any(repeats for *_, repeats in self.intervals)
+        return Promise(METHODS[self.method].order, stochastic=again, point_mass=("scalar",), ends=LAST)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         again = sum((low - high) * repeats for low, high, repeats in self._rows(steps, to_zero=to_zero))

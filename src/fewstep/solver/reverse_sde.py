@@ -24,7 +24,7 @@ from fewstep.process.base import Process
 from fewstep.process.langevin import CLD
 from fewstep.process.operator import Block, Coefficient, cholesky, inverse, is_zero, transpose
 from fewstep.solver.ancestral import added_noise, posterior
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
@@ -42,21 +42,11 @@ __all__ = [
 class ReverseSDE(Solver):
     """What the samplers of this module share: noise, a point mass carried up to a residual, no singular end."""
 
-    @property
-    def order(self) -> int:
-        return 1
+    claimed: ClassVar[int] = 1  # the weak order
 
     @property
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ()
+    def promise(self) -> Promise:
+        return Promise(self.claimed, stochastic=True, point_mass=(), ends=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,16 +110,14 @@ class AnnealedLangevin(ReverseSDE):
         denoise: end in the mean of the last step, without its noise.
     """
 
+    claimed: ClassVar[int] = 0
+
     inner: int = 5
     step: float = 0.2
     denoise: bool = True
 
     def __post_init__(self) -> None:
         _check_langevin(self.inner, self.step)
-
-    @property
-    def order(self) -> int:
-        return 0
 
     def calls(self, steps: int, *, to_zero: bool) -> int:  # noqa: ARG002
         return steps * self.inner
@@ -161,6 +149,8 @@ class PredictorCorrector(ReverseSDE):
         snr: above 0 and below 1.
     """
 
+    claimed: ClassVar[int] = 0
+
     predictor: str = "euler-maruyama"
     inner: int = 1
     snr: float = 0.16
@@ -169,10 +159,6 @@ class PredictorCorrector(ReverseSDE):
         if self.predictor not in PREDICTORS:
             raise ValueError(f"got predictor={self.predictor!r}: choose one of {', '.join(PREDICTORS)}")
         _check_langevin(self.inner, 4 * self.snr**2)
-
-    @property
-    def order(self) -> int:
-        return 0
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return steps * (1 + self.inner) - self.inner * to_zero

@@ -22,9 +22,10 @@ from fewstep.process.base import Process, Time
 from fewstep.process.clock import Clock, clock
 from fewstep.process.operator import Coefficient, cholesky, inverse
 from fewstep.solver.ancestral import added_noise
-from fewstep.solver.base import Solver
+from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["EDMHeun", "METHODS", "Method", "RungeKutta"]
 
@@ -91,23 +92,18 @@ class RungeKutta(Solver):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"got method={self.method!r}: choose one of {', '.join(METHODS)}")
-        if self.form not in ("state", "noise", "data"):
-            raise ValueError(f"got form={self.form!r}: choose state, noise or data")
+        among(self, form=("state", "noise", "data"))
         clock(self.clock)
 
     @property
-    def order(self) -> int:
-        return METHODS[self.method].order
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return ("scalar",) if (self.form, self.clock) == ("noise", "rho") else ()
-
-    @property
-    def ends(self) -> tuple[str, ...]:
+    def promise(self) -> Promise:
         infinite_start = self.form == "noise" or self.clock != "t"
         infinite_end = self.clock == "log-snr" or self.form == "data" or (self.form, self.clock) == ("noise", "t")
-        return ("alpha=0",) * (not infinite_start) + ("sigma=0",) * (not infinite_end)
+        return Promise(
+            METHODS[self.method].order,
+            point_mass=("scalar",) if (self.form, self.clock) == ("noise", "rho") else (),
+            ends=("alpha=0",) * (not infinite_start) + LAST * (not infinite_end),
+        )
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return METHODS[self.method].calls(steps, to_zero=to_zero)
@@ -148,24 +144,15 @@ class EDMHeun(Solver):
             raise ValueError(f"got method={self.method!r}: choose one of {', '.join(METHODS)}")
 
     @property
-    def order(self) -> int:
-        """The method's, churned or not (then weakly): noise added by the transition keeps the law, the rest is the ODE.
+    def promise(self) -> Promise:
+        """The method's order, churned or not (then weakly): noise of the transition keeps the law, the rest is the ODE.
 
         0 where `noise` is not 1: it samples a law of slightly larger variance on purpose (Karras et al., section 4).
         """
-        return 0 if self.stochastic and self.noise != 1 else METHODS[self.method].order
-
-    @property
-    def stochastic(self) -> bool:
-        return self.churn > 0
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return ("scalar",) if self.noise == 1 or not self.stochastic else ()
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("sigma=0",)
+        churned = self.churn > 0
+        wider = churned and self.noise != 1
+        order = 0 if wider else METHODS[self.method].order
+        return Promise(order, stochastic=churned, point_mass=() if wider else ("scalar",), ends=LAST)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return METHODS[self.method].calls(steps, to_zero=to_zero)

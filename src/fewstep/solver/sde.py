@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 from fewstep.process.clock import clock
 from fewstep.process.operator import Coefficient, cholesky, is_zero, transpose
-from fewstep.solver.base import Solver
+from fewstep.solver.base import BOTH, LAST, Promise, Solver
 from fewstep.solver.reverse import added, reverse
-from fewstep.solver.weights import Frame, weights
+from fewstep.solver.weights import Frame, finite, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
-__all__ = ["SASolver", "SDEMultistep", "finite", "places", "step"]
+__all__ = ["SASolver", "SDEMultistep", "places", "step"]
 
 Node = tuple[float, Form]  # the time of a call, and its prediction
 Linear = tuple[Coefficient, Form]  # what a step carries, and what it weighs
@@ -65,37 +66,26 @@ class SDEMultistep(Solver):
     final_ramp: bool = False
 
     def __post_init__(self) -> None:
-        if self.points not in (1, 2, 3):
-            raise ValueError(f"got points={self.points}: choose 1, 2 or 3")
+        among(self, points=(1, 2, 3))
         if not 0 <= self.eta < math.inf:
             raise ValueError(f"got eta={self.eta}: give a finite number of at least 0")
         if self.type not in ("midpoint", "heun") or self.form not in ("data", "noise"):
             raise ValueError(f"got type={self.type!r}, form={self.form!r}: choose midpoint or heun, and data or noise")
 
     @property
-    def order(self) -> int:
-        return min(self.points, 2)
-
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return () if self.stochastic and self.form == "noise" else self.kinds
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        if self.form == "noise":
-            return () if self.stochastic else ("sigma=0",)
-        return ("alpha=0", "sigma=0")
+    def promise(self) -> Promise:
+        stochastic, noise = self.eta > 0, self.form == "noise"
+        ends = BOTH if not noise else () if stochastic else LAST
+        return Promise(
+            min(self.points, 2), stochastic=stochastic, point_mass=() if stochastic and noise else None, ends=ends
+        )
 
     def write(self, w: Writer) -> None:
         z, p, data = w.start, w.process, self.form == "data"
         law, nodes = reverse(p, self.eta) if data else self.form, []
         for k, (t, s) in enumerate(w.steps):
             d = w.call(z, t)
-            nodes = [(t, d if data else w.eps(z)), *finite(w, nodes)][: self.points]
+            nodes = [(t, d if data else w.eps(z)), *finite(w.process, nodes)][: self.points]
             used = nodes[: len(w.steps) - k] if self.final_ramp else nodes
             used = used if p.log_snr(s) < math.inf else nodes[:1]
             phi, weighed = step(w, law, "log-snr", t, s, used, self._half(len(used)))
@@ -149,12 +139,8 @@ class SASolver(Solver):
             raise ValueError(f"got tau={self.tau}: give a finite number of at least 0")
 
     @property
-    def order(self) -> int:
-        return min(self.points + self.corrector, 2)
-
-    @property
-    def stochastic(self) -> bool:
-        return self.tau > 0
+    def promise(self) -> Promise:
+        return Promise(min(self.points + self.corrector, 2), stochastic=self.tau > 0)
 
     def write(self, w: Writer) -> None:
         z = ahead = w.start
@@ -166,17 +152,12 @@ class SASolver(Solver):
             if self.corrector and taken is not None:
                 fixed, *there = taken
                 z = w.row(fixed + step(w, *there, [node, *nodes])[1], t)
-            nodes = [node, *finite(w, nodes)][: self.points]
+            nodes = [node, *finite(w.process, nodes)][: self.points]
             inside = self.tau_min <= math.exp(-float(p.log_snr(s))) <= self.tau_max
             law = laws[self.tau**2 if inside else 0.0]
             phi, weighed = step(w, law, "log-snr", t, s, nodes if p.log_snr(s) < math.inf else nodes[:1])
             fixed = phi * z + (added(w, phi, t, s) if inside and self.stochastic else Form({}))
             ahead, taken = w.row(fixed + weighed, s), (fixed, law, "log-snr", t, s)
-
-
-def finite(w: Writer, nodes: list[Node]) -> list[Node]:
-    """Without predictions made at alpha = 0, where the log-SNR has no finite place."""
-    return [node for node in nodes if w.process.log_snr(node[0]) > -math.inf]
 
 
 def step(w: Writer, law: Frame | str, name: str, t: float, s: float, nodes: list[Node], half: str = "") -> Linear:

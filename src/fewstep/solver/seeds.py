@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 from fewstep.process.clock import clock
 from fewstep.process.operator import Coefficient, cholesky, transpose
-from fewstep.solver.base import Solver
+from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.reverse import added, carry, reverse
 from fewstep.solver.sde import Node, step
 from fewstep.solver.singlestep import NODES
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["SEEDS"]
 
@@ -51,8 +52,7 @@ class SEEDS(Solver):
     noises: str = "path"
 
     def __post_init__(self) -> None:
-        if self.stages not in (2, 3):
-            raise ValueError(f"got stages={self.stages}: choose 2 or 3")
+        among(self, stages=(2, 3))
         if not 0 <= self.eta < math.inf:
             raise ValueError(f"got eta={self.eta}: give a finite number of at least 0")
         if self.type not in ("midpoint", "heun") or self.noises not in ("path", "separate"):
@@ -61,16 +61,10 @@ class SEEDS(Solver):
             )
 
     @property
-    def order(self) -> int:
-        return 1 if self.stochastic and self.noises == "separate" else 2 if self.stochastic else self.stages
-
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("sigma=0",)
+    def promise(self) -> Promise:
+        stochastic = self.eta > 0
+        order = self.stages if not stochastic else 1 if self.noises == "separate" else 2
+        return Promise(order, stochastic=stochastic, ends=LAST)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return steps * self.stages - (self.stages - 1) * to_zero

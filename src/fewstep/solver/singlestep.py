@@ -23,10 +23,11 @@ import torch
 
 from fewstep.process.base import Time, like, to_tensor
 from fewstep.process.clock import clock
-from fewstep.solver.base import Moments, Solver
+from fewstep.solver.base import BOTH, LAST, Moments, Promise, Solver
 from fewstep.solver.weights import first_order, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["NODES", "Singlestep", "singlestep"]
 
@@ -70,16 +71,8 @@ class Singlestep(Solver):
     inner: str = "linear"
 
     def __post_init__(self) -> None:
-        choices = {
-            "points": (1, 2, 3),
-            "form": ("data", "noise"),
-            "type": ("midpoint", "heun"),
-            "stages": ("inside", "grid"),
-            "inner": ("linear", "midpoint"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"got {name}={getattr(self, name)!r}: choose {' or '.join(map(str, allowed))}")
+        among(self, points=(1, 2, 3), form=("data", "noise"), type=("midpoint", "heun"))
+        among(self, stages=("inside", "grid"), inner=("linear", "midpoint"))
         clock(self.clock)
         if self.orders is not None:
             object.__setattr__(self, "orders", tuple(self.orders))
@@ -87,22 +80,19 @@ class Singlestep(Solver):
                 raise ValueError(f"got orders={self.orders}: give numbers from 1 to 3, with stages='grid'")
 
     @property
-    def order(self) -> int:
-        if self.orders is not None:
-            return min(self.orders)
-        return min(self.points, 2) if self.stages == "grid" else self.points
+    def promise(self) -> Promise:
+        """Halved weights miss degree 1 (where r_1 is 1/2 they read one prediction).
 
-    @property
-    def moments(self) -> Moments:
-        """Halved weights miss degree 1 (where r_1 is 1/2 they read one prediction)."""
+        At alpha = 0 only time itself has nodes, only a data prediction says anything, and no quadrature reaches.
+        """
+        order = min(self.points, 2) if self.stages == "grid" else self.points
         line = self.type == "heun" or (self.stages == "inside" and self.points == 3)
-        return Moments(self.form, self.clock, (0, int(line and self.inner == "linear"), 2))
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        """At alpha = 0 only time itself has nodes, only a data prediction says anything, and no quadrature reaches."""
         plain = self.points == 1 or (self.points == 2 and self.type == "midpoint" and self.clock == "t")
-        return ("alpha=0", "sigma=0") if self.form == "data" and plain else ("sigma=0",)
+        return Promise(
+            order if self.orders is None else min(self.orders),
+            moments=Moments(self.form, self.clock, (0, int(line and self.inner == "linear"), 2)),
+            ends=BOTH if self.form == "data" and plain else LAST,
+        )
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return steps if self.stages == "grid" else steps * self.points - (self.points - 1) * to_zero

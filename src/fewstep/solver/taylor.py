@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from fewstep.process.clock import clock
 from fewstep.process.operator import inverse
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.solver.weights import weights
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["Taylor"]
 
@@ -38,21 +39,12 @@ class Taylor(Solver):
     clock: str = "rho"
 
     def __post_init__(self) -> None:
-        if self.form not in ("data", "noise"):
-            raise ValueError(f"got form={self.form!r}: choose data or noise")
+        among(self, form=("data", "noise"))
         clock(self.clock)
 
     @property
-    def order(self) -> int:
-        return 2
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        return ("derivative",)
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ()
+    def promise(self) -> Promise:
+        return Promise(2, heads=("derivative",), ends=())
 
     def write(self, w: Writer) -> None:
         z, p, u = w.start, w.process, clock(self.clock)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fewstep.solver.ancestral import DDIM
-from fewstep.solver.base import Solver
+from fewstep.solver.base import Promise, Solver
 from fewstep.solver.exponential import Multistep
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
@@ -68,16 +68,13 @@ class UniC(Solver):
         return Multistep(points=max(points, 1), form=self.form, clock=self.clock)
 
     @property
-    def order(self) -> int:
-        return min(self.predictor.order + 1, self._rule.points + 1, 3)
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return self.predictor.point_mass
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return tuple(end for end in self.predictor.ends if end in self._rule.ends)
+    def promise(self) -> Promise:
+        before, rule = self.predictor, self._rule
+        return Promise(
+            min(before.order + 1, rule.points + 1, 3),
+            point_mass=before.point_mass,
+            ends=tuple(end for end in before.ends if end in rule.ends),
+        )
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return self.predictor.calls(steps, to_zero=to_zero)

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewstep.solver.base import Moments, Solver
+from fewstep.solver.base import BY_FORM, Moments, Promise, Solver
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["UniPC"]
 
@@ -57,24 +58,17 @@ class UniPC(Solver):
     def __post_init__(self) -> None:
         if self.points < 1:
             raise ValueError(f"got points={self.points}: give at least 1")
-        if self.form not in ("data", "noise"):
-            raise ValueError(f"got form={self.form!r}: choose data or noise")
-        if self.b not in ("bh1", "bh2"):
-            raise ValueError(f"got b={self.b!r}: choose bh1 or bh2")
+        among(self, form=("data", "noise"), b=("bh1", "bh2"))
 
     @property
-    def order(self) -> int:
-        start = 3 if self.corrector else 2
-        return min(self.points + self.corrector, start, 2 if self.final_ramp else start)
-
-    @property
-    def moments(self) -> Moments:
+    def promise(self) -> Promise:
         """A row with two predictions takes 1/2 and misses degree 1 (by O(h)); the others are solved for."""
-        return Moments(self.form, "log-snr", (0, 0, *range(2, self.points + self.corrector)))
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("alpha=0", "sigma=0") if self.form == "data" else ("sigma=0",)
+        start, count = 3 if self.corrector else 2, self.points + self.corrector
+        return Promise(
+            min(count, start, 2 if self.final_ramp else start),
+            moments=Moments(self.form, "log-snr", (0, 0, *range(2, count))),
+            ends=BY_FORM[self.form],
+        )
 
     def write(self, w: Writer) -> None:
         z = ahead = w.start

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, Diagonal
-from fewstep.solver.base import Moments, Solver
+from fewstep.solver.base import Moments, Promise, Solver
 from fewstep.solver.weights import first_order
 from fewstep.stats.statistics import Statistics
 from fewstep.tableau.form import Form
@@ -83,24 +83,13 @@ class DPMSolverV3(Solver):
         object.__setattr__(self, "statistics", Statistics.given(self.statistics, ("l", "s", "b")))
 
     @property
-    def order(self) -> int:
-        return min(self.points + (self.corrector and self.corrector_pseudo), 2)
-
-    @property
-    def moments(self) -> Moments | None:
-        if self.statistics is not None:
-            return None
-        pseudo = self.predictor_pseudo or (self.corrector and self.corrector_pseudo)
+    def promise(self) -> Promise:
         top = self.points + (self.corrector and self.corrector_pseudo)
-        return Moments("data", "log-snr", tuple(min(k, 1) if pseudo else k for k in range(top)))
-
-    @property
-    def point_mass(self) -> tuple[str, ...]:
-        return self.kinds if self.statistics is None else ()
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return ("alpha=0", "sigma=0") if self.statistics is None else ()
+        if self.statistics is not None:
+            return Promise(min(top, 2), point_mass=(), ends=())
+        pseudo = self.predictor_pseudo or (self.corrector and self.corrector_pseudo)
+        degrees = tuple(min(k, 1) if pseudo else k for k in range(top))
+        return Promise(min(top, 2), moments=Moments("data", "log-snr", degrees))
 
     def write(self, w: Writer) -> None:
         p, n = w.process, len(w.steps)

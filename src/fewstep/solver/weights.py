@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from fewstep.process.base import Process, Time, asking_at, derivative, rememberi
 from fewstep.process.clock import Clock, clock
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, stacked, transpose, unstacked
 
-__all__ = ["Frame", "first_order", "pull", "together", "turn", "weights"]
+__all__ = ["Frame", "finite", "first_order", "pull", "together", "turn", "weights"]
 
 _X, _W = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
 _PANEL = 1.5  # log-SNR units a Gauss panel spans: 16 nodes are exact to rounding there
@@ -35,6 +35,7 @@ _FAR = 40.0  # beyond this many log-SNR units from the heavy end the integrand i
 _CLEAN = 14.0  # and beyond this many after a frame's level, from which on it falls like e^(-2 lambda)
 _AT_ONCE = 2**17  # numbers of a density that are worked out at once
 
+T = TypeVar("T")
 Function = Callable[[Time], Coefficient]
 
 
@@ -371,3 +372,8 @@ def _lagrange(nodes: Tensor, u: Tensor) -> Tensor:
 def _lagrange_at(nodes: list[float], u: float) -> list[float]:
     """The same at one place."""
     return _lagrange(torch.tensor(nodes, dtype=torch.float64), to_tensor(u)).tolist()
+
+
+def finite(process: Process, nodes: Sequence[tuple[float, T]]) -> list[tuple[float, T]]:
+    """Nodes without predictions made at alpha = 0, where the log-SNR has no finite place."""
+    return [node for node in nodes if process.log_snr(node[0]) > -math.inf]

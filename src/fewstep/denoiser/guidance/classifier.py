@@ -20,7 +20,7 @@ from torch import Tensor
 from fewstep.denoiser.guidance.gradient import LogProb, check_interval, data_shift, gradient, process_of
 from fewstep.denoiser.network import bound
 from fewstep.process.base import Time, to_tensor
-from fewstep.words import Typed, finite
+from fewstep.words import Typed, among, finite
 
 __all__ = ["ClassifierGuided"]
 
@@ -59,8 +59,7 @@ class ClassifierGuided(Typed):
     needs_grad: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.on not in ("state", "x0_hat"):
-            raise ValueError(f"got on={self.on!r}: choose state or x0_hat")
+        among(self, on=("state", "x0_hat"))
         object.__setattr__(self, "process", process_of(self.denoiser, process=self.process))
         check_interval(self.interval, self.process)
         finite("scale", self.scale)
