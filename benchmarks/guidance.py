@@ -24,7 +24,7 @@ import fewstep as fs
 from fewstep.files import write_json
 from fewstep.pace import hardware
 from fewstep.quality import load_classifier, load_reference
-from fewstep.ui import Bar
+from fewstep.terminal import Bar
 
 RULES: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -23,7 +23,7 @@ from torch import Tensor
 import fewstep as fs
 from fewstep.files import write_json
 from fewstep.pace import hardware
-from fewstep.ui import Bar
+from fewstep.terminal import Bar
 
 NOISE, STD = 0.05, 0.5
 OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {

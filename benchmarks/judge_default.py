@@ -56,7 +56,7 @@ from fewstep.check.subject import named_object
 from fewstep.cli.bench import numbers
 from fewstep.files import write_text
 from fewstep.quality import Yardstick
-from fewstep.ui import Bar, table
+from fewstep.terminal import Bar, table
 
 MEASURED, CHOOSES = 0, 1  # seeds
 AGREED = 8  # calls above which a network's peers that are worse than half of the others stay so

@@ -10,9 +10,9 @@ import torch
 import fewstep as fs
 import oracle
 from fewstep.check.exact import STD
+from fewstep.check.exactness import check_point_mass
 from fewstep.process.operator import Diagonal, magnitude
 from fewstep.solver import DDIM, DDPM, Analytic, LearnedVariance
-from fewstep.tableau.check import check_point_mass
 from test_equivalences import assert_same
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ import fewstep as fs
 from fewstep.check import Report, Verdict, matrix
 from fewstep.cli import main
 from fewstep.solver import DDIM, DRIVERS, RK45, LangevinCorrected
-from fewstep.solver.driver import Driver
+from fewstep.solver.driver.base import Driver
 
 CONTRIBUTING = Path(__file__).parent.parent / "CONTRIBUTING.md"
 USER = '''
@@ -113,7 +113,7 @@ def test_it_takes_a_process_from_a_file(tmp_path, name, capsys):
 
 
 def test_it_takes_a_module_and_an_object():
-    assert fs.check.solver("fewstep.solver.ancestral:DDIM", "vp", only=["repeat"]).ok
+    assert fs.check.solver("fewstep.solver.sde.ancestral:DDIM", "vp", only=["repeat"]).ok
 
 
 @pytest.mark.parametrize(

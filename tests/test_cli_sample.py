@@ -225,7 +225,7 @@ def test_the_network_s_numbers_are_made_once_a_row(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [("--final", "denoise"), ("--solver", "predictor-corrector", "--steps", "8")])
 def test_one_bar_goes_through_all_batches(tiny, tmp_path, monkeypatch, options):
-    from fewstep.ui import Bar
+    from fewstep.terminal import Bar
 
     told = []
     monkeypatch.setattr(Bar, "to", lambda self, done: told.append((self, done / self.total)))

@@ -10,10 +10,10 @@ import torch
 import fewstep as fs
 import oracle
 from fewstep.check.exact import problem, small
+from fewstep.check.exactness import gaussian
 from fewstep.process import PROCESSES
 from fewstep.process.operator import magnitude, transpose
 from fewstep.solver import Default, GaussianSplit
-from fewstep.tableau.check import gaussian
 
 torch.set_num_threads(1)
 

@@ -9,10 +9,10 @@ import torch
 
 import fewstep as fs
 import oracle
+from fewstep.check.exactness import check_point_mass, point_mass
 from fewstep.process import PROCESSES, Flow
 from fewstep.process.operator import magnitude
 from fewstep.solver import TABLES
-from fewstep.tableau.check import check_point_mass, point_mass
 
 LONG = ("ddpm", "heun", "multistep-pc-3", "dpmpp-3m", "unipc-3", "deis-tab-3")
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.check.exactness import check_point_mass
 from fewstep.denoiser.network import fingerprint
 from fewstep.fitting import descent, objective, saved
 from fewstep.fitting.freedom import Freedom
 from fewstep.fitting.starts import _grids
 from fewstep.fitting.teacher import FIRST, Task, record
 from fewstep.loop.walk import Plan, walk
-from fewstep.tableau.check import check_point_mass
 
 VP = fs.VP()
 PROCESSES = {

@@ -9,11 +9,11 @@ import torch
 
 import fewstep as fs
 import oracle
+from fewstep.check.exactness import gaussian
 from fewstep.process import PROCESSES
 from fewstep.process.operator import Block, apply, inverse, magnitude, transpose
 from fewstep.solver import GaussianSplit, Multistep
-from fewstep.solver.gaussian_split import Widened
-from fewstep.tableau.check import gaussian
+from fewstep.solver.ode.gaussian_split import Widened
 from oracle import numbers
 from test_equivalences import assert_same
 

@@ -9,7 +9,7 @@ import torch
 
 import fewstep as fs
 import oracle
-from fewstep.grid_search import _cheapest, gits, klub, path_costs, step_costs
+from fewstep.fitting.search import _cheapest, gits, klub, path_costs, step_costs
 
 torch.set_num_threads(1)
 

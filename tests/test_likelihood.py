@@ -13,7 +13,7 @@ from fewstep.likelihood.lift import data_time
 from fewstep.process import CLD, EDM, PROCESSES, VP, Blurring, Discrete, Process
 from fewstep.process.operator import apply, inverse
 from fewstep.solver import DDIM, DDPM
-from fewstep.solver.ancestral import added_noise, posterior
+from fewstep.solver.sde.ancestral import added_noise, posterior
 
 MEANS = torch.tensor([[-1.0, 0.5], [0.2, -0.8], [1.1, 1.0]], dtype=torch.float64)
 STDS, WEIGHTS = torch.tensor([0.5, 0.3, 0.4]), torch.tensor([0.3, 0.45, 0.25])

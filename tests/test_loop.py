@@ -271,7 +271,7 @@ def test_a_run_tells_how_far_it_is(mixture, monkeypatch, options):
     assert told[-1] == 1
     assert len({round(share, 6) for share in told}) > 5
     assert sum(b < a for a, b in zip(told, told[1:])) <= len(told) / 10  # noqa: B905 - a rejected step goes back
-    monkeypatch.setattr("fewstep.ui.Bar.to", lambda bar, done: shown.append(done / bar.total))
+    monkeypatch.setattr("fewstep.terminal.Bar.to", lambda bar, done: shown.append(done / bar.total))
     assert torch.equal(run(), one)
     assert shown == pytest.approx(told)
     shown.clear()

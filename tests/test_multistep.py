@@ -10,6 +10,7 @@ import torch
 
 import fewstep as fs
 import oracle
+from fewstep.check.exactness import point_mass
 from fewstep.process import CLD, EDM, PROCESSES, VP, Flow
 from fewstep.process.clock import clock
 from fewstep.process.operator import inverse, magnitude, transpose
@@ -29,10 +30,9 @@ from fewstep.solver import (
     UniPC,
     names,
 )
-from fewstep.solver.pndm import ADAMS
+from fewstep.solver.ode.pndm import ADAMS
 from fewstep.solver.weights import weights
 from fewstep.tableau import Tableau
-from fewstep.tableau.check import point_mass
 
 torch.set_num_threads(1)
 

@@ -10,9 +10,9 @@ import pytest
 import fewstep as fs
 from fewstep.process.operator import cholesky, inverse
 from fewstep.solver import DDIM, DDPM, Multistep, Promise, RungeKutta, Solver
-from fewstep.solver.ancestral import posterior
-from fewstep.solver.runge_kutta import Method, clock, step
-from fewstep.solver.unipc import UniPC
+from fewstep.solver.ode.runge_kutta import Method, clock, step
+from fewstep.solver.ode.unipc import UniPC
+from fewstep.solver.sde.ancestral import posterior
 
 
 class SwappedTimes(DDIM):

@@ -14,11 +14,11 @@ import fewstep as fs
 import oracle
 from fewstep.check.cell import slope
 from fewstep.check.exact import integrate, problem, small
+from fewstep.check.exactness import moment_defect
 from fewstep.check.verdicts import _residual
 from fewstep.process import PROCESSES
 from fewstep.solver import DDIM, TABLES, DPMMultistep, EDMHeun, Multistep, RungeKutta, UniPC
-from fewstep.solver.runge_kutta import METHODS
-from fewstep.tableau.check import moment_defect
+from fewstep.solver.ode.runge_kutta import METHODS
 
 OPTIONS = {
     "ddim-eta-0.5": partial(DDIM, eta=0.5),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.check.exactness import covariance, gaussian
 from fewstep.process.operator import magnitude
 from fewstep.solver import (
     SSCS,
@@ -18,8 +19,7 @@ from fewstep.solver import (
     ReverseDiffusion,
     StochasticQuasiTaylor,
 )
-from fewstep.solver.reverse_sde import PREDICTORS
-from fewstep.tableau.check import covariance, gaussian
+from fewstep.solver.sde.euler import PREDICTORS
 
 
 def grid(*times: float) -> torch.Tensor:

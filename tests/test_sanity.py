@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.denoiser.predict import conversion
 from fewstep.denoiser.sanity import CALLS
+from fewstep.process.predict import conversion
 
 TYPES = ("noise", "data", "v", "flow", "score")
 CENTRES = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -12,6 +12,7 @@ from scipy.integrate import quad
 
 import fewstep as fs
 import oracle
+from fewstep.check.exactness import check_point_mass
 from fewstep.process import PROCESSES, Flow
 from fewstep.process.operator import inverse, magnitude
 from fewstep.solver import (
@@ -29,9 +30,8 @@ from fewstep.solver import (
     SDEMultistep,
     Singlestep,
 )
-from fewstep.solver.reverse import carry, reverse
+from fewstep.solver.sde.reverse import carry, reverse
 from fewstep.tableau import Tableau
-from fewstep.tableau.check import check_point_mass
 from oracle import numbers
 
 torch.set_num_threads(1)

@@ -18,7 +18,8 @@ import fewstep as fs
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 # Packages without a page: the command line has its own, peers are what the benchmark compares with, `page` is a page.
-UNLISTED = {"fewstep.cli", "fewstep.interop", "fewstep.bench.peers", "fewstep.page", "fewstep.models"}
+UNLISTED = {"fewstep.cli", "fewstep.interop", "fewstep.bench.peers", "fewstep.page", "fewstep.models",
+            *(f"fewstep.solver.{family}" for family in ("ode", "sde", "around", "driver"))}  # fmt: skip
 
 
 def rooms() -> list[str]:

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.denoiser.predict import preconditioning
 from fewstep.files import load_tensors
 from fewstep.model import load
 from fewstep.process.operator import apply, inverse, magnitude
+from fewstep.process.predict import preconditioning
 from fewstep.train import TRAINABLE, Stopped, add_quality, measure, read_images, train
 from fewstep.train.loop import TrainConfig, Trainer, read_header
 from fewstep.train.progress import duration

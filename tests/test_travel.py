@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fewstep as fs
-from fewstep import presets
+from fewstep.denoiser import presets
 
 pytest.importorskip("diffusers")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.ui import GAP, Bar, pixels, png, sheet, table
+from fewstep.terminal import GAP, Bar, pixels, png, sheet, table
 
 
 class Terminal(io.StringIO):

@@ -34,9 +34,9 @@ from torch import Tensor
 
 import fewstep as fs
 from fewstep.bench import Subject
-from fewstep.denoiser.predict import preconditioning
 from fewstep.files import kept_tensors, save_tensors
 from fewstep.process.operator import apply, inverse
+from fewstep.process.predict import preconditioning
 
 __all__ = ["DATA", "ERRORS", "Data", "Exact", "Problem"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import fewstep.bench as bench  # noqa: F401
     import fewstep.check as check  # noqa: F401
-    import fewstep.presets as presets  # noqa: F401
+    import fewstep.denoiser.presets as presets  # noqa: F401
     import fewstep.stats as stats  # noqa: F401
     from fewstep.denoiser import (
         Counted as Counted,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         pigdm as pigdm,
     )
     from fewstep.fitting import Descent as Descent, fit as fit
+    from fewstep.fitting.search import gits as gits, klub as klub
     from fewstep.geometry import (
         Chain as Chain,
         Trajectory as Trajectory,
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
         trajectory as trajectory,
     )
     from fewstep.grid import GRIDS as GRIDS, flow_shift as flow_shift, to_zero as to_zero
-    from fewstep.grid_search import gits as gits, klub as klub
     from fewstep.likelihood import (
         Bound as Bound,
         Likelihood as Likelihood,
@@ -201,7 +201,7 @@ _HOME = {
         "flow_shift",
         "to_zero",
     ),
-    "fewstep.grid_search": ("gits", "klub"),
+    "fewstep.fitting.search": ("gits", "klub"),
     "fewstep.likelihood": (
         "Bound",
         "Likelihood",
@@ -299,7 +299,12 @@ _HOME = {
     ),
     "fewstep.tableau": ("Tableau",),
 }
-_ROOMS = ("bench", "check", "presets", "stats")  # modules that are public as a whole
+_ROOMS = {  # modules that are public as a whole
+    "bench": "fewstep.bench",
+    "check": "fewstep.check",
+    "presets": "fewstep.denoiser.presets",
+    "stats": "fewstep.stats",
+}
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["__version__", *_MODULE]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -308,7 +313,7 @@ __all__ = ["__version__", *_MODULE]  # pyright: ignore[reportUnsupportedDunderAl
 def __getattr__(name: str) -> Any:
     """Finds a public name in its module the first time it is asked for."""
     if name in _ROOMS:
-        return import_module(f"fewstep.{name}")
+        return import_module(_ROOMS[name])
     if name not in _MODULE:
         raise AttributeError(f"module 'fewstep' has no attribute {name!r}; fewstep.__all__ lists what it has")
     value = getattr(import_module(_MODULE[name]), name)

@@ -21,9 +21,9 @@ from fewstep.loop.memory import InPieces, Room
 from fewstep.loop.range import Beyond, beyond
 from fewstep.model import Model
 from fewstep.solver import Driver
-from fewstep.solver.driver import ENDS, Outcome
+from fewstep.solver.driver.base import ENDS, Outcome
 from fewstep.tableau import Tableau
-from fewstep.ui import telling
+from fewstep.terminal import telling
 
 __all__ = ["Drawn", "conditioned", "draw", "suited"]
 

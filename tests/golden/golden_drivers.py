@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fewstep.solver import DPMAdaptive, Promise, Solver
-from fewstep.solver.adaptive import Control
+from fewstep.solver.driver.adaptive import Control
 from fewstep.tableau.writer import Writer
 
 __all__ = ["ReverseMean", "RoundedDPM"]

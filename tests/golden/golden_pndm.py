@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.process import Process
 from fewstep.solver import PNDM, Promise, Solver
-from fewstep.solver.pndm import ADAMS, average, transfer
+from fewstep.solver.ode.pndm import ADAMS, average, transfer
 from fewstep.tableau import Form
 from fewstep.tableau.writer import Writer
 

@@ -24,7 +24,7 @@ from fewstep.noise import STREAM
 from fewstep.pace import Pace, hardware
 from fewstep.process.config import process_to_json
 from fewstep.quality import Yardstick
-from fewstep.ui import Bar
+from fewstep.terminal import Bar
 from fewstep.words import pick
 
 __all__ = ["Asked", "Bench", "Measured", "prepare"]

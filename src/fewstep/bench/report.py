@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 
 from fewstep.bench.measure import Row
-from fewstep.ui import table
+from fewstep.terminal import table
 
 __all__ = ["COLUMNS", "csv_text", "table_text"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.bench.contender import FITTED, PEERS, SAME
 from fewstep.bench.figures import DARK, GREY, style
 from fewstep.bench.run import Made
-from fewstep.ui import pixels, sheet as tiled
+from fewstep.terminal import pixels, sheet as tiled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,7 +18,7 @@ from fewstep.denoiser import Counted, Gaussian
 from fewstep.loop import sample, solve
 from fewstep.process import Discrete, Process
 from fewstep.process.operator import apply, cholesky, inverse, transpose
-from fewstep.solver.driver import ENDS, Driver, Outcome
+from fewstep.solver.driver.base import ENDS, Driver, Outcome
 
 __all__ = ["DRIVER_VERDICTS", "DriverCell", "driver_verdicts"]
 

@@ -3,7 +3,7 @@ r"""Exact answers: what the probability-flow ODE does to a state, and to a law, 
 A `Problem` is a process, a Gaussian mixture, start states, and the states the ODE takes them to between two log-SNRs.
 In one dimension the ODE keeps every state's quantile, so the answer is F_s^-1(F_t(z)); on other processes it is
 Gauss collocation, which is exact to rounding and shares no formula with the solvers. Laws need no states at all: on
-Gaussian data every row of a table is a linear function of independent normals (`fewstep.tableau.check.stacked`).
+Gaussian data every row of a table is a linear function of independent normals (`fewstep.check.exactness.stacked`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.check.exactness import covariance, stacked
 from fewstep.denoiser import Gaussian, Mixture
 from fewstep.process import PROCESSES, Process
 from fewstep.process.base import derivative
 from fewstep.process.operator import Coefficient, apply, cholesky, inverse, magnitude, transpose
 from fewstep.tableau import Tableau
-from fewstep.tableau.check import covariance, stacked
 
 __all__ = [
     "STD",

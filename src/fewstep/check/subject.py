@@ -16,7 +16,7 @@ from fewstep.check.report import Report, Verdict
 from fewstep.check.verdicts import VERDICTS, verdicts
 from fewstep.process import PROCESSES, Process
 from fewstep.solver import SOLVERS, Solver
-from fewstep.solver.driver import Driver
+from fewstep.solver.driver.base import Driver
 from fewstep.words import pick
 
 __all__ = ["load", "named_object", "solver"]

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fewstep.check.cell import Cell, Rounded, slope
 from fewstep.check.exact import grid, span
+from fewstep.check.exactness import check_moments, check_point_mass, covariance, point_mass
 from fewstep.check.report import Verdict
 from fewstep.loop import sample
 from fewstep.loop.walk import Plan, walk
 from fewstep.process.operator import magnitude
 from fewstep.tableau import Tableau
-from fewstep.tableau.check import check_moments, check_point_mass, covariance, point_mass
 from fewstep.tableau.kept import forget
 
 __all__ = ["VERDICTS", "Finding", "verdicts"]

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.check.verdicts import VERDICTS
     from fewstep.files import write_json
     from fewstep.solver import ALIASES
-    from fewstep.ui import Bar
+    from fewstep.terminal import Bar
 
     if bool(args.solver) == args.all:
         raise Usage("got both solvers and --all: give one" if args.all else "got no solver: name one, or give --all")

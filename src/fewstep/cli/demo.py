@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.draw import draw, suited
     from fewstep.files import Results
     from fewstep.quality import load_classifier, load_reference
-    from fewstep.ui import Bar, png, table as aligned
+    from fewstep.terminal import Bar, png, table as aligned
 
     model, classifier, reference = fs.load(pace=pace_of(args)), load_classifier(), load_reference()
     plan = [(fs.DEFAULT_SOLVERS[model.process.kind], args.steps), ("ddpm", args.ancestral_steps)]

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
 
     from fewstep.draw import draw
     from fewstep.files import Results
-    from fewstep.ui import png
+    from fewstep.terminal import png
 
     measure = quality_of(model) if args.quality else None
     with Results(args.out) as results:

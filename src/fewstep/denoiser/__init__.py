@@ -7,9 +7,9 @@ from fewstep.denoiser.guided import Differentiated, Guided, guide
 from fewstep.denoiser.heads import VarianceHead, variance_head
 from fewstep.denoiser.network import TIMES, Counted, NetworkError, Wrapped, wrap
 from fewstep.denoiser.oracle import Dataset, Gaussian, Mixture
-from fewstep.denoiser.predict import PREDICTIONS, conversion, statistic, view
 from fewstep.denoiser.retimed import Retimed, retime
 from fewstep.denoiser.sanity import check_prediction
+from fewstep.process.predict import PREDICTIONS, conversion, statistic, view
 
 __all__ = [
     "PREDICTIONS",

@@ -24,10 +24,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser.predict import PREDICTIONS, conversion, preconditioning, view
 from fewstep.denoiser.watch import NetworkError, called, kept
 from fewstep.process.base import Process, Time, like, once, to_tensor
 from fewstep.process.operator import Coefficient, apply
+from fewstep.process.predict import PREDICTIONS, conversion, preconditioning, view
 from fewstep.words import pick, typed
 
 __all__ = [
@@ -203,7 +203,7 @@ def wrap(
             preconditioning D = c_skip x + c_out F(c_in x, log(sigma)/4) with x = z/alpha, sigma = sigma/alpha (Karras
             et al. 2022, eq. 7 and table 1). On CLD "noise" and "score" are read through their velocity part, and a
             score network may return that part alone; with "v" and "flow" the network sees the state's `statistic`
-            (see `fewstep.denoiser.predict`) and data shapes.
+            (see `fewstep.process.predict`) and data shapes.
         time: the network's time convention (`TIMES` or a function); None is "t", and "log-sigma/4" for "edm".
         dtype: the network's dtype; None asks its parameters.
         sigma_data: EDM's standard deviation of the data; used with predicts="edm" only, where None is 0.5 with a

@@ -6,7 +6,7 @@ however it scales its state, so processes differ in clock and scale only:
 $$ D_B(z, t) = D_A(s_A(t')\, u(z), t'), \qquad \lambda_A(t') = \lambda_B(t) $$
 
 A network trained on VP is thereby sampled on the EDM, flow or cosine clock with the same data predictions, and on CLD,
-through the state's statistic (`fewstep.denoiser.predict.statistic`), with the exact ones. References: Karras et al.
+through the state's statistic (`fewstep.process.predict.statistic`), with the exact ones. References: Karras et al.
 2022, appendix C, https://arxiv.org/abs/2206.00364, for the scalar case; CLD's follows from sufficiency of the
 statistic for a linear Gaussian observation.
 """
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser.network import bound
-from fewstep.denoiser.predict import statistic
 from fewstep.process.base import Process, ScalarProcess, Time, like, to_tensor
 from fewstep.process.operator import Coefficient, apply
+from fewstep.process.predict import statistic
 from fewstep.words import typed
 
 __all__ = ["Retimed", "retime"]

@@ -6,7 +6,7 @@ called as if it were of that process and time. What a denoiser makes of them is 
 $$ D = g_f f + g_\epsilon \frac{\sigma}{\alpha} \epsilon, \qquad g(\lambda) = E_s \frac{1}{1 + e^{-2\lambda} / s^2}, $$
 
 the Wiener filter of data whose standard deviation in that direction is s (`LEAST` to `MOST` along the fields, from 0 on
-along the noise, two of them mixed); so a network of the prediction x0 = p z + q F (`fewstep.denoiser.predict`) returns
+along the noise, two of them mixed); so a network of the prediction x0 = p z + q F (`fewstep.process.predict`) returns
 
 $$ F = \frac{g_f - p \alpha}{q} f + \frac{g_\epsilon - p \alpha}{q} \frac{\sigma}{\alpha} \epsilon. $$
 
@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser.network import TIMES, Wrapped
-from fewstep.denoiser.predict import PREDICTIONS
 from fewstep.noise import noise_source
 from fewstep.process.base import Process, ScalarProcess
+from fewstep.process.predict import PREDICTIONS
 from fewstep.process.scalar import EDM, VE, VP, Cosine, Discrete, Flow
 from fewstep.words import typed
 

@@ -29,7 +29,7 @@ from fewstep.fitting.saved import Saved
 from fewstep.fitting.teacher import Task
 from fewstep.loop.walk import Plan, walk
 from fewstep.tableau import Tableau
-from fewstep.ui import Bar
+from fewstep.terminal import Bar
 from fewstep.words import Typed, whole
 
 __all__ = ["Descent", "descend", "judge"]

@@ -14,13 +14,13 @@ from torch import Tensor
 from fewstep.fitting.freedom import Freedom
 from fewstep.fitting.objective import Objective
 from fewstep.fitting.saved import Saved
+from fewstep.fitting.search import gits, klub
 from fewstep.fitting.teacher import FIRST, Task
 from fewstep.grid import GRIDS, Grid
-from fewstep.grid_search import gits, klub
 from fewstep.loop import tabulate
 from fewstep.loop.door import informed
 from fewstep.solver import SOLVERS, Solver
-from fewstep.ui import Bar
+from fewstep.terminal import Bar
 from fewstep.words import pick
 
 __all__ = ["FOUND", "best_start"]

@@ -15,7 +15,7 @@ from fewstep.loop import sample
 from fewstep.noise import Noise
 from fewstep.process.base import Process
 from fewstep.tableau import Tableau
-from fewstep.ui import Bar
+from fewstep.terminal import Bar
 
 __all__ = ["FIRST", "Task", "record"]
 

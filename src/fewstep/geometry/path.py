@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.predict import statistic
 from fewstep.geometry.encode import AnySolver
 from fewstep.grid import Grid
 from fewstep.loop import sample, tabulate
@@ -26,6 +25,7 @@ from fewstep.loop.drive import predict
 from fewstep.loop.walk import Denoiser
 from fewstep.process import Process
 from fewstep.process.operator import apply
+from fewstep.process.predict import statistic
 from fewstep.words import typed
 
 __all__ = ["Trajectory", "trajectory"]

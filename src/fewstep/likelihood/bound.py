@@ -52,7 +52,7 @@ from fewstep.process.operator import (
     transpose,
 )
 from fewstep.solver import Solver
-from fewstep.solver.ancestral import posterior
+from fewstep.solver.sde.ancestral import posterior
 from fewstep.tableau import Tableau
 from fewstep.words import typed, whole
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewstep.solver.embedded import DEFECT
-from fewstep.solver.runge_kutta import METHODS
+from fewstep.solver.driver.embedded import DEFECT
+from fewstep.solver.ode.runge_kutta import METHODS
 
 __all__ = ["integrate"]
 

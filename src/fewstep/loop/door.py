@@ -23,7 +23,6 @@ from torch import Tensor
 from fewstep.denoiser.about import about
 from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.network import bound, fingerprint
-from fewstep.denoiser.predict import PREDICTIONS
 from fewstep.denoiser.watch import watching
 from fewstep.grid import GRIDS, Grid, as_grid
 from fewstep.grid.spacing import ToZero
@@ -38,11 +37,12 @@ from fewstep.loop.walk import After, Callback, Denoiser, Plan, _under_autograd, 
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
 from fewstep.process.base import Memory, recalling
+from fewstep.process.predict import PREDICTIONS
 from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, SOLVERS, Default, Solver
-from fewstep.solver.driver import Driver
+from fewstep.solver.driver.base import Driver
 from fewstep.tableau import Tableau
 from fewstep.tableau.kept import kept
-from fewstep.ui import telling
+from fewstep.terminal import telling
 from fewstep.words import pick, typed, whole
 
 __all__ = ["sample", "tabulate"]

@@ -19,7 +19,7 @@ from fewstep.noise.source import Request
 from fewstep.process import Process
 from fewstep.process.base import Time
 from fewstep.process.operator import apply
-from fewstep.solver.driver import Driver, Live, Outcome
+from fewstep.solver.driver.base import Driver, Live, Outcome
 from fewstep.tableau import Form, Tableau
 from fewstep.tableau.form import Symbol
 from fewstep.tableau.tableau import NoiseInterval, noise_head
@@ -139,7 +139,7 @@ class Driving:
         self._paths: dict[int, SamplePath] = {}
 
     def live(self, index: Tensor, z: Tensor, known: tuple[Tensor, Tensor] | None = None) -> LiveRows:
-        """A writer for some samples; see `fewstep.solver.driver.Run`."""
+        """A writer for some samples; see `fewstep.solver.driver.base.Run`."""
         w = LiveRows(self, index, z, lambda n: self._draw(index, n))
         w.known = known
         return w

@@ -31,14 +31,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.predict import statistic
 from fewstep.denoiser.samples import of_samples
 from fewstep.denoiser.watch import watching
 from fewstep.loop.drive import noises_of, outputs
 from fewstep.loop.walk import Denoiser, Plan, _offered, walk
 from fewstep.noise import NoiseSource
 from fewstep.process.operator import apply, transpose
-from fewstep.solver.driver import Outcome, ends_of
+from fewstep.process.predict import statistic
+from fewstep.solver.driver.base import Outcome, ends_of
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
 from fewstep.words import Typed, whole

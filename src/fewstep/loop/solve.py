@@ -35,9 +35,9 @@ from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
 from fewstep.solver import Solver
-from fewstep.solver.driver import Driver, Outcome, ends_of
+from fewstep.solver.driver.base import Driver, Outcome, ends_of
 from fewstep.tableau import Tableau
-from fewstep.ui import telling
+from fewstep.terminal import telling
 from fewstep.words import typed
 
 __all__ = ["solve"]

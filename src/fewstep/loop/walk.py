@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser.network import NetworkError, as_state, bound, writes_into
-from fewstep.denoiser.predict import conversion
 from fewstep.denoiser.watch import watching
 from fewstep.loop.rows import SMALL, Columns, Fresh, InPlace, Rows, SideBySide
 from fewstep.process import Process
 from fewstep.process.operator import Coefficient, apply
+from fewstep.process.predict import conversion
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
 from fewstep.tableau.tableau import ONES

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from torch import Tensor
 
-from fewstep.ui import png
+from fewstep.terminal import png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

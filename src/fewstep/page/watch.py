@@ -20,16 +20,16 @@ from torch import Tensor
 
 from fewstep.cli.sample import npz
 from fewstep.denoiser.network import bound
-from fewstep.denoiser.predict import conversion
 from fewstep.denoiser.samples import of_samples
 from fewstep.files import Results
 from fewstep.page.choice import Run
 from fewstep.process import Process
 from fewstep.process.base import Time
 from fewstep.process.operator import apply
+from fewstep.process.predict import conversion
 from fewstep.solver import Outcome
 from fewstep.tableau import Tableau
-from fewstep.ui import png
+from fewstep.terminal import png
 
 __all__ = ["Finished", "Frame", "Watched", "frames", "side_by_side"]
 

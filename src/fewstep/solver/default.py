@@ -53,7 +53,7 @@ from fewstep.grid import GRIDS, Grid
 from fewstep.grid.spacing import logistic
 from fewstep.process.base import Process
 from fewstep.solver.base import Promise, Solver
-from fewstep.solver.gaussian_split import GaussianSplit
+from fewstep.solver.ode.gaussian_split import GaussianSplit
 from fewstep.tableau.writer import Writer
 
 __all__ = ["Default"]

@@ -2,7 +2,7 @@ r"""What a network's error is, by log-SNR, and where it knows less than the mean
 
 A prediction D(z) of data x0 is held against the mean m of the other data. The best one, D* = E[x0 | z], misses x0 by
 what no function of the state tells, E<g(z), D* - x0> = 0, so with D = D* + q delta, delta the error of the network's
-output F in D = p z + q F (`fewstep.denoiser.predict`),
+output F in D = p z + q F (`fewstep.process.predict`),
 
 $$ E \langle D - m,\; D - x_0 \rangle = q^2 E |\delta|^2 + q\, E \langle D^* - m,\; \delta \rangle, $$
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fewstep.files import read_json, write_json
 from fewstep.process.base import Process
-from fewstep.ui import Bar
+from fewstep.terminal import Bar
 from fewstep.words import Typed, finite, typed, whole
 
 __all__ = ["Errors", "errors_of", "known_error"]

@@ -32,8 +32,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fewstep.files import Results, kept_tensors, save_tensors
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
-from fewstep.stats.statistics import Statistics
-from fewstep.ui import Bar
+from fewstep.solver.statistics import Statistics
+from fewstep.terminal import Bar
 from fewstep.words import typed, whole
 
 __all__ = ["measure"]

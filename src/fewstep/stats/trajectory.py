@@ -4,7 +4,7 @@ With the optimal variance the bound on the likelihood loses, in the step from t 
 
 $$ \tfrac12 \log \frac{\sigma^{*2}}{\tau^2}, \qquad \sigma^{*2} = \tau^2 + J^2\, \Gamma_t $$
 
-(tau^2 the posterior variance, J and Gamma as in `fewstep.solver.analytic`), and the losses of a path add up.
+(tau^2 the posterior variance, J and Gamma as in `fewstep.solver.sde.analytic`), and the losses of a path add up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.process.base import Process
-from fewstep.stats.statistics import Statistics
+from fewstep.solver.statistics import Statistics
 from fewstep.words import typed
 
 __all__ = ["analytic_grid", "losses"]

@@ -186,7 +186,7 @@ def _option(value: Any, levels: int) -> Any:
         return float(value) if value in ("inf", "-inf") else value
     if "class" in value:
         return solver_from_config(value, levels)
-    from fewstep.stats.statistics import Statistics
+    from fewstep.solver.statistics import Statistics
 
     return Statistics.from_config(value)
 

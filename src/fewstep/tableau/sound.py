@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser.oracle import VARIANCES
-from fewstep.denoiser.predict import PREDICTIONS
 from fewstep.files import check_depth
 from fewstep.grid import as_grid
 from fewstep.process.base import Process
 from fewstep.process.operator import Block, Coefficient, Diagonal, magnitude
+from fewstep.process.predict import PREDICTIONS
 from fewstep.tableau.form import Form, Symbol
 from fewstep.tableau.tableau import HEADS, LARGEST, ONES, NoiseInterval, Row, Tableau, name
 from fewstep.words import bounded, short

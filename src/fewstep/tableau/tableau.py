@@ -148,7 +148,7 @@ class Tableau:
 
         Every D_j becomes p_j z_j + q_j F_j, with p and q from `fewstep.denoiser.PREDICTIONS`.
         """
-        from fewstep.denoiser.predict import conversion
+        from fewstep.process.predict import conversion
 
         if self.output != "x0":
             raise ValueError(f"got a table that already reads {self.output!r}: rewrite the original one")

@@ -3,7 +3,7 @@ r"""Trains a denoiser: mean squared error on the velocity, log-SNR drawn from a 
 $$ L = E || v_\theta(z_t, t) - (\alpha_t \epsilon - \sigma_t x_0) ||^2, \qquad
    \log(\alpha_t/\sigma_t) \sim N(m, s^2) $$
 
-On any process and for any prediction the target is the F that x0 = p z + q F asks for (`fewstep.denoiser.predict`): on
+On any process and for any prediction the target is the F that x0 = p z + q F asks for (`fewstep.process.predict`): on
 blurring the velocity of every frequency, on CLD that of the state's statistic. The normal is truncated to the process's
 range and stratified over the batch (Kingma et al. 2021, appendix I.1). With data of standard deviation `sigma_data`
 this is EDM's loss and noise distribution (Karras et al. 2022, eq. 8 and table 1) written for a variance-preserving
@@ -32,11 +32,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.predict import preconditioning
 from fewstep.files import extra, load_tensors, save_tensors
 from fewstep.pace import Pace, choose, hardware
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse
+from fewstep.process.predict import preconditioning
 from fewstep.seal import is_sealed
 
 __all__ = ["Stopped", "TrainConfig", "Trainer", "read_header"]
@@ -80,7 +80,7 @@ class Trainer:
         labels: (N,) integers from 0, or None.
         config: the run.
         checkpoint: the file to save to and load from.
-        call: (x, t, classes) -> the network's output, shaped like x (`fewstep.denoiser.predict.view` of the state); t
+        call: (x, t, classes) -> the network's output, shaped like x (`fewstep.process.predict.view` of the state); t
             float64 (B,), classes (B,) with 0 for no label.
         predicts: what the network learns to return, a name of `fewstep.wrap`.
         setup: what else the run depends on (network, process, data), saved in the checkpoint.

@@ -25,10 +25,10 @@ from fewstep.model import Model, build_network, call_network, save_model
 from fewstep.pace import Pace
 from fewstep.process import CLD, EDM, VP, Blurring, Cosine, Discrete, Flow, Process, SubVP
 from fewstep.process.config import process_to_json
+from fewstep.terminal import png
 from fewstep.train.card import KNOWN_DATA, card
 from fewstep.train.loop import BUDGET, Stopped, TrainConfig, Trainer, read_header
 from fewstep.train.progress import Progress, duration
-from fewstep.ui import png
 from fewstep.words import typed, usable_device
 
 __all__ = ["TRAINABLE", "export", "network_config", "train", "write_sheet"]

@@ -42,7 +42,7 @@ OTHERS = {
     "n_grid": "a PiFlow network returns a policy and no prediction",
     "scale_factors": "FlowMatchLCM's scale_factors change the resolution between steps",
     "sampling_eps": "the predictor-corrector of score_sde is a driver and not a table",
-    "clip_denoised": "consistency models have a preconditioning of their own; see fewstep.presets.consistency",
+    "clip_denoised": "consistency models have a preconditioning of their own; see fewstep.denoiser.presets.consistency",
     "mask_token_id": "its states are tokens and not numbers",
     "num_vec_classes": "its states are tokens and not numbers",
     "block_length": "its states are tokens and not numbers",

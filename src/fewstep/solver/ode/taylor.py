@@ -2,7 +2,7 @@ r"""The second-order Taylor step with the exact derivative of the network's pred
 
 $$ z_s = P_s P_t^{-1} z_t + P_s \int_t^s \left[ y_t + (u - u_t) \frac{dy}{du} \right] d(P^{-1} Q) $$
 
-in the data or the noise form of `fewstep.solver.exponential`. In noise form with u = sigma/alpha it is GENIE's, the
+in the data or the noise form of `fewstep.solver.ode.exponential`. In noise form with u = sigma/alpha it is GENIE's, the
 truncated Taylor method on DDIM's ODE; the derivative is the head `derivative` (`fewstep.Differentiated`), where GENIE
 distils one. Along the ODE d eps = -R^-1 M dD, so that one head serves both forms.
 

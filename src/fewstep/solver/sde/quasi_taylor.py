@@ -25,8 +25,8 @@ import torch
 
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import Coefficient, cholesky, is_zero, magnitude, weighted_sum
-from fewstep.solver.ancestral import posterior
 from fewstep.solver.base import Promise, Solver
+from fewstep.solver.sde.ancestral import posterior
 from fewstep.tableau.writer import Writer
 
 __all__ = ["QuasiTaylor", "StochasticQuasiTaylor"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from fewstep.process.clock import clock
 from fewstep.process.operator import cholesky
-from fewstep.solver.ancestral import added_noise
 from fewstep.solver.base import LAST, Promise, Solver
-from fewstep.solver.runge_kutta import METHODS, step
+from fewstep.solver.ode.runge_kutta import METHODS, step
+from fewstep.solver.sde.ancestral import added_noise
 from fewstep.tableau.writer import Writer
 
 __all__ = ["Restart"]

@@ -23,8 +23,8 @@ import torch
 from fewstep.process.base import Process
 from fewstep.process.langevin import CLD
 from fewstep.process.operator import Block, Coefficient, cholesky, inverse, is_zero, transpose
-from fewstep.solver.ancestral import added_noise, posterior
 from fewstep.solver.base import Promise, Solver
+from fewstep.solver.sde.ancestral import added_noise, posterior
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 

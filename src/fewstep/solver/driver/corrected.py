@@ -18,8 +18,8 @@ from torch import Tensor
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, inverse, is_zero, transpose
 from fewstep.solver.base import Promise, Solver
-from fewstep.solver.driver import Driver, Live, Outcome, Run, ends_of
-from fewstep.solver.reverse_sde import EulerMaruyama, langevin
+from fewstep.solver.driver.base import Driver, Live, Outcome, Run, ends_of
+from fewstep.solver.sde.euler import EulerMaruyama, langevin
 from fewstep.solver.weights import together
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import Tableau

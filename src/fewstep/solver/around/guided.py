@@ -22,9 +22,9 @@ from typing import Any
 
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, inverse, transpose
-from fewstep.solver.ancestral import DDIM, DDPM
 from fewstep.solver.base import Promise, Solver
-from fewstep.solver.pndm import PNDM
+from fewstep.solver.ode.pndm import PNDM
+from fewstep.solver.sde.ancestral import DDIM, DDPM
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer

@@ -11,7 +11,7 @@ r"""Networks as other code bases call them, each as a denoiser in one line; `few
 
 Conditions are bound by the caller: `edm(net, labels=y)`, `torchcfm(partial(net, y=y))`. The process is the denoiser's:
 
-    denoiser = fewstep.presets.edm(net)
+    denoiser = fewstep.denoiser.presets.edm(net)
     x = fewstep.sample(denoiser, denoiser.process, steps=8, shape=(16, 3, 32, 32))
 """
 

@@ -7,7 +7,7 @@ $$ z_s = P_s P_t^{-1} z_t + B_s\, y(\tilde z_s, s) + \sum_{j=0}^{p-1} B_j y_j, \
    B_j = P_s \int_t^s \ell_j(u(\tau))\, d(P^{-1} Q)_\tau $$
 
 and the predictor goes on from z_s in place of z~_s. The call is the one the next step needs anyway, so the correction
-costs none. (P, Q, y) = (R, M, D) in data form and (Psi, R, eps) in noise form, as in `fewstep.solver.exponential`.
+costs none. (P, Q, y) = (R, M, D) in data form and (Psi, R, eps) in noise form, as in `fewstep.solver.ode.exponential`.
 
 References: Zhao et al., UniPC: a unified predictor-corrector framework for fast sampling of diffusion models, 2023,
 https://arxiv.org/abs/2302.04867.
@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewstep.solver.ancestral import DDIM
 from fewstep.solver.base import Promise, Solver
-from fewstep.solver.exponential import Multistep
+from fewstep.solver.ode.exponential import Multistep
+from fewstep.solver.sde.ancestral import DDIM
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from fewstep.process.operator import inverse, transpose
 from fewstep.solver.base import LAST, Promise, Solver
-from fewstep.solver.exponential import Multistep
+from fewstep.solver.ode.exponential import Multistep
 from fewstep.tableau.writer import Writer
 
 __all__ = ["FinalEuler"]

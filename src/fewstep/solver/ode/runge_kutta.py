@@ -21,8 +21,8 @@ from torch import Tensor
 from fewstep.process.base import Process, Time
 from fewstep.process.clock import Clock, clock
 from fewstep.process.operator import Coefficient, cholesky, inverse
-from fewstep.solver.ancestral import added_noise
 from fewstep.solver.base import LAST, Promise, Solver
+from fewstep.solver.sde.ancestral import added_noise
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 from fewstep.words import among

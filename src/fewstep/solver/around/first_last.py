@@ -24,10 +24,10 @@ from typing import Any
 
 from fewstep.process.operator import inverse, transpose
 from fewstep.solver.base import Promise, Solver
-from fewstep.solver.dpm import DPMMultistep
-from fewstep.solver.exponential import Multistep
-from fewstep.solver.singlestep import inside, singlestep
-from fewstep.solver.unipc import UniPC
+from fewstep.solver.ode.dpm import DPMMultistep
+from fewstep.solver.ode.exponential import Multistep
+from fewstep.solver.ode.singlestep import inside, singlestep
+from fewstep.solver.ode.unipc import UniPC
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer

@@ -22,9 +22,9 @@ import torch
 
 from fewstep.process.base import Process, Time, across, like, to_tensor
 from fewstep.process.operator import cholesky, is_zero
-from fewstep.solver.ancestral import added_noise
 from fewstep.solver.base import BOTH, LAST, Promise, Solver
-from fewstep.solver.singlestep import inside, singlestep
+from fewstep.solver.ode.singlestep import inside, singlestep
+from fewstep.solver.sde.ancestral import added_noise
 from fewstep.tableau.writer import Writer
 from fewstep.words import among
 

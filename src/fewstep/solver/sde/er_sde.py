@@ -5,7 +5,7 @@ With x = sigma/alpha, r = phi(x_s)/phi(x_t), and D expanded in x about t, D = D_
     z_s = (alpha_s/alpha_t) r z_t + alpha_s [(1 - r) D_0 + int_t^s (1 - phi(x_s)/phi(x)) (D' + D'' (x - x_t)) dx]
           + alpha_s (x_s^2 - r^2 x_t^2)^(1/2) xi
 
-phi = x is the ODE, x^2 the reverse SDE, x^(1 + eta) the family of `fewstep.solver.reverse`.
+phi = x is the ODE, x^2 the reverse SDE, x^(1 + eta) the family of `fewstep.solver.sde.reverse`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fewstep.process.clock import clock
 from fewstep.solver.base import Promise, Solver
-from fewstep.solver.reverse import added, scaled
-from fewstep.solver.sde import Node, places, step
+from fewstep.solver.sde.multistep import Node, places, step
+from fewstep.solver.sde.reverse import added, scaled
 from fewstep.solver.weights import Frame, finite, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer

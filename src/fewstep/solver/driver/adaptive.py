@@ -22,7 +22,7 @@ from torch import Tensor
 from fewstep.process.base import Process
 from fewstep.process.clock import clock
 from fewstep.solver.base import Promise, Solver
-from fewstep.solver.driver import Driver, Live, Outcome, Run
+from fewstep.solver.driver.base import Driver, Live, Outcome, Run
 from fewstep.tableau.form import Form
 from fewstep.words import among, whole
 

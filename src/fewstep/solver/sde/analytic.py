@@ -16,9 +16,9 @@ from pathlib import Path
 
 from fewstep.process.base import Process
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, is_zero, root, transpose
-from fewstep.solver.ancestral import posterior
 from fewstep.solver.base import BOTH, LAST, Promise, Solver
-from fewstep.stats.statistics import Statistics
+from fewstep.solver.sde.ancestral import posterior
+from fewstep.solver.statistics import Statistics
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 from fewstep.words import among

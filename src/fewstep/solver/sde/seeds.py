@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from fewstep.process.clock import clock
 from fewstep.process.operator import Coefficient, cholesky, transpose
 from fewstep.solver.base import LAST, Promise, Solver
-from fewstep.solver.reverse import added, carry, reverse
-from fewstep.solver.sde import Node, step
-from fewstep.solver.singlestep import NODES
+from fewstep.solver.ode.singlestep import NODES
+from fewstep.solver.sde.multistep import Node, step
+from fewstep.solver.sde.reverse import added, carry, reverse
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 from fewstep.words import among

@@ -11,11 +11,11 @@ from torch import Tensor
 from fewstep.process.base import Time
 from fewstep.process.clock import clock
 from fewstep.process.operator import Coefficient, cholesky, inverse, transpose
-from fewstep.solver.adaptive import Adaptive, Control
 from fewstep.solver.base import LAST, Promise, Solver
-from fewstep.solver.driver import Live, Run
-from fewstep.solver.runge_kutta import METHODS, RungeKutta, slope, stages
-from fewstep.solver.singlestep import Singlestep, inside, singlestep
+from fewstep.solver.driver.adaptive import Adaptive, Control
+from fewstep.solver.driver.base import Live, Run
+from fewstep.solver.ode.runge_kutta import METHODS, RungeKutta, slope, stages
+from fewstep.solver.ode.singlestep import Singlestep, inside, singlestep
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer

@@ -1,6 +1,6 @@
 r"""Stochastic exponential multistep: SDE-DPM-Solver(++), stochastic gDDIM and SA-Solver, on every linear process.
 
-The reverse SDE with fresh noise eta (`fewstep.solver.reverse`) is solved like the ODE of `fewstep.solver.exponential`:
+The reverse SDE with fresh noise eta (`solver/sde/reverse.py`) is solved like the ODE of `solver/ode/exponential.py`:
 its linear part and its noise exactly, the prediction replaced by the polynomial through the last ones in log-SNR,
 
     z_s = Phi z_t + sum_j B_j D_j + C xi,        B_j = int_t^s P_s d(P^-1 M) l_j
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fewstep.process.clock import clock
 from fewstep.process.operator import Coefficient, cholesky, is_zero, transpose
 from fewstep.solver.base import BOTH, LAST, Promise, Solver
-from fewstep.solver.reverse import added, reverse
+from fewstep.solver.sde.reverse import added, reverse
 from fewstep.solver.weights import Frame, finite, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer

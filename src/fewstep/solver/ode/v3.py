@@ -24,8 +24,8 @@ from torch import Tensor
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, Diagonal
 from fewstep.solver.base import Moments, Promise, Solver
+from fewstep.solver.statistics import Statistics
 from fewstep.solver.weights import first_order
-from fewstep.stats.statistics import Statistics
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 

@@ -1,0 +1,1 @@
+"""Drivers: samplers that choose while they run."""

@@ -1,0 +1,1 @@
+"""Solvers of the probability-flow ODE: exponential, multistep, singlestep, Runge-Kutta, Taylor."""

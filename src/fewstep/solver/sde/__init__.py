@@ -1,0 +1,1 @@
+"""Solvers that add noise, or may: ancestral steps and the reverse SDE."""
