@@ -58,5 +58,5 @@ def test_links_and_paths_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert target.startswith("http") or (page.parent / target).exists(), target
-    for path in re.findall(r"`((?:src|docs|tests|examples|benchmarks)/[\w/.]+)`", text):
+    for path in re.findall(r"`((?:src|docs|tests|examples|recipes|benchmarks)/[\w/.]+)`", text):
         assert (ROOT / path).exists(), path

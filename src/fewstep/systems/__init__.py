@@ -20,6 +20,7 @@ from __future__ import annotations
 import ast
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 __all__ = ["CHAPTERS", "SYSTEMS", "System", "place"]
@@ -73,6 +74,7 @@ class System:
         return tuple(": ".join(place(name)) for name in self.code)
 
 
+@cache
 def place(name: str) -> tuple[str, str]:
     """The file that defines a dotted public name, as a path in the repository, and its name there."""
     module, _, attribute = name.rpartition(".")
