@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fewstep as fs
 from fewstep.loop import Captured, Plan, excess as excess_module, walk
+from fewstep.loop.walk import all_finite
 from fewstep.process.base import recalling
 from fewstep.tableau.kept import forget
 
@@ -100,6 +102,29 @@ def test_whether_a_table_widens_data_takes_as_many_operations_for_more_steps(sol
         counts.append(len(seen.names))
     assert counts[0] == counts[1] == counts[2]
     assert 0 < counts[0] < 60
+
+
+@pytest.mark.parametrize(("solver", "most"), [("ddim", 240), ("unipc-3", 260), (None, 780)])
+def test_a_table_written_anew_costs_a_run_few_operations(solver, most):
+    """Grid, table, plan, and whether it widens data: what a run does more than with a table that is kept."""
+    process, counts = fs.Discrete(), []
+    for steps in (10, 10, 20):
+        forget()
+        for _ in range(2):
+            with Operations() as seen:
+                run(process, steps=steps, solver=solver)
+            counts.append(len(seen.names))
+    _, _, anew, kept, longer, held = counts
+    assert 30 < anew - kept <= most
+    assert longer - held <= 1.2 * (anew - kept)
+
+
+def test_the_last_look_is_one_reduction_where_all_is_well():
+    for z, good in ((torch.randn(4, 5), True), (torch.full((4, 5), 3e38), True), (torch.tensor([0.0, math.inf]), False),
+                    (torch.tensor([math.inf, -math.inf]), False), (torch.tensor([math.nan, 1.0]), False)):  # fmt: skip
+        with Operations() as seen:
+            assert all_finite(z) is good
+        assert not good or z.sum().isinf() or len(seen.names) <= 2
 
 
 def spied(function: Callable, calls: list) -> Callable:

@@ -169,6 +169,8 @@ def usable_device(device: torch.device | str) -> torch.device:
     """The device, or a ValueError where it cannot hold a tensor here."""
     import torch
 
+    if device == "cpu":
+        return torch.device("cpu")
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # each back end has its own way to say no

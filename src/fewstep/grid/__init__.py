@@ -8,6 +8,9 @@ sigma = 0, `flow_shift` moves one towards noise; `fewstep.gits` finds one for a 
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -100,20 +103,20 @@ def as_grid(grid: str | Tensor | Grid, process: Process, steps: int | None) -> T
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"got a grid of shape {tuple(times.shape)}: give a 1-D tensor of at least two times")
     times = times.to(torch.float64)
-    if not bool(times.isfinite().all()):
-        where = int((~times.isfinite()).nonzero()[0])
-        raise ValueError(f"got a grid whose entry {where} is {float(times[where])}: every time must be finite")
-    if not bool((times.diff() < 0).all()):
-        where = int((times.diff() >= 0).nonzero()[0])
-        what = "repeats" if times[where] == times[where + 1] else "rises"
-        raise ValueError(
-            f"got a grid that {what} at entry {where + 1} ({float(times[where]):g}, then "
-            f"{float(times[where + 1]):g}): times must fall from noise to data"
-        )
+    values = times.tolist()
+    for where, t in enumerate(values):
+        if not math.isfinite(t):
+            raise ValueError(f"got a grid whose entry {where} is {t}: every time must be finite")
+    for where, (t, s) in enumerate(pairwise(values)):
+        if not s < t:
+            raise ValueError(
+                f"got a grid that {'repeats' if t == s else 'rises'} at entry {where + 1} ({t:g}, then {s:g}): times "
+                "must fall from noise to data"
+            )
     process.check_times(times)
-    if float(process.log_snr(float(times[0]))) < float(process.log_snr(process.t_max)) - BEYOND:
+    if float(process.log_snr(values[0])) < float(process.log_snr(process.t_max)) - BEYOND:
         raise ValueError(
-            f"got time {float(times[0]):g} for {process}, whose times end at {process.t_max:g}, beyond all noise that "
+            f"got time {values[0]:g} for {process}, whose times end at {process.t_max:g}, beyond all noise that "
             "a network has seen: give times of the process, as (index + 1) / N, not a network's indices"
         )
     return times

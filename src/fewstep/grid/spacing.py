@@ -131,9 +131,9 @@ def logistic(
     place = lambda lam: torch.sigmoid((lam - center) / width) + tail * lam  # noqa: E731
     points = 1 + min(max(1024, math.ceil(16 * (until - low) / width)), 2**16)
     known = torch.linspace(low, until, points, dtype=torch.float64)
-    begin, end = place(known[[0, -1]]).tolist()
-    target = torch.linspace(begin, end, steps + 1 - apart, dtype=torch.float64)
-    lam = known[torch.searchsorted(place(known), target).clamp(max=len(known) - 1)]
+    curve = place(known)
+    target = torch.linspace(curve[0].item(), curve[-1].item(), steps + 1 - apart, dtype=torch.float64)
+    lam = known[torch.searchsorted(curve, target).clamp(max=len(known) - 1)]
     for _ in range(5):  # Newton's method, from so near that it ends at rounding
         share = torch.sigmoid((lam - center) / width)
         lam = lam - (share + tail * lam - target) / (share * (1 - share) / width + tail)

@@ -33,7 +33,7 @@ from fewstep.loop.parallel import Parallel
 from fewstep.loop.range import in_range
 from fewstep.loop.rows import SMALL
 from fewstep.loop.start import finite_start, start_state, takes
-from fewstep.loop.walk import After, Callback, Denoiser, Plan, _under_autograd, look_at, walk
+from fewstep.loop.walk import After, Callback, Denoiser, Plan, _under_autograd, all_finite, look_at, walk
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
 from fewstep.process.base import Memory, recalling
@@ -110,7 +110,8 @@ def _on_made_times(solver: Solver, process: Process, grid: str | Grid, steps: in
     made = solver.grid(grid) if isinstance(grid, str) else grid
     if isinstance(grid, ToZero) and grid.grid is GRIDS["default"]:
         made = replace(grid, grid=solver.grid("default"))
-    with recalling(Memory(process, [])) if process.kind == "scalar" else nullcontext():
+    ends = Memory(process, [process.t_max, process.t_min])
+    with recalling(ends) if process.kind == "scalar" else nullcontext():
         table = solver.tabulate(process, as_grid(made, process, intervals(solver, process, steps, nfe)))
     if table.nfe != nfe if nfe is not None else table.nfe > (steps or 10):
         asked = f"nfe={nfe}" if nfe is not None else f"steps={steps or 10}"
@@ -280,7 +281,7 @@ def on_table(
         calls, done = table.nfe + (final == "denoise"), count(1)
         with telling(progress, "sampling", total=calls) as tell:
             z = run(look=False, callback=callback, tick=lambda: tell(next(done) / calls))
-        if strict and not bool(torch.isfinite(z).all()):
+        if strict and not all_finite(z):
             source.restore(drawn)
             run(look=True, callback=None, tick=None)
             raise ValueError("the samples are not finite, but a replay of the run was: is the denoiser deterministic?")
@@ -373,8 +374,8 @@ def same_process(denoiser: Any, process: Process) -> None:
 
 def same_model(denoiser: Any, table: Tableau) -> None:
     """Warns of a table that was fitted to other weights than those it is run with, where both tell."""
-    ours, theirs = fingerprint(denoiser), (table.card or {}).get("weights")
-    if ours and theirs and ours != theirs:
+    theirs = (table.card or {}).get("weights")
+    if theirs and (ours := fingerprint(denoiser)) and ours != theirs:
         warnings.warn(
             f"got a table fitted to the weights {theirs[:12]} for the weights {ours[:12]}: it runs, but its numbers "
             "were made for another model; fit one to this model with `fewstep fit`",

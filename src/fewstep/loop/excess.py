@@ -20,7 +20,8 @@ from torch import Tensor
 from fewstep.denoiser.oracle import VARIANCES
 from fewstep.grid import GRIDS, Grid, as_grid, to_zero
 from fewstep.process import Process
-from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, transpose
+from fewstep.process.base import Memory, recalling
+from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, stacked, transpose
 from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver, names
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
@@ -69,14 +70,23 @@ class _Width:
         if table.output != "x0" or any(row.given not in (None, "start") for row in table.rows):
             raise ValueError("the table reads what a network alone knows, or a row that is given")
         times = [*(table.rows[k].at for k in called), table.rows[0].t, table.rows[-1].t]
-        t = torch.tensor(times, dtype=torch.float64)
-        m, sigma = p.M(t), p.Sigma(t)
-        spread = [sigma + std**2 * (m * transpose(m)) for std in STDS]
-        gain = [std**2 * (transpose(m) * inverse(each)) for std, each in zip(STDS, spread, strict=True)]
-        self.place = {k: i for i, k in enumerate(called)}
-        self.mean, self.gain = _numbers(m), np.stack([_numbers(c) for c in gain])
-        self.start = np.stack([_numbers(cholesky(each))[-2] for each in spread])
-        self.exact = np.stack([_numbers(each)[-1] for each in spread])
+        memory = table.notes.get("memory")
+        if p.kind == "scalar":  # at single times, which a table's memory holds
+            with recalling(memory if memory and memory.process is p else Memory(p, times)):
+                m, sigma = (stacked([f(x) for x in times]) for f in (p.M, p.Sigma))
+        else:
+            m, sigma = (f(torch.tensor(times, dtype=torch.float64)) for f in (p.M, p.Sigma))
+        self.place, self.mean = {k: i for i, k in enumerate(called)}, _numbers(m)
+        if self.block:
+            spread = [sigma + std**2 * (m * transpose(m)) for std in STDS]
+            gain = [std**2 * (transpose(m) * inverse(each)) for std, each in zip(STDS, spread, strict=True)]
+            self.gain, self.exact = (np.stack([_numbers(c) for c in each]) for each in (gain, spread))
+            self.start = np.stack([_numbers(cholesky(each))[-2] for each in spread])
+        else:
+            squares = np.square(STDS).reshape(-1, *[1] * self.mean.ndim)
+            self.exact = _numbers(sigma) + squares * self.mean**2
+            self.gain, self.start = squares * self.mean / self.exact, np.sqrt(self.exact[:, -2])
+        self.exact = self.exact[:, -1]
         self.made: list[np.ndarray] = []
         self.values: dict[Symbol, np.ndarray] = {}
 

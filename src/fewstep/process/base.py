@@ -42,24 +42,30 @@ __all__ = [
     "like",
     "once",
     "recalling",
-    "remembering",
     "to_tensor",
 ]
 
 Time = Any  # float | (batch,) float64 Tensor; a function of a Time returns the same of the two
 ASKED = ("M", "R", "Psi", "F", "GG", "Sigma", "M_rate", "R_rate", "alpha", "sigma", "log_snr", "inverse_log_snr")
+SHARED = ("_parts",)  # what a process works its answers out of
 PLACES = ("alpha", "sigma", "log_snr", "inverse_log_snr")  # what times are made of
 
 
 class Memory:
-    """What a process has answered at single times while a table is written: see `remembering`."""
+    """What a process has answered at single times: see `recalling`.
+
+    A table asks for the same few functions at the same times over and over, and a tensor operation costs as much for
+    one number as for a hundred: what is asked at one of `times` is worked out at all of them. While `noting` is set,
+    other times are collected and given a stand-in, for a second time that asks for all of them together.
+    """
 
     def __init__(self, process: Process, times: list[float]) -> None:
         self.process, self.times, self.noting = process, dict.fromkeys(times), False
         self.noted: dict[float, None] = {}
         self.answers: dict[tuple[Any, float], Any] = {}
         self.steps = dict(zip(times[:-1], times[1:], strict=True))
-        self.nodes: list[tuple[Tensor, dict[Any, Any]]] = []  # what `asking_at` names, and the answers there
+        self.batch: tuple[list[float], Tensor] = [], torch.zeros(0)  # the times last asked for at once
+        self.nodes: list[tuple[Tensor, dict[Any, Any]]] = [(self.batch[1], {})]  # those, and what `asking_at` names
 
     def recall(self) -> bool:
         """Ends the noting, and takes what was noted among the times; whether there was anything."""
@@ -89,7 +95,11 @@ class Memory:
             return self.answers.setdefault((key, t), f(t))
         new = [u for u in self.times if (key, u) not in self.answers]
         try:
-            values = unstacked(f(torch.tensor(new, dtype=torch.float64)))
+            batch = self.batch
+            if batch[0] != new:
+                batch = self.batch = new, torch.tensor(new, dtype=torch.float64)
+                self.nodes = [(batch[1], {}), *self.nodes[1:]]
+            values = unstacked(f(batch[1]))
         except (RuntimeError, ValueError):  # a time beside this one may be singular
             return self.answers.setdefault((key, t), f(t))
         self.answers.update(((key, u), value) for u, value in zip(new, values, strict=True))
@@ -100,32 +110,18 @@ _MEMORY: ContextVar[Memory | None] = ContextVar("_MEMORY", default=None)
 
 
 @contextmanager
-def remembering(process: Process, times: list[float]) -> Iterator[Memory]:
-    """While the block runs, the process remembers its answers at single times, and works out those of `times` at once.
-
-    A table asks for the same few functions at the same times over and over, and a tensor operation costs as much for
-    one number as for a hundred. While `noting` is set, other times are collected and given a stand-in, for a second
-    time that asks for all of them together.
-    """
-    memory = Memory(process, times)
-    token = _MEMORY.set(memory)
-    try:
-        yield memory
-    finally:
-        _MEMORY.reset(token)
-
-
-@contextmanager
 def asking_at(nodes: Tensor) -> Iterator[None]:
     """While the block runs, a process that remembers works out once what it is asked at these times, or log-SNRs."""
     memory = _MEMORY.get()
-    if memory is not None:
-        memory.nodes.append((nodes, {}))
+    if memory is None:
+        yield
+        return
+    before = memory.nodes
+    memory.nodes = [*before, (nodes, {})]
     try:
         yield
     finally:
-        if memory is not None:
-            memory.nodes.pop()
+        memory.nodes = before
 
 
 @contextmanager
@@ -139,7 +135,7 @@ def recalling(memory: Memory) -> Iterator[None]:
 
 
 def once(process: Process, key: Any, f: Callable[[Time], Any], t: Time) -> Any:
-    """f(t), a function of the process that has a name, remembered inside `remembering`."""
+    """f(t), a function of the process that has a name, remembered inside `recalling`."""
     memory = _MEMORY.get()
     if memory is None or type(t) is not float or memory.process is not process:
         return f(t)
@@ -148,7 +144,7 @@ def once(process: Process, key: Any, f: Callable[[Time], Any], t: Time) -> Any:
 
 
 def across(process: Process, key: Any, f: Callable[[Time, Time], Any], t: Time, s: Time) -> Any:
-    """f(t, s), a function of the process that has a name, for all steps of the grid at once inside `remembering`."""
+    """f(t, s), a function of the process that has a name, for all steps of the grid at once inside `recalling`."""
     memory = _MEMORY.get()
     if memory is None or type(t) is not float or memory.process is not process:
         return f(t, s)
@@ -187,7 +183,7 @@ class Process(Typed, ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for name in ASKED:
+        for name in ASKED + SHARED:
             if (method := cls.__dict__.get(name)) is not None:
                 setattr(cls, name, _remembered(name, method))
 
@@ -289,10 +285,10 @@ class Process(Typed, ABC):
     def check_times(self, times: Tensor) -> None:
         """Refuses times outside the process's domain; the ends t_min and t_max may be passed where it is defined."""
         low, high = self.domain
-        bad = times[(times < low) | (times > high) | ~times.isfinite()]
-        if len(bad):
+        bad = [t for t in times.tolist() if not (low <= t <= high and math.isfinite(t))]
+        if bad:
             raise ValueError(
-                f"got time {float(bad[0]):g} for {type(self).__name__}, which is defined on [{low:g}, {high:g}]: "
+                f"got time {bad[0]:g} for {type(self).__name__}, which is defined on [{low:g}, {high:g}]: "
                 "give times inside"
             )
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep.grid import GRIDS, Grid
-from fewstep.process.base import Process
+from fewstep.process.base import Memory, Process
 from fewstep.solver.weights import together
 from fewstep.tableau.kept import kept, said
 from fewstep.tableau.tableau import Tableau
@@ -162,8 +162,11 @@ class Solver(Promised):
             return writer
 
         with torch.inference_mode(False):  # kept between runs, differentiable ones too
-            grid = grid.clone()
-            return together(process, grid.tolist(), written).table(self)
+            grid, memory = grid.clone(), Memory(process, grid.tolist())
+            table = together(memory, written).table(self)
+        if process.kind == "scalar":  # its runs ask for the same
+            table.notes["memory"] = memory
+        return table
 
 
 def _beyond(part: Any) -> tuple[Any, ...]:

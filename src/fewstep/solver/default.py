@@ -122,7 +122,7 @@ class Default(Solver):
     def _from_the_first_call(self, process: Process, times: list[float]) -> list[float]:
         """The times with those before the first call, but the start, spread out from it to the next one."""
         first = self.first(process, len(times) - 1)
-        lam = process.log_snr(torch.tensor(times, dtype=torch.float64)).tolist()
+        lam = [float(process.log_snr(t)) for t in times]
         early = sum(one <= first for one in lam[1:-1])
         if not early:
             return times

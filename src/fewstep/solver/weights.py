@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.process.base import Process, Time, asking_at, derivative, remembering, to_tensor
+from fewstep.process.base import Memory, Process, Time, asking_at, derivative, recalling, to_tensor
 from fewstep.process.clock import Clock, clock
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, stacked, transpose, unstacked
 
@@ -100,15 +100,15 @@ class _Notes:
 _NOTES: ContextVar[_Notes | None] = ContextVar("_NOTES", default=None)
 
 
-def together(process: Process, times: list[float], write: Callable[[], Any]) -> Any:
-    """What `write()` returns, with all weights, and all functions of the process, worked out at once.
+def together(memory: Memory, write: Callable[[], Any]) -> Any:
+    """What `write()` returns, with all weights, and all functions of the memory's process, worked out at once.
 
     `write` is called twice; it must ask for the same both times, or what is new the second time is worked out alone.
     """
     notes = _Notes()
     token = _NOTES.set(notes)
     try:
-        with remembering(process, times) as memory, torch.inference_mode(False), torch.no_grad():
+        with recalling(memory), torch.inference_mode(False), torch.no_grad():
             memory.noting = True
             made, failed = None, False
             try:
@@ -159,14 +159,16 @@ def turn(process: Process, root: str, t: float) -> Coefficient:
 
 @dataclass
 class _Batch:
-    """Steps of one process, form and clock with equally many predictions, whose B_j take quadrature: a row each.
+    """Steps of one process, form and clock whose B_j take quadrature: a row each.
 
-    `known` is the sum of a row's B_j. Where it is not known in closed form (a root "L" that turns), panels are halved
-    until the sum stays what it is. `into` says where the B_j go: a list, and its entries.
+    `places` are those of the predictions, nan where a row has fewer. `known` is the sum of a row's B_j; where it is not
+    known in closed form (a root "L" that turns), panels are halved until the sum stays what it is. `into` says where
+    the B_j go: a list, and its entries.
     """
 
-    first: _Step
+    process: Process
     form: Form
+    clock: Clock
     places: Tensor
     spans: list[tuple[float, float]]
     ends: Coefficient
@@ -197,68 +199,75 @@ class _Batch:
     def hand_over(self) -> None:
         """Puts the B_j where they belong."""
         columns = [unstacked(_with(self.whole, found)) for found in self.found.unbind(1)]
-        for (b, at), row in zip(self.into, zip(*columns, strict=True), strict=True):
-            for j, value in zip(at, row, strict=True):
+        for (b, at), *row in zip(self.into, *columns, strict=True):
+            for j, value in zip(at, row, strict=False):
                 b[j] = value
 
 
 def _answers(steps: list[_Step]) -> list[Weights]:
     """The weights of all steps."""
-    groups: dict[tuple, list[int]] = {}
+    answers: dict[int, Weights] = {}
+    for p in {id(step.process): step.process for step in steps}.values():
+        mine = [k for k, step in enumerate(steps) if step.process is p]
+        answers.update(zip(mine, _answers_of(p, [steps[k] for k in mine]), strict=True))
+    return [answers[k] for k in range(len(steps))]
+
+
+def _answers_of(p: Process, steps: list[_Step]) -> list[Weights]:
+    """The weights of all steps of a process."""
+    groups: dict[tuple[Form, Clock, str], list[int]] = {}
     for k, step in enumerate(steps):
-        groups.setdefault((id(step.process), step.form, step.clock, step.root), []).append(k)
-    places, answers, batches = _places(steps), {}, []
-    for group in groups.values():
-        first = steps[group[0]]
-        p, turns = first.process, first.root == "L" and first.process.kind == "block"
-        t, s = (torch.tensor([getattr(steps[k], x) for k in group], dtype=torch.float64) for x in ("t", "s"))
-        carry, whole = first_order(p, first.form, t, s)
-        left: dict[int, list[tuple[int, list[int]]]] = {}
-        for i, (k, c, w) in enumerate(zip(group, unstacked(carry), unstacked(whole), strict=True)):
-            *at, end = places[k]
-            finite = [j for j, place in enumerate(at) if math.isfinite(place)] if math.isfinite(end) else []
-            finite, b = finite or [0], [0.0] * len(at)
-            answers[k] = c, b
-            if turns:
-                left.setdefault(len(finite), []).append((i, finite))
-            elif len(finite) < 2:
-                b[finite[0]] = w
-            elif first.form != "noise" and p.log_snr(steps[k].s) == math.inf:  # R_s = 0: all weight sits at the end
-                for j, weight in zip(finite, _lagrange_at([at[j] for j in finite], end), strict=True):
-                    b[j] = weight * w
-            else:
-                left.setdefault(len(finite), []).append((i, finite))
-        form = "cholesky" if turns else first.form
-        for rows in left.values():
-            index = torch.tensor([i for i, _ in rows])
-            frame, sums = _frame(p, form), _taken(whole, index)
-            end, known = _numbers(frame.q(s[index])), _numbers(sums)
-            scale = torch.ones(len(rows)) if turns else torch.maximum(end.abs(), (end - known).abs()).amax(1)
-            basis = torch.tensor([[places[group[i]][j] for j in at] for i, at in rows], dtype=torch.float64)
-            spans, into = (
-                [_span(steps[group[i]], form) for i, _ in rows],
-                [(answers[group[i]][1], at) for i, at in rows],
+        groups.setdefault((step.form, step.clock, step.root), []).append(k)
+    answers: list[Weights] = [(1.0, [0.0] * len(step.nodes)) for step in steps]
+    times, batches = torch.tensor([x for step in steps for x in (step.t, step.s)], dtype=torch.float64), []
+    with asking_at(times):
+        for (form, u, root), group in groups.items():
+            frame, index, turns = _frame(p, form), 2 * torch.tensor(group), root == "L" and p.kind == "block"
+            (start, end), (q_start, q) = (
+                (_taken(c, index), _taken(c, index + 1)) for c in (frame.p(times), frame.q(times))
             )
-            known = known * math.nan if turns else known
-            batches.append(_Batch(first, form, basis, spans, frame.p(s[index]), sums, known, 1e-13 * scale, into))
+            carry = end * inverse(start)
+            whole = q - carry * q_start
+            places, left = _places(p, u, [steps[k] for k in group]), []
+            for i, (k, c, w) in enumerate(zip(group, unstacked(carry), unstacked(whole), strict=True)):
+                (*at, last), b = places[i], answers[k][1]
+                finite = [j for j, place in enumerate(at) if math.isfinite(place)] if math.isfinite(last) else []
+                finite, answers[k] = finite or [0], (c, b)
+                if not turns and len(finite) < 2:
+                    b[finite[0]] = w
+                elif not turns and form != "noise" and p.log_snr(steps[k].s) == math.inf:
+                    for j, weight in zip(finite, _lagrange_at([at[j] for j in finite], last), strict=True):
+                        b[j] = weight * w  # R_s = 0: all weight sits at the end
+                else:
+                    left.append((i, finite))
+            if left:
+                form, rows = "cholesky" if turns else form, torch.tensor([i for i, _ in left])
+                (end, whole), ends = (_taken(c, rows) for c in (end, whole)), _numbers(_taken(q, rows))
+                known, most = _numbers(whole), max(len(at) for _, at in left)
+                scale = torch.ones(len(left)) if turns else torch.maximum(ends.abs(), (ends - known).abs()).amax(1)
+                basis = [[places[i][j] for j in at] + [math.nan] * (most - len(at)) for i, at in left]
+                batches.append(
+                    _Batch(
+                        p, form, u, torch.tensor(basis, dtype=torch.float64),
+                        [_span(steps[group[i]], form) for i, _ in left], end, whole,
+                        known * math.nan if turns else known, 1e-13 * scale,
+                        [(answers[group[i]][1], at) for i, at in left],
+                    )
+                )  # fmt: skip
     for _ in range(_DOUBLINGS):
         for part in _parts(batches):
             _sum(part)
     for batch in batches:
         batch.hand_over()
-    return [answers[k] for k in range(len(steps))]
+    return answers
 
 
-def _places(steps: list[_Step]) -> list[list[float]]:
-    """Where the predictions and the end of every step lie in its clock, read at once."""
-    clocks: dict[tuple[Clock, int], tuple[Process, dict[float, float]]] = {}
-    for step in steps:
-        known = clocks.setdefault((step.clock, id(step.process)), (step.process, {}))[1]
-        known.update(dict.fromkeys((*step.nodes, step.s), 0.0))
-    for (u, _), (process, known) in clocks.items():
-        times = torch.tensor(list(known), dtype=torch.float64)
-        known.update(zip(known, torch.as_tensor(u.of(process, times)).tolist(), strict=True))
-    return [[clocks[step.clock, id(step.process)][1][v] for v in (*step.nodes, step.s)] for step in steps]
+def _places(p: Process, u: Clock, steps: list[_Step]) -> list[list[float]]:
+    """Where the predictions and the end of every step lie in a clock, read at once."""
+    known = dict.fromkeys((x for step in steps for x in (*step.nodes, step.s)), 0.0)
+    read = torch.as_tensor(u.of(p, torch.tensor(list(known), dtype=torch.float64)))
+    known.update(zip(known, read.tolist(), strict=True))
+    return [[known[x] for x in (*step.nodes, step.s)] for step in steps]
 
 
 def _parts(batches: list[_Batch]) -> Iterator[list[tuple[_Batch, list[int]]]]:
@@ -266,7 +275,7 @@ def _parts(batches: list[_Batch]) -> Iterator[list[tuple[_Batch, list[int]]]]:
     part, count, kind = [], 0, None
     for batch in batches:
         size = 16 * batch.known.shape[1]
-        before, kind = kind, (id(batch.first.process), batch.form if size > 16 else None)
+        before, kind = kind, batch.form if size > 16 else None
         for row in batch.left:
             if part and (kind != before or count + size * batch.panels[row] > _AT_ONCE):
                 yield part
@@ -281,7 +290,7 @@ def _parts(batches: list[_Batch]) -> Iterator[list[tuple[_Batch, list[int]]]]:
 
 def _sum(part: list[tuple[_Batch, list[int]]]) -> None:
     """The B_j of some rows by quadrature on their panels."""
-    process = part[0][0].first.process
+    process = part[0][0].process
     edges = [(a, (b - a) / n, i) for batch, rows in part for r in rows
              for (a, b), n in [(batch.spans[r], batch.panels[r])] for i in range(n)]  # fmt: skip
     low, width, index = torch.tensor(edges, dtype=torch.float64)[..., None].unbind(1)
@@ -290,7 +299,7 @@ def _sum(part: list[tuple[_Batch, list[int]]]) -> None:
         tau, known = process.inverse_log_snr(lam), {}
         with asking_at(tau):
             for batch, rows in part:
-                u, frame = batch.first.clock, _frame(process, batch.form)
+                u, frame = batch.clock, _frame(process, batch.form)
                 if u not in known:
                     known[u] = to_tensor(u.of_log_snr(process, lam)).view(-1, 16)
                 if batch.form not in known:
@@ -298,13 +307,16 @@ def _sum(part: list[tuple[_Batch, list[int]]]) -> None:
                 of = torch.tensor([i for i, r in enumerate(rows) for _ in range(batch.panels[r])])
                 begin, end = end, end + len(of)
                 back, rate = (_taken(c, slice(16 * begin, 16 * end)) for c in known[batch.form])
-                density = _numbers(_taken(batch.ends, torch.tensor(rows)[of].repeat_interleave(16)) * back * rate)
+                ends, places = _taken(batch.ends, rows), batch.places[rows]
+                before = _taken(ends, of.repeat_interleave(16)) * back if process.kind == "block" else back
+                density = _numbers(before * rate)
                 seen = density[:, 0].isfinite()  # times beside a singular end round to it, where nothing is to weigh
                 density = density if bool(seen.all()) else torch.where(seen[:, None], density, 0.0)
-                basis = _lagrange(batch.places[rows][of][:, None], known[u][begin:end])
+                basis = _lagrange(places[of][:, None], known[u][begin:end])
                 weight = (basis * (width[begin:end, None] / 2 * _W[:, None])).mT
                 sums = torch.zeros(len(rows), *batch.found.shape[1:], dtype=torch.float64)
-                batch.settle(rows, sums.index_add_(0, of, weight @ density.view(len(of), 16, -1)))
+                sums.index_add_(0, of, weight @ density.view(len(of), 16, -1)).mul_(~places.isnan()[..., None])
+                batch.settle(rows, sums if process.kind == "block" else _numbers(ends)[:, None] * sums)
 
 
 def _taken(c: Coefficient, index: Any) -> Coefficient:
@@ -363,10 +375,9 @@ def _frame(process: Process, form: Form) -> Frame:
 
 
 def _lagrange(nodes: Tensor, u: Tensor) -> Tensor:
-    """The Lagrange polynomials of nodes (.., count) at u (..): (.., count)."""
-    count = nodes.shape[-1]
+    """The Lagrange polynomials of nodes (.., count) at u (..): (.., count); a node that is nan is none."""
     share = (u[..., None] - nodes)[..., None, :] / (nodes[..., :, None] - nodes[..., None, :])
-    return torch.where(torch.eye(count, dtype=torch.bool), 1.0, share).prod(-1)
+    return share.masked_fill(torch.eye(nodes.shape[-1], dtype=torch.bool) | share.isnan(), 1.0).prod(-1)
 
 
 def _lagrange_at(nodes: list[float], u: float) -> list[float]:

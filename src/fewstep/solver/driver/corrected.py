@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fewstep.process.base import Process
+from fewstep.process.base import Memory, Process
 from fewstep.process.operator import Coefficient, inverse, is_zero, transpose
 from fewstep.solver.base import Promise, Solver
 from fewstep.solver.driver.base import Driver, Live, Outcome, Run, ends_of
@@ -137,7 +137,7 @@ class LangevinCorrected(Driver):
                 z = self._ahead(w, z, t, s)
             return w
 
-        alone = together(process, grid.tolist(), written).table(self.predictor)
+        alone = together(Memory(process, grid.tolist()), written).table(self.predictor)
         return alone.rows == self.predictor.tabulate(process, grid).rows
 
     def _langevin(self, w: Writer, z: Form, t: float, size: Size) -> Form:
