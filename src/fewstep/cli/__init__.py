@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fewstep import __version__
-from fewstep.cli import bench, check, demo, explain, export, fit, listing, sample, stats, systems, train, ui
+from fewstep.cli import bench, check, demo, explain, export, fit, listing, sample, stats, train, ui
 from fewstep.cli.common import Parser, Usage, pick
 from fewstep.signals import terminable
+from fewstep.systems import command as systems
 
 __all__ = ["COMMANDS", "main"]
 

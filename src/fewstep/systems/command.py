@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 
-from fewstep.cli.common import pick
+from fewstep.systems import CHAPTERS, SYSTEMS, System
+from fewstep.words import pick
 
 __all__ = ["arguments", "run"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep systems`."""
-    parser.add_argument("id", nargs="?", metavar="ID", help="all about this one (default: a line about each)")
+    text = "all about this one (default: a line about each)"
+    parser.add_argument("system", nargs="?", type=known, metavar="ID", help=text)
+
+
+def known(name: str) -> System:
+    """Argparse type: a system of the book."""
+    try:
+        return pick(SYSTEMS, name, "system")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> None:
@@ -19,9 +29,7 @@ def run(args: argparse.Namespace) -> None:
 
     Without ID: a line a system, `not yet` where there is no code. docs/systems.md is the same as a page.
     """
-    from fewstep.systems import CHAPTERS, SYSTEMS
-
-    if args.id is None:
+    if args.system is None:
         width, blocks = max(map(len, SYSTEMS)), []
         for chapter, title in CHAPTERS.items():
             rows = [system for system in SYSTEMS.values() if system.chapter == chapter]
@@ -29,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
             blocks.append("\n".join([f"{title}:", *lines]))
         print("\n\n".join(blocks))
         return
-    system = pick(SYSTEMS, args.id, "system")
+    system = args.system
     print(f"{system.id} ({system.state}): {system.what}\n")
     said = {
         "paper": system.paper,
