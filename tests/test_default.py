@@ -21,6 +21,9 @@ torch.set_num_threads(1)
 @pytest.mark.parametrize(("options", "calls", "first"), [
     ({"predicts": "noise"}, 5, math.log(0.037 / 0.3)),
     ({"predicts": "score"}, 20, math.log(0.037 / 0.3)),
+    ({"predicts": "noise"}, 3, -1.4),
+    ({"predicts": "noise"}, 4, -1.5),
+    ({"predicts": "noise", "guidance": 9.0}, 4, -1.2),
     ({"predicts": "noise", "error": 0.02}, 5, math.log(0.02 / 0.3)),
     ({"predicts": "noise", "error": 0.2}, 5, -1.5),
     ({"predicts": "noise", "size": 4 * 784}, 5, math.log(0.037 / 2 / 0.3)),
@@ -71,7 +74,7 @@ def test_guidance_moves_steps_towards_noise_and_the_deviation_of_data_moves_them
     process = fs.VP()
     middle = lambda **options: float(process.log_snr(fs.tabulate(Default(**options), process, steps=8).grid[4]))  # noqa: E731
     assert middle(guidance=4.0) < middle(size=2) - 0.3
-    assert middle(predicts="noise", guidance=4.0, error=0.001) < middle(predicts="noise", error=0.001) - 0.3
+    assert middle(predicts="noise", error=0.001) < middle(predicts="v") - 0.3
     assert middle(predicts="v", std=1.0) < middle(predicts="v") - 0.4
 
 

@@ -22,14 +22,14 @@ log-SNR by -log(std/unit)):
   made at lambda_1 = -max(2, log(d)/2 - 0.6) - n/13. Guided, steps are centred 0.75 lower, with one point up to 4 calls
   and two up to 10.
 - A network (`fewstep.wrap`, a loaded model): two points in the data form, since a third extrapolates its errors, and
-  from 4 calls on (3 where noise is not what it predicts) the last call at lambda = 2.2, by 0.03 a call later from 10
-  on: what the state holds below is noise that the network's own errors have made of it, and the last prediction takes
-  that out. Above 784 numbers, where networks are better, it moves later by log(d/784)/2, but not beyond the grid
-  without it.
+  from 4 calls on the last call at lambda = 2.2, or where noise is not what it predicts by 0.03 a call later from 10 on:
+  what the state holds below is noise that the network's own errors have made of it, and the last prediction takes that
+  out. Above 784 numbers, where networks are better, it moves later by log(d/784)/2, but not beyond the grid without it.
+  At 3 calls it is made at 1.2, and steps are centred 0.25 lower.
 - A network that predicts noise is first called where its error, measured (`error`) or 0.037 sqrt(784/d), is 0.3 in
-  data, but not after -1.5; where the process starts within 1 of that (half of it below 256 numbers), at the start.
-  Guidance at scale w makes of an error delta one of sqrt(w^2 + (w - 1)^2) delta, and moves the steps of such a network
-  earlier, centred 0.75 lower.
+  data, but not after -1.5; with 3 and 4 calls, which one before -1.1 - n/10 is not worth, between that and -1.2; where
+  the process starts within 1 of it (half of it below 256 numbers), at the start. Steps are centred at 1 - n/4, from 6
+  calls on at -0.5. Guidance at scale w makes of an error delta one of sqrt(w^2 + (w - 1)^2) delta.
 - Below 256 numbers, of which a state tells nothing for long, any network's steps are centred at 0. With n calls the
   first is made at -0.35 (n + 1), from 5 calls on at -2.1, earlier by 1/40 a call from 8 on, but not before that of an
   error that is known; the last at 0.3 + 0.3 n, from 7 calls on at 1.6 + 0.1 n.
@@ -144,7 +144,8 @@ class Default(Solver):
         if self.noisy and (self.error or not self.small):
             error = self.error or 0.037 * min(1.0, math.sqrt(784 / self.size))
             both = math.hypot(self.guidance, self.guidance - 1) if self.guided else 1.0
-            first = min(math.log(error * both / 0.3), -1.5)
+            first = math.log(error * both / 0.3)
+            first = min(max(first, -1.1 - calls / 10), -1.2) if calls in (3, 4) else min(first, -1.5)
             first = max(first, self._informed(calls)) if self.small else first
         elif self.predicts:
             first = self._informed(calls) if self.small else -math.inf
@@ -168,26 +169,29 @@ class Default(Solver):
 
     def last(self, calls: int) -> float:
         """The log-SNR of a network's last call; inf where it is that of the grid."""
-        if self.small:
+        if self.small or calls == 3:
             return self._shift + min(0.3 + 0.3 * calls, 1.6 + 0.1 * calls)
-        ended = calls > 3 or (calls > 2 and not self.noisy)
-        return self._shift + 2.2 + 0.03 * max(0, calls - 10) if ended else math.inf
+        later = 0.0 if self.noisy else 0.03 * max(0, calls - 10)
+        return self._shift + 2.2 + later if calls > 3 else math.inf
+
+    def center(self, calls: int) -> float:
+        """The log-SNR where steps are densest."""
+        if self.noisy and not self.small:
+            return self._shift + max(-0.5, 1 - calls / 4)
+        if self.predicts:
+            return self._shift + (0.0 if self.small or calls == 3 else 0.25)
+        return self._shift + (-0.5 if self.guided else 0.25)
 
 
 def _grid(solver: Default, process: Process, steps: int) -> Tensor:
     """The default grid of a solver: the process's own, cut at the first and the last call, or moved."""
-    place = functools.partial(logistic, process, steps, first=solver.first(process, steps))
-    if solver.predicts and solver.small:
-        center = 0.0
-    else:
-        center = 0.25 if not solver.guided or (solver.predicts and not solver.noisy) else -0.5
-    if solver.predicts and process.kind == "scalar":
-        place = functools.partial(place, center=center + solver._shift)
-        last = solver.last(steps)
-        if solver.size > 784 and last < math.inf:
-            least = 2.2 + solver._shift
-            last = min(last + 0.5 * math.log(solver.size / 784), max(least, float(process.log_snr(place()[-2]))))
-        return place(last=last)
-    if process.default_grid == "logistic" or (solver.guided and process.kind == "scalar"):
-        return place(center=center + solver._shift)
-    return GRIDS["default"](process, steps)
+    if process.default_grid != "logistic" and not (process.kind == "scalar" and (solver.predicts or solver.guided)):
+        return GRIDS["default"](process, steps)
+    place = functools.partial(logistic, process, steps, center=solver.center(steps), first=solver.first(process, steps))
+    if not solver.predicts or process.kind != "scalar":
+        return place()
+    last = solver.last(steps)
+    if solver.size > 784 and last < math.inf:
+        least = 2.2 + solver._shift
+        last = min(last + 0.5 * math.log(solver.size / 784), max(least, float(process.log_snr(place()[-2]))))
+    return place(last=last)
