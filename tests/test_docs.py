@@ -36,6 +36,15 @@ def test_a_changed_block_is_noticed(tables, monkeypatch, tmp_path):
     assert tables.main(["--check"]) == 0
 
 
+def test_a_book_that_is_behind_is_noticed(tables, monkeypatch, tmp_path):
+    page = tmp_path / "systems.md"
+    page.write_text(tables.BOOK.read_text(encoding="utf-8").replace("**ddgan**", "**gan**"), encoding="utf-8")
+    monkeypatch.setattr(tables, "BOOK", page)
+    assert tables.main(["--check"]) == 1
+    assert tables.main([]) == 0
+    assert tables.main(["--check"]) == 0
+
+
 def test_every_solver_has_a_line(tables):
     assert list(tables.WHEN) == [name for name in fs.TABLES if name not in ALIASES]
 
