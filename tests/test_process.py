@@ -9,6 +9,7 @@ import torch
 
 import fewstep as fs
 from fewstep.process.base import Process
+from fewstep.process.diagonal import DiagonalProcess
 from fewstep.process.operator import Block, Diagonal, apply, cholesky, inverse, log_det, root, transpose
 
 SIZE = (4, 6)
@@ -229,3 +230,12 @@ def test_operator_functions():
 def test_impossible_processes_are_refused(make_bad):
     with pytest.raises(ValueError, match="give "):
         make_bad()
+
+
+@pytest.mark.parametrize("name", ["blurring", "heat", "ve-blur", "masking"])
+def test_a_rate_in_closed_form_is_the_derivative_of_its_mean(name):
+    process = fs.PROCESSES[name](size=(6, 5))
+    t = torch.linspace(0.02, 0.98, 9, dtype=torch.float64)
+    rate, exact = process.F(t).values, DiagonalProcess.F(process, t).values
+    assert torch.allclose(rate, exact, rtol=1e-11, atol=1e-13 * float(exact.abs().max()))
+    assert torch.equal(process.F(float(t[3])).values, rate[3])

@@ -47,7 +47,7 @@ __all__ = [
 
 Time = Any  # float | (batch,) float64 Tensor; a function of a Time returns the same of the two
 ASKED = ("M", "R", "Psi", "F", "GG", "Sigma", "M_rate", "R_rate", "alpha", "sigma", "log_snr", "inverse_log_snr")
-SHARED = ("_parts",)  # what a process works its answers out of
+SHARED = ("_parts", "_faded", "_mean")  # what a process works its answers out of
 PLACES = ("alpha", "sigma", "log_snr", "inverse_log_snr")  # what times are made of
 
 

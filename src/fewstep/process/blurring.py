@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from fewstep.process.base import Time, like, to_tensor
-from fewstep.process.diagonal import DCTProcess, frequencies
+from fewstep.process.diagonal import BlurProcess
 
 __all__ = ["Blurring"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blurring(DCTProcess):
+class Blurring(BlurProcess):
     """Blurring diffusion on images of `size` (height, width); times run from a noise level of 80 to 1e-5."""
 
     sigma_blur_max: float = 10.0
@@ -42,9 +42,7 @@ class Blurring(DCTProcess):
 
     def frequency_scaling(self, t: Time) -> Tensor:
         """d_t of every frequency, (height, width) or (batch, height, width)."""
-        blur = self.sigma_blur_max * torch.sin(math.pi / 2 * to_tensor(t)) ** 2
-        fall = torch.exp(-frequencies(self.size) * (blur**2 / 2)[..., None, None])
-        return (1 - self.min_scale) * fall + self.min_scale
+        return self._faded(to_tensor(t)) + self.min_scale
 
     def log_snr(self, t: Time) -> Time:
         """log(alpha / sigma): the clock of frequency zero; `log_snr_modes` gives all."""
@@ -54,8 +52,11 @@ class Blurring(DCTProcess):
         angle = torch.atan((-to_tensor(lam)).exp())
         return like(angle * 2 * (1 + 2 * self.offset) / math.pi - self.offset, lam)
 
-    def _mean(self, t: Tensor) -> Tensor:
-        return torch.cos(self._angle(t))[..., None, None] * self.frequency_scaling(t)
+    def _blur(self, t: Tensor) -> Tensor:
+        return (self.sigma_blur_max * torch.sin(math.pi / 2 * t) ** 2) ** 2 / 2
+
+    def _clear(self, t: Tensor) -> Tensor:
+        return torch.cos(self._angle(t))
 
     def _sigma(self, t: Tensor) -> Tensor:
         return torch.sin(self._angle(t))

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from fewstep.process.base import Time, like, to_tensor
-from fewstep.process.diagonal import DCTProcess, DiagonalProcess, frequencies
+from fewstep.process.diagonal import BlurProcess, DiagonalProcess, frequencies
+from fewstep.process.operator import Coefficient, Diagonal
 
 __all__ = ["HeatDissipation", "Masking", "VEBlur"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeatDissipation(DCTProcess):
+class HeatDissipation(BlurProcess):
     """Inverse heat dissipation: blur sigma_B grows geometrically from blur_min to blur_max, the noise stays at `noise`.
 
     The mean never fades, so the state at t_max is a blurred image and not noise: start from one,
@@ -63,7 +64,8 @@ class HeatDissipation(DCTProcess):
 
     def log_snr(self, t: Time) -> Time:
         """log(d / noise) of the slowest frequency that fades; `log_snr_modes` gives all."""
-        return like(self._fall(self._slowest, to_tensor(t)).log() - math.log(self.noise), t)
+        left = (1 - self.min_scale) * torch.exp(-self._slowest * self._blur(to_tensor(t))) + self.min_scale
+        return like(left.log() - math.log(self.noise), t)
 
     def inverse_log_snr(self, lam: Time) -> Time:
         scale = self.noise * to_tensor(lam).exp()
@@ -79,13 +81,13 @@ class HeatDissipation(DCTProcess):
     def _slowest(self) -> Tensor:
         return torch.tensor(math.pi**2, dtype=torch.float64)  # times the longer side to the power -2
 
-    def _fall(self, frequency: Tensor, t: Tensor) -> Tensor:
-        """What is left of a frequency, in units of the longer side to the power -2."""
-        blur2 = self.blur_min**2 * torch.exp(2 * math.log(self.blur_max / self.blur_min) * t)
-        return (1 - self.min_scale) * torch.exp(-frequency * blur2 / 2) + self.min_scale
+    @property
+    def _frequencies(self) -> Tensor:
+        """In units of the longer side to the power -2."""
+        return frequencies(self.size) * max(self.size) ** 2
 
-    def _mean(self, t: Tensor) -> Tensor:
-        return self._fall(frequencies(self.size) * max(self.size) ** 2, t[..., None, None])
+    def _blur(self, t: Tensor) -> Tensor:
+        return self.blur_min**2 * torch.exp(2 * math.log(self.blur_max / self.blur_min) * t) / 2
 
     def _sigma(self, t: Tensor) -> Tensor:
         return torch.full_like(t, self.noise)
@@ -115,7 +117,7 @@ class _Exploding(DiagonalProcess):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VEBlur(_Exploding, DCTProcess):
+class VEBlur(_Exploding, BlurProcess):
     """Soft diffusion's blur: noise that explodes as in VE and a Gaussian blur that grows beside it.
 
     sigma_B,t = blur_max sin^2(pi t / 2), in pixels.
@@ -123,10 +125,8 @@ class VEBlur(_Exploding, DCTProcess):
 
     blur_max: float = 8.0
 
-    def _mean(self, t: Tensor) -> Tensor:
-        blur = self.blur_max * torch.sin(math.pi / 2 * t) ** 2
-        fall = torch.exp(-frequencies(self.size) * (blur**2 / 2)[..., None, None])
-        return (1 - self.min_scale) * fall + self.min_scale
+    def _blur(self, t: Tensor) -> Tensor:
+        return (self.blur_max * torch.sin(math.pi / 2 * t) ** 2) ** 2 / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,16 @@ class Masking(_Exploding):
     reach: float = 2.0
     softness: float = 0.2
 
-    def _mean(self, t: Tensor) -> Tensor:
+    def _faded(self, t: Tensor) -> Tensor:
+        """The share of the way that every pixel has faded."""
         y, x = (torch.arange(n, dtype=torch.float64) + 0.5 - n / 2 for n in self.size)
         r = torch.hypot(y[:, None], x) * 2 / min(self.size)
-        return 1 - (1 - self.min_scale) * torch.sigmoid((self.reach * t[..., None, None] - r) / self.softness)
+        return torch.sigmoid((self.reach * t[..., None, None] - r) / self.softness)
+
+    def _mean(self, t: Tensor) -> Tensor:
+        return 1 - (1 - self.min_scale) * self._faded(t)
+
+    def F(self, t: Time) -> Coefficient:
+        """The rate d log c / dt of every pixel."""
+        left = (1 - self.min_scale) * (faded := self._faded(to_tensor(t)))
+        return Diagonal(left * (1 - faded) / (left - 1) * (self.reach / self.softness), 2)

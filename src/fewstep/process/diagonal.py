@@ -20,7 +20,7 @@ from fewstep.process.base import Process, Time, derivative, like, to_tensor
 from fewstep.process.operator import Coefficient, Diagonal
 from fewstep.words import bounded, short, whole
 
-__all__ = ["DCTProcess", "DiagonalProcess", "dct_matrix", "frequencies"]
+__all__ = ["BlurProcess", "DCTProcess", "DiagonalProcess", "dct_matrix", "frequencies"]
 
 Size = tuple[int, int]  # or one number for both when it is given
 
@@ -66,6 +66,10 @@ class DiagonalProcess(Process):
     def R(self, t: Time) -> Coefficient:
         t = to_tensor(t)
         return Diagonal(self._sigma(t)[..., None, None].expand(*t.shape, *self.size), 2)
+
+    def Sigma(self, t: Time) -> Coefficient:
+        t = to_tensor(t)
+        return Diagonal((self._sigma(t) ** 2)[..., None, None].expand(*t.shape, *self.size), 2)
 
     def F(self, t: Time) -> Coefficient:
         """The rate d log m / dt of every mode, exact to rounding: reverse mode in float64, turned round by another."""
@@ -120,6 +124,41 @@ class DCTProcess(DiagonalProcess):
         """The image of the coefficients."""
         rows, columns = (dct_matrix(n).to(c) for n in self._sized(c))
         return rows.mT @ c @ columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlurProcess(DCTProcess):
+    """Frequencies that fade as exp(-lambda b_t), but for `min_scale` of them, below a signal that all share.
+
+    To write one, give b_t, and `_clear` and `_frequencies` where they are others.
+    """
+
+    min_scale: float = 1e-3
+
+    @abstractmethod
+    def _blur(self, t: Tensor) -> Tensor:
+        """Half the square of the blur, shaped like t."""
+
+    def _clear(self, t: Tensor) -> Tensor:
+        """The signal of frequency zero."""
+        return torch.ones_like(t)
+
+    @property
+    def _frequencies(self) -> Tensor:
+        return frequencies(self.size)
+
+    def _faded(self, t: Tensor) -> Tensor:
+        return (1 - self.min_scale) * torch.exp(-self._frequencies * self._blur(t)[..., None, None])
+
+    def _mean(self, t: Tensor) -> Tensor:
+        return self._clear(t)[..., None, None] * (self._faded(t) + self.min_scale)
+
+    def F(self, t: Time) -> Coefficient:
+        """The rate d log m / dt: that of the shared signal, less lambda b' of the part that fades."""
+        u = to_tensor(t)
+        faded, blur = self._faded(u), derivative(self._blur, u)[..., None, None]
+        shared = (derivative(self._clear, u) / self._clear(u))[..., None, None]
+        return Diagonal(shared - self._frequencies * blur * (faded / (faded + self.min_scale)), 2)
 
 
 @lru_cache(maxsize=16)

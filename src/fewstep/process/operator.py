@@ -173,7 +173,9 @@ def inverse(c: Coefficient) -> Coefficient:
     if isinstance(c, Block):
         return Block(torch.linalg.inv(c.values))
     if isinstance(c, Diagonal):
-        return Diagonal(1 / c.values, c.rank)
+        alike = not any(c.values.stride()[c.values.ndim - c.rank :])  # one number, seen at all places
+        values = c.values[(..., *[slice(1)] * c.rank)] if alike else c.values
+        return Diagonal((1 / values).expand_as(c.values), c.rank)
     if isinstance(c, Tensor):
         return 1 / c
     return 1 / c if c else math.inf
