@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -26,9 +25,9 @@ def kept(key: Hashable, make: Callable[[], Tableau]) -> Tableau:
     """The table of a key, which says all that it depends on; made where it is not among the latest ones."""
     try:
         with _LOCK:
-            if key in _TABLES:
+            if (found := _TABLES.get(key)) is not None:
                 _TABLES.move_to_end(key)
-                return _apart(_TABLES[key][0])
+                return _apart(found[0])
     except TypeError:  # an option that has no hash, as a list
         return make()
     table = make()
@@ -60,11 +59,10 @@ def said(part: Any) -> str:
 
 def _apart(table: Tableau) -> Tableau:
     """The table with a grid and heads of its own, as people write into what they are handed; with the same notes."""
-    found = copy.copy(table)
     with torch.inference_mode(False):
-        object.__setattr__(found, "grid", table.grid.clone())
-    object.__setattr__(found, "heads", dict(table.heads))
-    object.__setattr__(found, "notes", table.notes)
+        own = {"grid": table.grid.clone(), "heads": dict(table.heads)}
+    found = object.__new__(Tableau)
+    vars(found).update(vars(table) | own)
     return found
 
 
