@@ -15,7 +15,7 @@ import fewstep as fs
 pytest.importorskip("diffusers")
 
 from diffusers_march import FLOW, SD, march, net, noise, scheduler  # noqa: E402
-from fewstep.interop.diffusers import Clipped, FewStepScheduler, convention_of  # noqa: E402
+from fewstep.interop.diffusers import FewStepScheduler, convention_of  # noqa: E402
 
 EDM = {"sigma_min": 0.3, "sigma_max": 500.0, "sigma_data": 1.0, "prediction_type": "v_prediction",
        "sigma_schedule": "exponential", "final_sigmas_type": "zero"}  # fmt: skip
@@ -75,7 +75,7 @@ def test_other_libraries_config_comes_back() -> None:
 def test_clipping_is_a_denoiser_of_its_own() -> None:
     s = scheduler("unipc-2", 6, **SD, clip_sample=True, clip_sample_range=0.4)
     x = noise()
-    clipped = Clipped(inner=s.convention.denoiser(net), bound=0.4)
+    clipped = fs.Thresholded(s.convention.denoiser(net), None, bound=0.4)
     want = fs.sample(clipped, s.process, solver=s.table, x=x, callback=lambda *_: None)
     assert torch.equal(march(s, x), want)
     s = scheduler("ddim", 6, **SD, clip_sample=True, clip_sample_range=0.4)

@@ -13,7 +13,7 @@ import torch
 
 import fewstep as fs
 from fewstep.check.exactness import check_point_mass
-from fewstep.denoiser.network import fingerprint
+from fewstep.denoiser.base import fingerprint
 from fewstep.fitting import descent, objective, saved
 from fewstep.fitting.freedom import Freedom
 from fewstep.fitting.starts import _grids

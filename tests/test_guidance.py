@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import fewstep as fs
+from fewstep.denoiser.base import of_samples
 from fewstep.denoiser.guidance.threshold import quantile
-from fewstep.denoiser.samples import of_samples
 from fewstep.process.operator import inverse
 from guided_mixture import FIRST, MEANS, PROCESSES, SECOND, log_class, middle, mixture, posterior, process_of, states
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.denoiser.samples import of_samples
+from fewstep.denoiser.base import of_samples
 from guided_mixture import FIRST, MEANS, PROCESSES, log_class, middle, mixture, process_of, states
 
 

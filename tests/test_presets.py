@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fewstep as fs
-from fewstep.denoiser.samples import of_samples
+from fewstep.denoiser.base import of_samples
 
 MEANS, STDS = torch.tensor([[1.0, -0.5], [-1.0, 0.8]], dtype=torch.float64), (0.3, 0.5)
 

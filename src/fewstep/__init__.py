@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fewstep.denoiser import (
         Counted as Counted,
         Dataset as Dataset,
+        Denoiser as Denoiser,
         Differentiated as Differentiated,
         Gaussian as Gaussian,
         Guided as Guided,
@@ -152,6 +153,7 @@ _HOME = {
     "fewstep.denoiser": (
         "Counted",
         "Dataset",
+        "Denoiser",
         "Differentiated",
         "Gaussian",
         "Guided",

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser import Counted, guide
+from fewstep.denoiser.base import told
 from fewstep.denoiser.compiled import compiled, with_networks
-from fewstep.denoiser.network import told
 from fewstep.loop import sample, solve
 from fewstep.loop.door import informed
 from fewstep.loop.memory import InPieces, Room

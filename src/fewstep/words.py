@@ -37,7 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FUNCTIONS = {
-    "Denoiser": "a function (z, t) -> x0_hat, as fs.wrap(net, process) makes of a network",
+    "Denoises": "a function (z, t) -> x0_hat, as fs.wrap(net, process) makes of a network",
     "Levels": "a function y -> log p(t | y)",
     "LogProb": "a function (z, t) -> log probabilities (batch,)",
     "Callback": "a function (row, t, state, x0_hat)",
@@ -227,7 +227,7 @@ def _is(value: Any, kind: str) -> bool:
         sized = hasattr(value, "__len__") and not isinstance(value, Mapping)
         return sized and getattr(value, "ndim", 1) > 0 and all(_is(v, entry.split(",")[0].rstrip("]")) for v in value)
     if name in FUNCTIONS:
-        return callable(value) and not isinstance(value, type) and not (name == "Denoiser" and _is_network(value))
+        return callable(value) and not isinstance(value, type) and not (name == "Denoises" and _is_network(value))
     return any(name in (c.__name__, f"{c.__module__}.{c.__qualname__}") for c in type(value).__mro__)
 
 
@@ -238,7 +238,7 @@ def _is_network(value: Any) -> bool:
     if isinstance(value, MethodType) and value.__name__ in ("forward", "__call__"):
         value = value.__self__
     module = any(f"{c.__module__}.{c.__name__}" == "torch.nn.modules.module.Module" for c in type(value).__mro__)
-    return module and not (hasattr(value, "at") or hasattr(value, "process"))
+    return module and not {"at", "process"} & {*dir(value)}
 
 
 def _index(value: Any) -> int | None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fewstep.check.subject import load as load_solver
+from fewstep.denoiser.base import Denoises
 from fewstep.grid import GRIDS, Grid, to_zero
 from fewstep.loop import sample, tabulate
 from fewstep.loop.door import informed, same_model
@@ -42,7 +43,6 @@ ENDS: dict[str, Callable[[Grid], Grid]] = {
     "zero": partial(to_zero, append=False),
     "then-zero": to_zero,
 }
-Denoiser = Callable[[Tensor, Any], Any]
 _DRIVER = "got {} to compare at equal calls: it chooses its steps while it runs and takes no fixed number, leave it out"
 
 
@@ -61,7 +61,7 @@ class Run:
     calls: int
     digest: str
     end: str
-    go: Callable[[Denoiser, Tensor, int, int], Tensor]
+    go: Callable[[Denoises, Tensor, int, int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ def run_of(table: Tableau) -> Run:
     """A table made ready."""
     bare = replace(table, card=None)  # whose it is has been said
 
-    def go(denoiser: Denoiser, noise: Tensor, seed: int, first: int) -> Tensor:
+    def go(denoiser: Denoises, noise: Tensor, seed: int, first: int) -> Tensor:
         start = table.process.prior(noise, table.rows[0].t)
         z = sample(denoiser, table.process, solver=bare, x=start, seed=seed, first=first, progress=False)
         return table.process.to_data(z)

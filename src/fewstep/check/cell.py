@@ -15,8 +15,10 @@ from torch import Tensor
 from fewstep.check.exact import Problem, grid, law_errors, problem, starts
 from fewstep.check.report import Verdict
 from fewstep.denoiser import Counted
+from fewstep.denoiser.base import Around, as_denoiser
 from fewstep.loop import sample
 from fewstep.process import Process
+from fewstep.process.base import Time
 from fewstep.solver.base import Solver
 from fewstep.tableau import Tableau
 
@@ -138,14 +140,16 @@ class Cell(Judge):
         return max((n for n in range(1, calls + 1) if self.solver.calls(n, to_zero=False) <= calls), default=0)
 
 
-class Rounded:
+class Rounded(Around):
     """A denoiser that sees its states in bfloat16 and answers in it, as a network in that dtype does."""
 
     def __init__(self, denoiser: Any) -> None:
-        self.denoiser = denoiser
+        self.denoiser = as_denoiser(denoiser)
 
-    def __call__(self, z: Tensor, t: Any) -> Tensor:
-        return self.denoiser(z.to(torch.bfloat16), t).to(torch.bfloat16)
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """X0 rounded, heads as they are."""
+        call = self.denoiser.at(t, output)
+        return (lambda z: call(z.to(torch.bfloat16)).to(torch.bfloat16)) if output == "x0" else call
 
 
 def slope(few: float, many: float) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from fewstep.denoiser.base import Counted, Denoiser, as_denoiser
 from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.guided import Differentiated, Guided, guide
 from fewstep.denoiser.heads import VarianceHead, variance_head
-from fewstep.denoiser.network import TIMES, Counted, NetworkError, Wrapped, wrap
+from fewstep.denoiser.network import TIMES, NetworkError, Wrapped, wrap
 from fewstep.denoiser.oracle import Dataset, Gaussian, Mixture
 from fewstep.denoiser.retimed import Retimed, retime
 from fewstep.denoiser.sanity import check_prediction
@@ -16,6 +17,7 @@ __all__ = [
     "TIMES",
     "Counted",
     "Dataset",
+    "Denoiser",
     "Differentiated",
     "Gaussian",
     "Guided",
@@ -24,6 +26,7 @@ __all__ = [
     "Retimed",
     "VarianceHead",
     "Wrapped",
+    "as_denoiser",
     "check_prediction",
     "compiled",
     "conversion",

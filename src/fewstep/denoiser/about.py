@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewstep.denoiser.network import layers
+from fewstep.denoiser.base import Denoiser, as_denoiser, parts
+from fewstep.denoiser.network import Wrapped
 
 __all__ = ["about"]
 
@@ -14,24 +15,22 @@ def about(denoiser: Any) -> dict[str, Any]:
 
     Each is what the outermost wrapper says that knows it. A shift of the user's own counts as guidance of scale 2.
     """
-    found: dict[str, Any] = {}
-    for layer in layers(denoiser):
+    found, layer = {}, as_denoiser(denoiser)
+    while True:
         found = _own(layer) | found
-    return found
+        first, *others = (*parts(layer), None)
+        if first is None or (len(others) > 1 and layer.guidance is None):  # of several, whose word counts is not known
+            return found
+        layer = first
 
 
-def _own(denoiser: Any) -> dict[str, Any]:
+def _own(denoiser: Denoiser) -> dict[str, Any]:
     """What one of the wrappers says."""
-    predicts, scale, error = (getattr(denoiser, name, None) for name in ("predicts", "scale", "error"))
     own: dict[str, Any] = {}
-    if hasattr(denoiser, "conditional"):
-        own["guidance"] = float(scale) if isinstance(scale, int | float) else 2.0
-    elif hasattr(denoiser, "base"):
-        own["guidance"] = 2.0
-    elif isinstance(predicts, str):
-        own["predicts"] = predicts
-    if predicts == "edm" and hasattr(denoiser, "sigma_data"):
-        own["std"] = float(denoiser.sigma_data)
-    if isinstance(error, float):
-        own["error"] = error
+    if denoiser.guidance is not None:
+        own["guidance"] = float(denoiser.guidance)
+    elif isinstance(denoiser, Wrapped) or denoiser.predicts != "data":
+        own["predicts"] = denoiser.predicts
+    if isinstance(denoiser, Wrapped):
+        own |= {"error": denoiser.error} | ({"std": denoiser.sigma_data} if denoiser.predicts == "edm" else {})
     return own

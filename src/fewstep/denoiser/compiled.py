@@ -7,13 +7,14 @@ what `functools.partial` binds to the samples stays an argument. A graph is thus
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from fewstep.denoiser.network import Counted, Wrapped
+from fewstep.denoiser.base import Plain, mapped
+from fewstep.denoiser.network import Wrapped
 
 __all__ = ["compiled", "with_networks"]
 
@@ -38,28 +39,16 @@ def compiled(denoiser: Any, **options: Any) -> Any:
 
     made = with_networks(denoiser, once)
     if made is denoiser:
+        given = denoiser.call if isinstance(denoiser, Plain) else denoiser
         raise ValueError(
-            f"got a {type(denoiser).__name__} to compile, in which there is no wrapped network: give one of wrap"
+            f"got a {type(given).__name__} to compile, in which there is no wrapped network: give one of wrap"
         )
     return made
 
 
 def with_networks(denoiser: Any, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
     """The denoiser with each wrapped network in it changed; itself where there is none."""
-    if isinstance(denoiser, Wrapped):
-        return replace(denoiser, net=_network(denoiser.net, change))
-    if isinstance(denoiser, Counted):
-        inner = with_networks(denoiser.denoiser, change)
-        return denoiser if inner is denoiser.denoiser else denoiser.of(inner)
-    if isinstance(denoiser, tuple):
-        made = tuple(with_networks(part, change) for part in denoiser)
-        return made if any(a is not b for a, b in zip(made, denoiser, strict=True)) else denoiser
-    if not is_dataclass(denoiser) or isinstance(denoiser, type):
-        return denoiser
-    parts = {f.name: getattr(denoiser, f.name) for f in fields(denoiser) if f.init}
-    made = {name: with_networks(part, change) for name, part in parts.items()}
-    changed = {name: part for name, part in made.items() if part is not parts[name]}
-    return replace(cast(Any, denoiser), **changed) if changed else denoiser
+    return mapped(denoiser, lambda d: replace(d, net=_network(d.net, change)) if isinstance(d, Wrapped) else d)
 
 
 def _network(net: Callable[..., Any], change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:

@@ -14,25 +14,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad as forward
 
-from fewstep.denoiser.guidance.gradient import check_interval
-from fewstep.denoiser.network import Wrapped, bound, needs_grad
+from fewstep.denoiser.base import Denoiser, Denoises, Split, as_denoiser, rate
+from fewstep.denoiser.guidance.gradient import check_interval, process_of
+from fewstep.denoiser.network import Wrapped
 from fewstep.process.base import Process, Time
-from fewstep.process.operator import apply, inverse
+from fewstep.process.operator import apply
 from fewstep.words import Typed, finite, typed
 
-__all__ = ["ClassifierFree", "Differentiated", "Guided", "guide", "rate"]
-
-Denoiser = Callable[[Tensor, Time], Tensor]
+__all__ = ["ClassifierFree", "Differentiated", "Guided", "guide"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Guided(Typed):
+class Guided(Typed, Split):
     """D = base + shift, for any solver; those that split it read the parts as heads.
 
     Args:
@@ -43,23 +41,31 @@ class Guided(Typed):
         needs_grad: one of them differentiates inside.
     """
 
-    base: Denoiser
-    shift: Denoiser
+    base: Denoises
+    shift: Denoises
     process: Process
-    needs_grad: bool = False
+    needs_grad: bool = False  # type: ignore[override]
+    guidance: ClassVar[float] = 2.0
 
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
-        """The guided x0_hat in data space."""
-        return bound(self.base, t)(z) + bound(self.shift, t)(z)
+    def __post_init__(self) -> None:
+        base, shift = as_denoiser(self.base), as_denoiser(self.shift)
+        needs_grad = self.needs_grad or base.needs_grad or shift.needs_grad
+        vars(self).update(base=base, shift=shift, needs_grad=needs_grad)
+        process_of(base, process=self.process)
 
-    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
-        """`base` and `guidance`, in the process's coordinates."""
-        part = {"base": self.base, "guidance": self.shift}.get(name)
-        return None if part is None else lambda z: self.process.coordinates(bound(part, t)(z))
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """The sum, or either part in the process's coordinates."""
+        if output not in ("x0", "base", "guidance"):
+            return self.beside(output, t)
+        base, shift = self.base.at(t), self.shift.at(t)
+        if output == "x0":
+            return lambda z: base(z) + shift(z)
+        part = base if output == "base" else shift
+        return lambda z: self.process.coordinates(part(z))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ClassifierFree:
+class ClassifierFree(Split):
     """D = D_u + scale (D_c - D_u) in one call where both are one network; see `guide`."""
 
     conditional: Denoiser
@@ -68,27 +74,31 @@ class ClassifierFree:
     process: Process
     interval: tuple[float, float] | None = None
     rule: Any = None
-    together: ClassVar[tuple[str, ...]] = ("base", "guidance")  # the heads of `parts`
+    together: ClassVar[tuple[str, ...]] = ("base", "guidance")
 
     @property
-    def needs_grad(self) -> bool:
-        return needs_grad(self.conditional, self.unconditional)
+    def guidance(self) -> float:  # type: ignore[override]
+        return self.scale
 
     @property
-    def predicts(self) -> str:
+    def predicts(self) -> str:  # type: ignore[override]
         """What both networks return: guidance is linear, so a table may run on it as on that of one network."""
-        one, other = (getattr(d, "predicts", "data") for d in (self.conditional, self.unconditional))
+        one, other = self.conditional.predicts, self.unconditional.predicts
         return one if one == other and self.rule is None else "data"
 
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
-        """The guided x0_hat in data space."""
-        return self.at(t)(z)
-
     def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
-        """The guided denoiser at one time."""
+        """The guided denoiser at one time; `base` is the unconditional model."""
+        if output == "base":
+            base = self.unconditional.at(t)
+            return lambda z: self.process.coordinates(base(z))
+        if output == "guidance":
+            parts = self.jointly(t)
+            return lambda z: parts(z)["guidance"]
+        if output not in ("x0", self.predicts):
+            return self.beside(output, t)
         scale = self._scale(t)
         if isinstance(scale, float) and (scale == 1.0 or (scale == 0.0 and self.rule is None)):
-            return bound(self.conditional if scale else self.unconditional, t, output)
+            return (self.conditional if scale else self.unconditional).at(t, output)
         both = self._both(t, output)
         combine = self.rule.at(t) if self.rule is not None else None
 
@@ -100,17 +110,7 @@ class ClassifierFree:
 
         return guided
 
-    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
-        """`base`, the unconditional model, and `guidance`, in the process's coordinates."""
-        if name == "base":
-            base = bound(self.unconditional, t)
-            return lambda z: self.process.coordinates(base(z))
-        if name != "guidance":
-            return None
-        parts = self.parts(t)
-        return lambda z: parts(z)["guidance"]
-
-    def parts(self, t: Time) -> Callable[[Tensor], dict[str, Tensor]]:
+    def jointly(self, t: Time) -> Callable[[Tensor], dict[str, Tensor]]:
         """Z -> x0 in data space and both heads, of one evaluation of each network."""
         both, scale = self._both(t, "x0"), self._scale(t)
         combine = self.rule.at(t) if self.rule is not None else None
@@ -137,13 +137,13 @@ class ClassifierFree:
 
     def _both(self, t: Time, output: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Z -> what the conditional and the unconditional denoiser return at one time."""
-        one, other = (bound(d, t, output) for d in (self.conditional, self.unconditional))
+        one, other = (d.at(t, output) for d in (self.conditional, self.unconditional))
         twice = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
-        pair = _one_network(self.conditional, self.unconditional)
-        ready = self.conditional.ready(twice, output) if pair else None
+        a, b = cast("tuple[Any, Any]", (self.conditional, self.unconditional))
+        ready = a.ready(twice, output) if _one_network(a, b) else None
 
         def both(z: Tensor) -> tuple[Tensor, Tensor]:
-            net = _pair(self.conditional.net, self.unconditional.net, len(z)) if ready is not None else None
+            net = _pair(a.net, b.net, len(z)) if ready is not None else None
             if ready is not None and net is not None:
                 call = ready if output == "x0" else ready.raw
                 try:
@@ -165,7 +165,7 @@ def _one_network(one: Any, other: Any) -> bool:
     """Whether two denoisers are one network, and differ in the tensors only that a `functools.partial` binds to it."""
     if not (isinstance(one, Wrapped) and isinstance(other, Wrapped)):
         return False
-    if not all(getattr(one, f.name) == getattr(other, f.name) for f in fields(Wrapped) if f.name != "net"):
+    if any(vars(one)[f.name] != vars(other)[f.name] for f in fields(Wrapped) if f.name != "net"):
         return False
     a, b = one.net, other.net
     if not (isinstance(a, partial) and isinstance(b, partial) and a.func == b.func and not a.args and not b.args):
@@ -195,8 +195,8 @@ def _pair(a: partial, b: partial, batch: int) -> partial | None:
 
 @typed
 def guide(
-    conditional: Denoiser,
-    unconditional: Denoiser,
+    conditional: Denoises,
+    unconditional: Denoises,
     scale: float,
     *,
     interval: tuple[float, float] | None = None,
@@ -221,20 +221,21 @@ def guide(
     References: Ho, Salimans, Classifier-free diffusion guidance, 2022, https://arxiv.org/abs/2207.12598, whose w is
     scale - 1; Kynkaanniemi et al., Applying guidance in a limited interval, 2024, https://arxiv.org/abs/2404.07724.
     """
-    processes = [p for p in (getattr(d, "process", None) for d in (conditional, unconditional)) if p is not None]
+    both = as_denoiser(conditional), as_denoiser(unconditional)
+    processes = [d.process for d in both if d.process is not None]
     if len(processes) < 2 or processes[0] != processes[1]:
         raise ValueError(f"got denoisers made for {processes or 'no process they tell'}: give two of one process")
     check_interval(interval, processes[0])
     finite("scale", scale)
-    if rule is not None and (isinstance(rule, type) or not hasattr(rule, "at")):
+    if rule is not None and (isinstance(rule, type) or not callable(getattr(rule, "at", None))):
         raise ValueError(f"got rule={rule!r}: give one as fs.Rescale() or fs.APG(), or None")
     idle = {"rule": rule, "interval": interval} if scale == 1 else {}
     for name, value in idle.items():
         if value is not None:
             raise ValueError(f"got {name}={value!r} with scale=1, where it has nothing to do: give another scale")
     return ClassifierFree(
-        conditional=conditional,
-        unconditional=unconditional,
+        conditional=both[0],
+        unconditional=both[1],
         scale=float(scale),
         process=processes[0],
         interval=interval,
@@ -243,45 +244,26 @@ def guide(
 
 
 @dataclass(frozen=True, eq=False)
-class Differentiated(Typed):
+class Differentiated(Typed, Denoiser):
     """A denoiser that also offers its exact derivative along the ODE, by forward differentiation of the network.
 
     A row that reads the head costs two evaluations more, one of them a Jacobian-vector product; GENIE learns a head
     for it instead (Dockhorn, Vahdat, Kreis 2022, https://arxiv.org/abs/2210.05475).
     """
 
-    denoiser: Any
+    denoiser: Denoises
     process: Process
 
+    def __post_init__(self) -> None:
+        vars(self).update(denoiser=as_denoiser(self.denoiser))
+        process_of(self.denoiser, process=self.process)
+
     @property
-    def needs_grad(self) -> bool:
-        return getattr(self.denoiser, "needs_grad", False)
+    def heads(self) -> tuple[str, ...]:
+        """The derivative, and what the denoiser has."""
+        return tuple(dict.fromkeys(("derivative", *self.denoiser.heads)))
 
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
-        """x0_hat in data space."""
-        return bound(self.denoiser, t)(z)
-
-    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
-        """`derivative`, in the process's coordinates."""
-        return rate(self.denoiser, self.process, t) if name == "derivative" else None
-
-
-def rate(denoiser: Denoiser, process: Process, t: Time) -> Callable[[Tensor], Tensor]:
-    r"""Z -> dD/dt = (\partial_z D) dz/dt + \partial_t D with dz/dt = R' R^-1 (z - M D) + M' D, the ODE's velocity."""
-    spread = process.R_rate(t) * inverse(process.R(t))
-    pull = process.M_rate(t) - spread * process.M(t)
-
-    def predict(z: Tensor, times: Tensor) -> Tensor:
-        return process.coordinates(denoiser(z, times))
-
-    def along(z: Tensor) -> Tensor:
-        with torch.inference_mode(False), torch.no_grad():
-            z = z.clone()  # of a run in inference mode, which forward differentiation does not take
-            times = torch.as_tensor(t, dtype=torch.float64).expand(len(z)).clone()
-            velocity = apply(spread, z) + apply(pull, predict(z, times))
-            with forward.dual_level():
-                moving = forward.make_dual(z, velocity), forward.make_dual(times, torch.ones_like(times))
-                found = forward.unpack_dual(predict(*moving)).tangent
-            return torch.zeros_like(velocity) if found is None else found
-
-    return along
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """The denoiser's output, or the derivative in the process's coordinates."""
+        inner = as_denoiser(self.denoiser)
+        return rate(inner, self.process, t) if output == "derivative" else inner.at(t, output)

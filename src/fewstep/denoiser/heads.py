@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoiser
 from fewstep.denoiser.network import NetworkError, Wrapped, _dtype, wrap
 from fewstep.denoiser.oracle import VARIANCES
 from fewstep.process.base import Process, Time
@@ -31,22 +32,18 @@ __all__ = ["VarianceHead", "variance_head"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class VarianceHead:
+class VarianceHead(Denoiser):
     """A denoiser made of a network with two outputs; see `variance_head`."""
 
     denoiser: Wrapped
     kind: str
 
     @property
-    def process(self) -> Process:
-        return self.denoiser.process
-
-    def __call__(self, z: Tensor, t: Time) -> dict[str, Tensor]:
-        """x0_hat and the head, by name."""
-        return self.at(t)(z)
+    def predicts(self) -> str:  # type: ignore[override]
+        return self.denoiser.predicts
 
     def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], dict[str, Tensor]]:
-        """The denoiser at one time, with every number of that time ready."""
+        """The denoiser and the head, by name, at one time, with every number of that time ready."""
         second: list[Tensor] = []
 
         def first(x: Tensor, label: Tensor) -> Tensor:

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.denoiser.base import Counted, Denoiser
 from fewstep.denoiser.watch import NetworkError, called, kept
 from fewstep.process.base import Process, Time, like, once, to_tensor
 from fewstep.process.operator import Coefficient, apply
@@ -32,20 +33,13 @@ from fewstep.words import pick, typed
 
 __all__ = [
     "TIMES",
-    "Counted",
     "NetworkError",
     "Wrapped",
-    "bound",
-    "fingerprint",
-    "layers",
-    "needs_grad",
-    "told",
     "wrap",
     "writes_into",
 ]
 
 
-T = TypeVar("T")
 TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
     "t": lambda process, t: t,
     "index": lambda process, t: getattr(process, "count", 1000) * t - 1,
@@ -55,23 +49,20 @@ TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Wrapped:
+class Wrapped(Denoiser):
     """A denoiser made of a network; see `wrap`. `at(t)` is the same with every number of that time ready."""
 
     net: Callable[..., Any]
     process: Process
-    predicts: str
+    predicts: str = field()
     time: str | Callable[[Tensor], Tensor]
     dtype: torch.dtype | None
     sigma_data: float
-    needs_grad: bool = False
+    needs_grad: bool = False  # type: ignore[override]
     weights: str | None = None  # SHA-256 of the network's weights, where they come from a file
     within: float = math.inf  # the largest size of the data's entries, where it is known
     error: float = 0.0  # of the network's output, as `fewstep stats` measures it; 0 where it is not known
-
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
-        """x0_hat in data space for states z (batch, *state) at a time or (batch,) times."""
-        return self.at(t)(z)
+    heads: ClassVar[tuple[str, ...]] = ()  # type: ignore[override]
 
     def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
         """The denoiser at one time: what the loop makes before a run, so that a row computes no coefficient.
@@ -246,95 +237,6 @@ def wrap(
         sigma_data=0.5 if sigma_data is None else float(sigma_data),
         needs_grad=needs_grad,
     )
-
-
-class Counted:
-    """A denoiser that counts: `calls`, and `evaluations` (samples that went through the network).
-
-    `on_call()` is called after each network call.
-    """
-
-    def __init__(self, denoiser: Callable[[Tensor, Time], Any], *, on_call: Callable[[], object] | None = None) -> None:
-        self.denoiser, self.on_call, self.calls, self.evaluations = denoiser, on_call, 0, 0
-        self.needs_grad = getattr(denoiser, "needs_grad", False)
-
-    def __call__(self, z: Tensor, t: Time) -> Any:
-        """The denoiser's answer, counted."""
-        return self.count(lambda x: self.denoiser(x, t), z)
-
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
-        """The denoiser at one time, counted."""
-        return partial(self.count, bound(self.denoiser, t, output))
-
-    def of(self, denoiser: Callable[[Tensor, Time], Any]) -> Callable[[Tensor, Time], Any]:
-        """Another denoiser that counts here: the same one for part of a batch."""
-        return _Part(self.count, denoiser)
-
-    def count(self, call: Callable[..., Any], z: Tensor, *into: Tensor) -> Any:
-        """What a call returns, counted."""
-        self.calls += 1
-        self.evaluations += len(z)
-        out = call(z, *into)
-        if self.on_call is not None:
-            self.on_call()
-        return out
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """A denoiser whose calls are counted elsewhere."""
-
-    count: Callable[[Callable[[Tensor], Any], Tensor], Any]
-    denoiser: Callable[[Tensor, Time], Any]
-
-    @property
-    def needs_grad(self) -> bool:
-        return getattr(self.denoiser, "needs_grad", False)
-
-    def __call__(self, z: Tensor, t: Time) -> Any:
-        return self.at(t)(z)
-
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
-        return partial(self.count, bound(self.denoiser, t, output))
-
-
-def fingerprint(denoiser: Any) -> str | None:
-    """The SHA-256 of the weights behind a denoiser, where it or what it wraps tells."""
-    return told(denoiser, "weights", str)
-
-
-def told(denoiser: Any, name: str, kind: type[T]) -> T | None:
-    """What a denoiser, or else what it wraps, says under a name."""
-    found = (getattr(layer, name, None) for layer in layers(denoiser))
-    return next((value for value in found if isinstance(value, kind)), None)
-
-
-def layers(denoiser: Any) -> Iterator[Any]:
-    """A denoiser and what it wraps, from the outside in."""
-    while denoiser is not None:
-        yield denoiser
-        within = ("denoiser", "base", "conditional")
-        denoiser = next((getattr(denoiser, part) for part in within if hasattr(denoiser, part)), None)
-
-
-def needs_grad(*denoisers: Any) -> bool:
-    """Whether one of some denoisers differentiates inside."""
-    return any(getattr(denoiser, "needs_grad", False) for denoiser in denoisers)
-
-
-def bound(denoiser: Callable[[Tensor, Time], Any], t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
-    """The denoiser at one time, by its own `at` where it has one."""
-    if hasattr(denoiser, "at"):
-        return denoiser.at(t, output)
-    if output != "x0":
-        raise ValueError(
-            f"got a table in terms of {output!r} for a denoiser without raw outputs: give a wrapped network"
-        )
-
-    def call(z: Tensor) -> Any:
-        return kept(called(denoiser, z.clone(), t.clone() if isinstance(t, Tensor) else t))
-
-    return call
 
 
 def writes_into(call: Any) -> bool:

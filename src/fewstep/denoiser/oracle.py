@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.guided import Guided, rate
+from fewstep.denoiser.base import Denoiser
+from fewstep.denoiser.guided import Guided
+from fewstep.denoiser.watch import kept
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import Block, Coefficient, Diagonal, apply, inverse, transpose
 from fewstep.words import Typed, typed
@@ -30,7 +32,7 @@ __all__ = ["VARIANCES", "Dataset", "Gaussian", "Mixture"]
 VARIANCES = ("sn", "npr")  # heads that a closed-form denoiser knows
 
 
-class Mixture:
+class Mixture(Denoiser):
     """The exact denoiser of a Gaussian mixture.
 
     Args:
@@ -39,8 +41,6 @@ class Mixture:
         stds: (K,) or (K, *shape): standard deviations, in the process's coordinates when given per coordinate.
         weights: (K,), positive; normalised here. None: equal.
     """
-
-    needs_grad = False
 
     @typed
     def __init__(self, process: Process, means: Tensor, stds: Tensor | float, weights: Tensor | None = None) -> None:
@@ -63,31 +63,36 @@ class Mixture:
         self.process, self.means, self.stds = process, means, stds
         self.log_weights = (weights.to(torch.float64) / weights.sum()).log()
 
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
-        """E[x0 | z] in data space, (batch, *shape)."""
-        if _is_clean(self.process, t):
-            return _clean(self.process, z, t)
-        pi, found, _ = self._posterior(z, t)
-        return self.process.from_coordinates((pi * found).sum(1)).to(z.dtype)
-
-    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
+    @property
+    def heads(self) -> tuple[str, ...]:
         """What a perfect network would return beside x0, in the process's coordinates.
 
         - `sn`, `npr`: Var(eps | z) = n Var(x0 | z), n = M^T Sigma^-1 M, of every coordinate of the state.
         - `derivative`: dD/dt along the probability-flow ODE.
         - `base`, `guidance`: D of the Gaussian with the mixture's mean and variance, and the rest of D.
         """
-        if name in VARIANCES:
-            return self._variance_at(t) if self.process.kind != "block" else None
-        if name == "derivative":
-            return rate(self, self.process, t)
-        if name not in ("base", "guidance"):
-            return None
+        return ("derivative", "base", "guidance", *(VARIANCES if self.process.kind != "block" else ()))
+
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """E[x0 | z] in data space, (batch, *shape), or a head."""
+        if output == "x0":
+            return lambda z: self._mean(z, t)
+        if output in VARIANCES and output in self.heads:
+            return self._variance_at(t)
+        if output not in ("base", "guidance"):
+            return self.beside(output, t)
         weights = _trailing(self.log_weights.exp(), self.means.ndim)
         mean = (weights * self.means).sum(0)
         spread = float((weights * (self.means - mean) ** 2).sum(0).mean())
         base = Gaussian(self.process, mean, math.sqrt(spread + float(self.stds.square().mean())))
-        return Guided(base=base, shift=lambda z, t: self(z, t) - base(z, t), process=self.process).head(name, t)
+        guided = Guided(base=base, shift=lambda z, t: self._mean(z, t) - base(z, t), process=self.process)
+        return guided.at(t, output)
+
+    def _mean(self, z: Tensor, t: Time) -> Tensor:
+        if _is_clean(self.process, t):
+            return _clean(self.process, z, t)
+        pi, found, _ = self._posterior(z, t)
+        return self.process.from_coordinates((pi * found).sum(1)).to(z.dtype)
 
     def _variance_at(self, t: Time) -> Callable[[Tensor], Tensor]:
         def variance(z: Tensor) -> Tensor:
@@ -140,7 +145,7 @@ class Gaussian(Mixture):
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset(Typed):
+class Dataset(Typed, Denoiser):
     """The exact denoiser of a finite data set: the softmax-weighted mean of its items.
 
     Items (N, *shape) may be stored in any dtype; they are read `chunk` at a time in float64, so memory stays at
@@ -153,9 +158,13 @@ class Dataset(Typed):
     chunk: int = 2048
     scale: float = 1.0
     shift: float = 0.0
-    needs_grad: bool = False
+    needs_grad: bool = False  # type: ignore[override]
 
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """The softmax-weighted mean at one time, in data space."""
+        return (lambda z: self._mean(z, t)) if output == "x0" else self.beside(output, t)
+
+    def _mean(self, z: Tensor, t: Time) -> Tensor:
         if _is_clean(self.process, t):
             return _clean(self.process, z, t)
         b, n = _matched(self.process, z.to(torch.float64), t)
@@ -187,8 +196,8 @@ def _is_clean(process: Process, t: Time) -> bool:
 
 
 def _clean(process: Process, z: Tensor, t: Time) -> Tensor:
-    """x0 where there is no noise (sigma = 0): M^-1 z."""
-    return process.to_data(apply(inverse(process.M(float(t))), z))
+    """x0 where there is no noise (sigma = 0): M^-1 z, in memory of its own."""
+    return kept(process.to_data(apply(inverse(process.M(float(t))), z)))
 
 
 def _matched(process: Process, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:

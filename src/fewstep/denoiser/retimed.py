@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.network import bound
+from fewstep.denoiser.base import Denoiser, Denoises, as_denoiser
 from fewstep.process.base import Process, ScalarProcess, Time, like, to_tensor
 from fewstep.process.operator import Coefficient, apply
 from fewstep.process.predict import statistic
@@ -30,38 +29,31 @@ __all__ = ["Retimed", "retime"]
 
 
 @dataclass(frozen=True, eq=False)
-class Retimed:
+class Retimed(Denoiser):
     """`inner`, made for `source`, as a denoiser for `process`; see `retime`."""
 
-    inner: Callable[[Tensor, Time], Any]
+    inner: Denoiser
     source: ScalarProcess
     process: Process
 
-    @property
-    def needs_grad(self) -> bool:
-        return getattr(self.inner, "needs_grad", False)
-
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
-        """x0_hat for states of `process` (batch, *state) at a time or (batch,) times."""
-        return self.at(t)(z)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inner", as_denoiser(self.inner))
 
     def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
         """The denoiser at one time of `process`."""
         if output != "x0":
-            raise ValueError(f"got a table in terms of {output!r} for a retimed denoiser: it has data predictions only")
+            return self.beside(output, t)
         source = self.source
         low, high = (source.log_snr(end) for end in (source.t_max, source.t_min))
         lam = to_tensor(self.process.log_snr(t)).clamp(float(low), float(high))
         time = like(to_tensor(source.inverse_log_snr(lam)), t)
         scale = _norm(source, time) * _normalised(self.process, t)
-        call = bound(self.inner, time)
+        call = self.inner.at(time)
         return lambda z: call(apply(scale, z))
 
 
 @typed
-def retime(
-    denoiser: Callable[[Tensor, Time], Any], process: Process, *, source: ScalarProcess | None = None
-) -> Retimed:
+def retime(denoiser: Denoises, process: Process, *, source: ScalarProcess | None = None) -> Retimed:
     """A denoiser for `process` out of one that was made for another scalar process.
 
     Args:
@@ -75,7 +67,8 @@ def retime(
     Raises:
         ValueError: for a process whose frequencies have log-SNRs of their own, or a denoiser whose process is unknown.
     """
-    source = source or getattr(denoiser, "process", None)
+    inner = as_denoiser(denoiser)
+    source = source or inner.process
     if not isinstance(source, ScalarProcess):
         raise ValueError(
             f"got a denoiser made for {source if source is not None else 'no process it tells'}: "
@@ -86,7 +79,7 @@ def retime(
             f"got {type(process).__name__} to retime to: its frequencies have log-SNRs of their own, which no scalar "
             "process has; train a network for it"
         )
-    return Retimed(denoiser, source, process)
+    return Retimed(inner, source, process)
 
 
 def _norm(process: ScalarProcess, t: Time) -> Time:

@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.network import fingerprint
+from fewstep.denoiser.base import Denoises, fingerprint
 from fewstep.fitting.descent import Descent, descend, judge
 from fewstep.fitting.objective import Features, objective as objective_of, paired, perceived
 from fewstep.fitting.starts import FOUND, best_start
 from fewstep.fitting.teacher import FIRST, Task, record
 from fewstep.grid import GRIDS, Grid, to_zero
 from fewstep.loop import tabulate
-from fewstep.loop.walk import Denoiser
 from fewstep.noise import STREAM
 from fewstep.process.base import Process
 from fewstep.process.config import process_to_json
@@ -40,7 +39,7 @@ FINALS: dict[str, Callable[[Grid], Grid]] = {"state": lambda grid: grid, "zero":
 
 @typed
 def fit(
-    denoiser: Denoiser | None,
+    denoiser: Denoises | None,
     process: Process,
     *,
     steps: int,
@@ -62,7 +61,7 @@ def fit(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    conditioned: Callable[[slice], Denoiser] | None = None,
+    conditioned: Callable[[slice], Denoises] | None = None,
     out: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
     remarks: Mapping[str, Any] | None = None,

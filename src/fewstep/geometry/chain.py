@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoises, leaves
 from fewstep.denoiser.oracle import Dataset, Mixture
 from fewstep.geometry.between import between
 from fewstep.geometry.encode import AnySolver
@@ -35,7 +36,6 @@ from fewstep.likelihood.closed_form import marginal_log_prob
 from fewstep.likelihood.density import log_prob
 from fewstep.loop import sample, tabulate
 from fewstep.loop.drive import noises_of, predict
-from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise, PathSource
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse, log_det
@@ -72,7 +72,7 @@ class Chain:
 
 @typed
 def denoising_mcmc(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     process: Process,
     x: Tensor,
     *,
@@ -153,7 +153,7 @@ def denoising_mcmc(
 
 
 @typed
-def likelihood_levels(denoiser: Denoiser, process: Process, times: Tensor, *, tolerance: float = 1e-3) -> Levels:
+def likelihood_levels(denoiser: Denoises, process: Process, times: Tensor, *, tolerance: float = 1e-3) -> Levels:
     """p(t | y) by the model's own `log_prob` at every level: exact, needs no classifier, and takes an ODE a level."""
     if process.kind == "block":
         raise ValueError(
@@ -173,9 +173,8 @@ def likelihood_levels(denoiser: Denoiser, process: Process, times: Tensor, *, to
 
 def _closed_form(denoiser: Any, process: Process, times: Tensor, weights: Tensor | None) -> Levels:
     """p(t | y) of a closed-form denoiser."""
-    while hasattr(denoiser, "denoiser"):
-        denoiser = denoiser.denoiser
-    if not isinstance(denoiser, Mixture | Dataset):
+    inside = list(leaves(denoiser))
+    if len(inside) != 1 or not isinstance(closed := inside[0], Mixture | Dataset):
         raise ValueError(
             "got a network without level=: give a classifier of the noise level, or likelihood_levels(...), which asks "
             "the model itself"
@@ -189,7 +188,7 @@ def _closed_form(denoiser: Any, process: Process, times: Tensor, weights: Tensor
         for t, p in zip(times.tolist(), prior.tolist(), strict=True):
             psi = process.Psi(t)
             stretch = log_det(psi, process.data_shape(tuple(y.shape[1:])))
-            each.append(p + marginal_log_prob(denoiser, apply(psi, y.to(torch.float64)), t) + stretch)
+            each.append(p + marginal_log_prob(closed, apply(psi, y.to(torch.float64)), t) + stretch)
         return torch.stack(each, 1)
 
     return found
@@ -215,7 +214,7 @@ def _times(process: Process, levels: Tensor | int, highest: float | None) -> Ten
     return times
 
 
-def _down(denoiser: Denoiser, process: Process, tables: list, z: Tensor, k: Tensor, seed: int, first: int) -> Tensor:
+def _down(denoiser: Denoises, process: Process, tables: list, z: Tensor, k: Tensor, seed: int, first: int) -> Tensor:
     """Every chain's run from its level to data; chains at one level run together, each with its own noise."""
     found: dict[int, Tensor] = {}
     for j in k.unique().tolist():

@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoises
 from fewstep.geometry.between import between
 from fewstep.grid import Grid
 from fewstep.likelihood.lift import data_time, lift
 from fewstep.loop import sample, tabulate
-from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.solver import Solver
@@ -41,7 +41,7 @@ AnySolver = str | Solver | Callable[[], Solver] | Tableau | Path | None
 
 @typed
 def encode(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     process: Process,
     x: Tensor | None = None,
     *,
@@ -87,7 +87,7 @@ def encode(
 
 @typed
 def decode(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     process: Process,
     z: Tensor,
     *,

@@ -16,11 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoises
 from fewstep.geometry.between import between
 from fewstep.geometry.encode import AnySolver
 from fewstep.grid import Grid
 from fewstep.loop import sample, tabulate
-from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.tableau import Tableau
@@ -31,7 +31,7 @@ __all__ = ["boomerang", "jump"]
 
 @typed
 def boomerang(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     process: Process,
     x0: Tensor,
     *,
@@ -69,7 +69,7 @@ def boomerang(
 
 @typed
 def jump(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     process: Process,
     *,
     share: float = 0.8,

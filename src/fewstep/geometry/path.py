@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoises
 from fewstep.geometry.encode import AnySolver
 from fewstep.grid import Grid
 from fewstep.loop import sample, tabulate
 from fewstep.loop.drive import predict
-from fewstep.loop.walk import Denoiser
 from fewstep.process import Process
 from fewstep.process.operator import apply
 from fewstep.process.predict import statistic
@@ -93,7 +93,7 @@ class Trajectory:
 
 @typed
 def trajectory(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     process: Process,
     *,
     solver: AnySolver = None,

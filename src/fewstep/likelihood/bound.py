@@ -32,13 +32,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoises, same_process
 from fewstep.denoiser.oracle import _matched
 from fewstep.grid import Grid
 from fewstep.likelihood.bits import BIN, bits_per_dim
 from fewstep.likelihood.lift import gaussian_start
-from fewstep.loop.door import same_process, tabulate
+from fewstep.loop.door import tabulate
 from fewstep.loop.drive import predict
-from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.process.operator import (
@@ -97,7 +97,7 @@ class Bound:
 
 @typed
 def elbo(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     process: Process,
     x: Tensor,
     *,

@@ -24,12 +24,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoises, same_process
 from fewstep.likelihood.bits import BIN, bits_per_dim
 from fewstep.likelihood.closed_form import gaussian_log_prob
 from fewstep.likelihood.lift import data_time, gaussian_start, lift
 from fewstep.likelihood.ode import integrate
-from fewstep.loop.door import same_process
-from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.process.base import derivative
@@ -70,7 +69,7 @@ class Likelihood:
 
 @typed
 def log_prob(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     process: Process,
     x: Tensor,
     *,
@@ -147,7 +146,7 @@ def log_prob(
 
 
 def _carry(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     process: Process,
     z: Tensor,
     t: float,
@@ -189,7 +188,7 @@ def _growth(process: Process, t: Tensor) -> Coefficient:
 
 
 def _prediction_and_trace(
-    denoiser: Denoiser, process: Process, z: Tensor, t: Tensor, b: Coefficient, signs: Tensor | None
+    denoiser: Denoises, process: Process, z: Tensor, t: Tensor, b: Coefficient, signs: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """D in the process's coordinates, and tr(B J) (batch, probes); its sum over all coordinates where signs is None."""
     with torch.inference_mode(False), torch.enable_grad():

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser.about import about
+from fewstep.denoiser.base import Denoises, as_denoiser, fingerprint, same_process
 from fewstep.denoiser.compiled import compiled
-from fewstep.denoiser.network import bound, fingerprint
 from fewstep.denoiser.watch import watching
 from fewstep.grid import GRIDS, Grid, as_grid
 from fewstep.grid.spacing import ToZero
@@ -33,7 +33,7 @@ from fewstep.loop.parallel import Parallel
 from fewstep.loop.range import in_range
 from fewstep.loop.rows import SMALL
 from fewstep.loop.start import finite_start, start_state, takes
-from fewstep.loop.walk import After, Callback, Denoiser, Plan, _under_autograd, all_finite, look_at, walk
+from fewstep.loop.walk import After, Callback, Plan, _under_autograd, all_finite, look_at, walk
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
 from fewstep.process.base import Memory, recalling
@@ -121,7 +121,7 @@ def _on_made_times(solver: Solver, process: Process, grid: str | Grid, steps: in
 
 @typed
 def sample(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     process: Process,
     *,
     solver: str | Solver | Driver | Callable[[], Any] | Tableau | Path | None = None,
@@ -198,6 +198,7 @@ def sample(
         if not outcome.ok:
             raise ValueError(str(outcome))
         return outcome.state
+    denoiser = as_denoiser(denoiser)
     same_process(denoiser, process)
     finite_start(x)
     takes("callback", callback, 4)
@@ -249,7 +250,8 @@ def on_table(
     `strict` raises a ValueError where a sample is not finite, from a replay that starts with the source as `drawn`, a
     snapshot, has it; without it the samples that are not are left to the caller.
     """
-    grad = getattr(denoiser, "needs_grad", False)
+    denoiser = as_denoiser(denoiser)
+    grad = denoiser.needs_grad
     if not differentiable and (start.numel() > SMALL or start.device.type != "cpu"):  # below, it saves nothing
         table = on_raw_outputs(table, denoiser)
     plan = Plan.of(
@@ -259,7 +261,7 @@ def on_table(
     plain = grad or watched or compile  # nor where a graph would be made for those and another one for the start
     mode = nullcontext() if differentiable else torch.no_grad() if plain else torch.inference_mode()
 
-    last = bound(denoiser, float(table.grid[-1])) if final == "denoise" else None
+    last = denoiser.at(float(table.grid[-1])) if final == "denoise" else None
     last = _under_autograd(last) if last and grad and not differentiable else last
 
     def run(*, look: bool, callback: Callback | None, tick: Callable[[], object] | None) -> Tensor:
@@ -294,9 +296,7 @@ def on_raw_outputs(table: Tableau, denoiser: Any) -> Tableau:
     A conversion x0 = p z + q F takes two passes, and so does a derived head. In terms of F there is none, but a row
     that reads an output reads its state too.
     """
-    while hasattr(denoiser, "at") and hasattr(denoiser, "denoiser"):  # one that hands raw outputs on
-        denoiser = denoiser.denoiser
-    predicts = getattr(denoiser, "predicts", "data")
+    predicts = as_denoiser(denoiser).predicts
     if table.output != "x0" or predicts == "data" or predicts not in PREDICTIONS or table.process.kind == "block":
         return table
     heads, raw = table.notes.get(predicts, (None, None))
@@ -361,15 +361,6 @@ def intervals(solver: Solver | Driver, process: Process, steps: int | None, nfe:
             f"got nfe={nfe} for {type(solver).__name__}, which takes {fewer} or {more} calls: give one of them"
         )
     return count
-
-
-def same_process(denoiser: Any, process: Process) -> None:
-    """Refuses a denoiser that was made for another process."""
-    while hasattr(denoiser, "denoiser"):  # one that wraps another
-        denoiser = denoiser.denoiser
-    theirs = getattr(denoiser, "process", process)
-    if theirs != process:
-        raise ValueError(f"got a denoiser made for {theirs} and a run on {process}: give both the same process")
 
 
 def same_model(denoiser: Any, table: Tableau) -> None:

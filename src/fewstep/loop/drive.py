@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.network import NetworkError, as_state, bound
-from fewstep.denoiser.samples import of_samples
+from fewstep.denoiser.base import as_denoiser, of_samples
+from fewstep.denoiser.network import NetworkError, as_state
 from fewstep.denoiser.watch import watching
 from fewstep.noise import BrownianPath, Noise, NoiseSource, PathSource
 from fewstep.noise.source import Request
@@ -106,9 +106,9 @@ def outputs(denoiser: Any, process: Process, z: Tensor, t: Time) -> dict[str, Te
     """What the denoiser returns: x0 in data space and the state's dtype, and further heads; or a ValueError."""
     where = f"t = {t:g}" if isinstance(t, float) else f"times from {float(t.min()):g} to {float(t.max()):g}"
     try:
-        grad = getattr(denoiser, "needs_grad", False)
-        with torch.enable_grad() if grad else nullcontext():
-            out = bound(denoiser, t)(z)
+        denoiser = as_denoiser(denoiser)
+        with torch.enable_grad() if denoiser.needs_grad else nullcontext():
+            out = denoiser.at(t)(z)
         heads = dict(out) if isinstance(out, Mapping) else {"x0": out}
         heads = {name: as_state(v, z) if isinstance(v, Tensor) else v for name, v in heads.items()}
     except NetworkError as error:

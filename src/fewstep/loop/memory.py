@@ -21,9 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.network import bound
-from fewstep.denoiser.samples import of_samples
-from fewstep.loop.walk import _offered, with_heads
+from fewstep.denoiser.base import Around, Denoises, as_denoiser, of_samples
 from fewstep.process.base import Time
 from fewstep.words import as_bytes
 
@@ -68,41 +66,25 @@ class Room:
 
 
 @dataclass(frozen=True, eq=False)
-class InPieces:
+class InPieces(Around):
     """A denoiser that takes a batch piece by piece, as many samples at once as a `Room` has room for.
 
-    What is bound to the samples goes along with them as in `fewstep.denoiser.samples`.
+    What is bound to the samples goes along with them as in `fewstep.denoiser.base.of_samples`.
     """
 
-    denoiser: Any
+    denoiser: Denoises
     room: Room
 
-    @property
-    def needs_grad(self) -> bool:
-        return getattr(self.denoiser, "needs_grad", False)
-
-    def __call__(self, z: Tensor, t: Time) -> Any:
-        """What the denoiser returns."""
-        return self.at(t)(z)
+    def __post_init__(self) -> None:
+        vars(self).update(denoiser=as_denoiser(self.denoiser))
 
     def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
         """The denoiser at one time, or one a sample."""
-        return self._split(lambda denoiser, t: bound(denoiser, t, output), t)
+        return self._split(lambda denoiser, t: denoiser.at(t, output), t)
 
-    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
-        """A head that the denoiser offers."""
-        if _offered(self.denoiser, name, t) is None:
-            return None
-        return self._split(lambda denoiser, t: _offered(denoiser, name, t), t)
-
-    @property
-    def together(self) -> tuple[str, ...]:
-        """The heads that the denoiser makes of the same evaluations."""
-        return getattr(with_heads(self.denoiser), "together", ())
-
-    def parts(self, t: Time) -> Callable[[Tensor], Any]:
-        """X0 and those heads."""
-        return self._split(lambda denoiser, t: with_heads(denoiser).parts(t), t)
+    def jointly(self, t: Time) -> Callable[[Tensor], Any]:
+        """X0 and the heads that the denoiser makes of the same evaluations."""
+        return self._split(lambda denoiser, t: denoiser.jointly(t), t)
 
     def _split(self, make: Callable[[Any, Time], Any], t: Time) -> Callable[[Tensor], Any]:
         whole = make(self.denoiser, t)

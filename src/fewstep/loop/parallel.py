@@ -31,10 +31,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.samples import of_samples
+from fewstep.denoiser.base import Denoises, as_denoiser, of_samples
 from fewstep.denoiser.watch import watching
 from fewstep.loop.drive import noises_of, outputs
-from fewstep.loop.walk import Denoiser, Plan, _offered, walk
+from fewstep.loop.walk import Plan, walk
 from fewstep.noise import NoiseSource
 from fewstep.process.operator import apply, transpose
 from fewstep.process.predict import statistic
@@ -100,7 +100,7 @@ class Parallel(Typed):
 @watching()
 def picard(
     table: Tableau,
-    denoiser: Denoiser,
+    denoiser: Denoises,
     start: Tensor,
     source: NoiseSource,
     how: Parallel,
@@ -155,8 +155,8 @@ class Known:
 class Rows:
     """The rows that are called: their fronts, their models of the network."""
 
-    def __init__(self, table: Tableau, denoiser: Denoiser, start: Tensor, how: Parallel) -> None:
-        self.table, self.denoiser, self.process, self.how = table, denoiser, table.process, how
+    def __init__(self, table: Tableau, denoiser: Denoises, start: Tensor, how: Parallel) -> None:
+        self.table, self.denoiser, self.process, self.how = table, as_denoiser(denoiser), table.process, how
         self.index = [k for k, row in enumerate(table.rows) if row.at is not None]
         self.at = torch.tensor([table.rows[k].at for k in self.index], dtype=torch.float64)
         self.raw = sorted({s[2] for s in table.last_use() if s[0] == "y" and (s[1], s[2]) not in table.heads} - {"x0"})
@@ -245,8 +245,7 @@ class Rows:
         denoiser = of_samples(self.denoiser, samples, self.batch)
         heads = outputs(denoiser, self.process, z, t)
         for h in set(self.raw) - set(heads):
-            offered = _offered(denoiser, h, t)  # type: ignore[arg-type] - times one a sample
-            if offered is None:
+            if (offered := denoiser.head(h, t)) is None:
                 raise ValueError(f"the table reads output {h!r}, which the denoiser does not return")
             heads[h] = offered(z)
         return {h: heads[h] for h in ("x0", *self.raw)}

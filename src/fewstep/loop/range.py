@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fewstep.denoiser.network import fingerprint, told
+from fewstep.denoiser.base import fingerprint, told
 from fewstep.process import Process
 from fewstep.process.base import ScalarProcess
 from fewstep.solver import Default

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoises, as_denoiser, of_samples, same_process
 from fewstep.denoiser.compiled import compiled
-from fewstep.denoiser.samples import of_samples
 from fewstep.grid import Grid, as_grid
 from fewstep.loop.door import (
     as_driver,
@@ -21,7 +21,6 @@ from fewstep.loop.door import (
     one_less,
     recollection,
     same_model,
-    same_process,
     sample_shape,
     tabulate,
 )
@@ -31,7 +30,6 @@ from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel, picard
 from fewstep.loop.range import in_range
 from fewstep.loop.start import start_state
-from fewstep.loop.walk import Denoiser
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
 from fewstep.solver import Solver
@@ -45,7 +43,7 @@ __all__ = ["solve"]
 
 @typed
 def solve(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     process: Process,
     *,
     solver: str | Solver | Driver | Callable[[], Any] | Tableau | Path | None = None,
@@ -81,6 +79,7 @@ def solve(
     if final not in ("state", "denoise"):
         raise ValueError(f"got final={final!r}: choose state or denoise")
     driver, source = as_driver(solver), noise_source(noise, seed, first)
+    denoiser = as_denoiser(denoiser)
     same_process(denoiser, process)
     budget = one_less(final, steps, nfe)
     denoiser = compiled(denoiser) if compile else denoiser
@@ -139,7 +138,7 @@ def _placed(
     return driver if steps is None else driver.limited(steps), times
 
 
-def _denoised(outcome: Outcome, denoiser: Denoiser, process: Process, t: float) -> Outcome:
+def _denoised(outcome: Outcome, denoiser: Denoises, process: Process, t: float) -> Outcome:
     """The outcome in data space, with x0_hat for the samples that reached the end."""
     good = torch.tensor([status == "reached the end" for status in outcome.status])
     data, index = process.to_data(outcome.state), good.nonzero().flatten()

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.network import NetworkError, as_state, bound, writes_into
+from fewstep.denoiser.base import Counted, Denoiser, Denoises, as_denoiser, layers
+from fewstep.denoiser.network import NetworkError, as_state, writes_into
 from fewstep.denoiser.watch import watching
 from fewstep.loop.rows import SMALL, Columns, Fresh, InPlace, Rows, SideBySide
 from fewstep.process import Process
@@ -28,7 +29,7 @@ from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
 from fewstep.tableau.tableau import ONES
 
-__all__ = ["After", "Callback", "Denoiser", "Plan", "look_at", "walk"]
+__all__ = ["After", "Callback", "Plan", "look_at", "walk"]
 
 # Heads that tables of this library read, and what makes a denoiser that has them.
 GUIDED = "guidance (fewstep.guide, fewstep.Guided, --guidance)"
@@ -42,7 +43,6 @@ MAKERS = {
 
 UNREAD = "which is not read: states are edited by after="
 
-Denoiser = Callable[[Tensor, Any], Any]
 Callback = Callable[[int, float, Tensor, Tensor], None]
 After = Callable[[int, float, Tensor], Tensor]
 
@@ -84,20 +84,22 @@ class Plan:
     @staticmethod
     def of(
         table: Tableau,
-        denoiser: Denoiser,
+        denoiser: Denoises,
         *,
         like: Tensor | None = None,
         reuse: bool = True,
         grad: bool = False,
         compile: bool = False,
     ) -> Plan:
-        """Binds a table to a denoiser; one that has `at(t)` gets its own numbers ready too.
+        """Binds a table to a denoiser.
 
         Weights that are tensors are put in the dtype and on the device of `like`; with `grad` the calls, and they
         alone, run under autograd.
         """
         instructions, columns = _outline(table, like)
-        has_heads, counts = hasattr(with_heads(denoiser), "head"), hasattr(denoiser, "count")
+        denoiser = as_denoiser(denoiser)
+        heads = denoiser.heads
+        tallies = [layer for layer in layers(denoiser) if isinstance(layer, Counted)]
         steps = []
         for step in instructions:
             if step.at is None:
@@ -105,14 +107,14 @@ class Plan:
                 continue
             raw = step.raw if step.main is None else (*step.raw, table.output)
             parts = _parts(denoiser, raw, step.at) if table.output == "x0" else None
-            asked = raw if has_heads and not parts else ()
-            offered = {h: f for h in asked if (f := _offered(denoiser, h, step.at)) is not None}
+            asked = () if parts else raw
+            offered = {h: denoiser.at(step.at, h) for h in asked if h in heads}
             offered = {h: _under_autograd(f) if grad else f for h, f in offered.items()}
             main = step.heads or step.main or not offered or len(offered) < len(raw)
-            call = parts or (bound(denoiser, step.at, table.output) if main else None)
-            if call is None and counts:  # a row of heads alone is a call too
+            call = parts or (denoiser.at(step.at, table.output) if main else None)
+            for tally in tallies if call is None else ():  # a row of heads alone is a call too
                 first = next(iter(offered))
-                offered[first] = partial(denoiser.count, offered[first])
+                offered[first] = partial(tally.count, offered[first])
             call = _under_autograd(call) if grad and call is not None else call
             direct = step.main in columns.at and table.output == "x0" and writes_into(call)
             steps.append(Instruction(*step[:-3], call, offered, direct))
@@ -244,25 +246,10 @@ def _rows(plan: Plan, start: Tensor, live: dict[Symbol, Tensor] | None, *, watch
     return InPlace({} if live is None else live, start, compile=plan.compile)
 
 
-def _offered(denoiser: Any, head: str, t: float) -> Callable[[Tensor], Tensor] | None:
-    """What a closed-form denoiser, or one that wraps it, offers under `head(name, t)`; None where it does not."""
-    denoiser = with_heads(denoiser)
-    return denoiser.head(head, t) if hasattr(denoiser, "head") else None
-
-
-def with_heads(denoiser: Any) -> Any:
-    """The outermost denoiser with heads in those that wrap one another, or the innermost of all."""
-    while hasattr(denoiser, "denoiser") and not hasattr(denoiser, "head"):
-        denoiser = denoiser.denoiser
-    return denoiser
-
-
-def _parts(denoiser: Any, heads: Sequence[str], t: float | None) -> Callable[[Tensor], Any] | None:
-    """One call for x0 and several heads, where the denoiser makes them of the same evaluations (`parts(t)`)."""
-    inner = with_heads(denoiser)
-    if len(heads) < 2 or t is None or not set(heads) <= set(getattr(inner, "together", ())):
-        return None
-    return partial(denoiser.count, inner.parts(t)) if hasattr(denoiser, "count") else inner.parts(t)
+def _parts(denoiser: Denoiser, heads: Sequence[str], t: float | None) -> Callable[[Tensor], Any] | None:
+    """One call for x0 and several heads, where the denoiser makes them of the same evaluations."""
+    together = len(heads) >= 2 and t is not None and set(heads) <= set(denoiser.together)
+    return denoiser.jointly(t) if together else None
 
 
 def _under_autograd(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:

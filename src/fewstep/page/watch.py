@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from fewstep.cli.sample import npz
-from fewstep.denoiser.network import bound
-from fewstep.denoiser.samples import of_samples
+from fewstep.denoiser.base import Around, Denoiser, as_denoiser, of_samples
 from fewstep.files import Results
 from fewstep.page.choice import Run
 from fewstep.process import Process
@@ -77,7 +76,7 @@ class Finished:
 
 
 @dataclass(frozen=True, eq=False)
-class Watched:
+class Watched(Around):
     """A denoiser that keeps what it returned last in `seen` (num, *shape), and is the same otherwise.
 
     Args:
@@ -87,56 +86,34 @@ class Watched:
         index: the samples that this one is for, as `of_samples` chose them.
     """
 
-    denoiser: Callable[[Tensor, Time], Any]
+    denoiser: Denoiser
     process: Process
     seen: Tensor
     index: Tensor
-
-    @property
-    def needs_grad(self) -> bool:
-        return getattr(self.denoiser, "needs_grad", False)
 
     def select(self, index: Tensor) -> Watched:
         """The same for some of its samples."""
         return replace(self, denoiser=of_samples(self.denoiser, index, len(self.index)), index=self.index[index])
 
-    def __call__(self, z: Tensor, t: Time) -> Any:
-        """What the denoiser returns."""
-        return self.at(t)(z)
-
     def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
-        """The denoiser at one time; a raw output is turned into x0_hat for the eyes alone."""
-        call = bound(self.denoiser, t, output)
-        p, q = (0.0, 1.0) if output == "x0" else conversion(output, self.process, t)
+        """An output of the denoiser, turned into x0_hat for the eyes alone; of one taken apart the model is seen."""
+        call = self.denoiser.at(t, output)
+        if output in self.heads and output != "base":
+            return call
+        raw = output not in ("x0", "base")
+        p, q = conversion(output, self.process, t) if raw else (0.0, 1.0)
 
         def watched(z: Tensor) -> Any:
             out = call(z)
-            self._keep(out if output == "x0" else self.process.from_coordinates(apply(p, z) + apply(q, out)))
+            x0 = apply(p, z) + apply(q, out) if raw else out
+            self._keep(x0 if output == "x0" else self.process.from_coordinates(x0))
             return out
 
         return watched
 
-    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
-        """What the denoiser offers beside x0_hat; of one that is taken apart, the model alone is seen."""
-        found = self.denoiser.head(name, t) if hasattr(self.denoiser, "head") else None  # type: ignore[attr-defined]
-        if found is None or name != "base":
-            return found
-
-        def watched(z: Tensor) -> Tensor:
-            out = found(z)
-            self._keep(self.process.from_coordinates(out))
-            return out
-
-        return watched
-
-    @property
-    def together(self) -> tuple[str, ...]:
-        """The heads that the denoiser makes of the same evaluations."""
-        return getattr(self.denoiser, "together", ())
-
-    def parts(self, t: Time) -> Callable[[Tensor], dict[str, Tensor]]:
-        """X0_hat and those heads."""
-        call = self.denoiser.parts(t)  # type: ignore[attr-defined]
+    def jointly(self, t: Time) -> Callable[[Tensor], dict[str, Tensor]]:
+        """X0_hat and the heads of the same evaluations."""
+        call = self.denoiser.jointly(t)
 
         def watched(z: Tensor) -> dict[str, Tensor]:
             out = call(z)
@@ -178,7 +155,9 @@ def frames(run: Run) -> Generator[Frame | Finished, None, None]:
             began = time.perf_counter()
 
         try:
-            outcome = run.solve(Watched(run.denoiser, run.model.process, seen, torch.arange(len(seen))), tell)
+            outcome = run.solve(
+                Watched(as_denoiser(run.denoiser), run.model.process, seen, torch.arange(len(seen))), tell
+            )
             samples = run.model.process.to_data(outcome.state).float()
             told.put(Finished(run=run, outcome=outcome, samples=samples, seconds=spent))
         except BaseException as error:  # of any kind: it is raised where the frames are read

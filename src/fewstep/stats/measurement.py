@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fewstep.denoiser.base import Denoises
 from fewstep.files import Results, kept_tensors, save_tensors
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
@@ -38,7 +39,6 @@ from fewstep.words import typed, whole
 
 __all__ = ["measure"]
 
-Denoiser = Any  # (z, t) -> x0_hat
 _MOMENTS = ("e", "d", "y", "ee", "ey", "yy", "ed", "yd", "l")  # eps, eps', y, their products, and l
 _STEEPEST = 4.0  # f grows like e^2lambda in pure noise and falls like it near data; beyond, s is its sampling error
 _EVERY = 30.0  # seconds between saves
@@ -46,7 +46,7 @@ _EVERY = 30.0  # seconds between saves
 
 @typed
 def measure(
-    denoiser: Denoiser | None,
+    denoiser: Denoises | None,
     process: Process,
     data: Tensor,
     *,
@@ -56,7 +56,7 @@ def measure(
     seed: int = 0,
     out: str | Path | None = None,
     weights: str | None = None,
-    conditioned: Callable[[slice], Denoiser] | None = None,
+    conditioned: Callable[[slice], Denoises] | None = None,
     labels: Sequence[int] | None = None,
     progress: bool = True,
 ) -> Statistics:
@@ -122,7 +122,7 @@ def measure(
     return found
 
 
-def _node(denoiser: Denoiser, process: Process, x0: Tensor, lam: float, *, seed: int, v3: bool) -> dict[str, Tensor]:
+def _node(denoiser: Any, process: Process, x0: Tensor, lam: float, *, seed: int, v3: bool) -> dict[str, Tensor]:
     """Sums over a batch at one node, in float64 on the CPU; the same seed gives the same noises at every node."""
     t = float(process.inverse_log_snr(lam))
     generator = torch.Generator().manual_seed(seed)
@@ -169,14 +169,14 @@ def _v3(lam: Tensor, mean: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return l, s, f1 - s * f
 
 
-def _noise(process: Process, denoiser: Denoiser, z: Tensor, t: Time) -> Tensor:
+def _noise(process: Process, denoiser: Any, z: Tensor, t: Time) -> Tensor:
     """The noise R^-1 (z - M D)."""
     d = denoiser(z, t)
     d = process.coordinates((d if isinstance(d, Tensor) else d["x0"]).to(z.dtype))
     return apply(inverse(process.R(t)), z - apply(process.M(t), d))
 
 
-def _noise_at(process: Process, denoiser: Denoiser, y: Tensor, lam: Tensor) -> Tensor:
+def _noise_at(process: Process, denoiser: Any, y: Tensor, lam: Tensor) -> Tensor:
     """The same as a function of y = x/alpha and log-SNRs (batch,)."""
     t = process.inverse_log_snr(lam)
     return _noise(process, denoiser, apply(process.M(t), y), t)

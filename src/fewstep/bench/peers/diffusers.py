@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.bench.contender import Contender, Denoiser
+from fewstep.bench.contender import Contender
 from fewstep.bench.peers.level import SAME_GRID, Levels, peer
+from fewstep.denoiser.base import Denoises
 
 __all__ = ["SCHEDULERS", "contenders"]
 
@@ -110,7 +111,7 @@ def contenders() -> list[Contender]:
 
 
 def _march(
-    scheduler: Scheduler, spacing: str, denoiser: Denoiser, levels: Levels, noise: Tensor, steps: int
+    scheduler: Scheduler, spacing: str, denoiser: Denoises, levels: Levels, noise: Tensor, steps: int
 ) -> tuple[Tensor, str]:
     """A pipeline's loop."""
     cls = getattr(import_module(f"diffusers.schedulers.{scheduler.module}"), scheduler.cls)

@@ -17,8 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.bench.contender import Contender, Denoiser
+from fewstep.bench.contender import Contender
 from fewstep.bench.peers.level import SAME_GRID, Levels, peer
+from fewstep.denoiser.base import Denoises
 
 __all__ = ["SAMPLERS", "contenders"]
 
@@ -60,7 +61,7 @@ def _sampling() -> Any:
 
 
 def _march(
-    sampler: str, spacing: str, denoiser: Denoiser, levels: Levels, noise: Tensor, steps: int
+    sampler: str, spacing: str, denoiser: Denoises, levels: Levels, noise: Tensor, steps: int
 ) -> tuple[Tensor, str]:
     """One call of a sampler, on x = z / alpha."""
     sampling = _sampling()

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.bench.contender import PEERS, SAME, Contender, Denoiser, Run
+from fewstep.bench.contender import PEERS, SAME, Contender, Run
+from fewstep.denoiser.base import Denoises
 from fewstep.grid import GRIDS
 from fewstep.grid.spacing import finite_range
 from fewstep.process import Process, ScalarProcess
@@ -23,7 +24,7 @@ from fewstep.process import Process, ScalarProcess
 __all__ = ["SAME_GRID", "Levels", "March", "peer"]
 
 SAME_GRID = "fewstep"  # our own default grid, for peers that take one
-March = Callable[[Denoiser, "Levels", Tensor, int], tuple[Tensor, str]]
+March = Callable[[Denoises, "Levels", Tensor, int], tuple[Tensor, str]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Levels:
         log_snr = self.process.log_snr(GRIDS["default"](self.process, steps))
         return torch.exp(-log_snr).clamp(self.low, self.high)
 
-    def denoised(self, denoiser: Denoiser, x: Tensor, rho: float, form: str) -> Tensor:
+    def denoised(self, denoiser: Denoises, x: Tensor, rho: float, form: str) -> Tensor:
         """x0_hat for a state at level rho in the form "ve" or "vp"."""
         t = self.time(rho)
         return denoiser(x * self.scale(rho, form), t)
@@ -93,7 +94,7 @@ def peer(name: str, version: str, march: March) -> Contender:
 
 
 def _run(name: str, version: str, march: March, levels: Levels, steps: int, calls: int, end: str) -> Run:
-    def go(denoiser: Denoiser, noise: Tensor, seed: int, first: int) -> Tensor:
+    def go(denoiser: Denoises, noise: Tensor, seed: int, first: int) -> Tensor:
         with torch.inference_mode():
             return march(denoiser, levels, noise, steps)[0].to(noise.dtype)
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.bench.contender import Contender, Denoiser
+from fewstep.bench.contender import Contender
 from fewstep.bench.peers.level import SAME_GRID, Levels, peer
+from fewstep.denoiser.base import Denoises
 
 __all__ = ["METHODS", "contenders"]
 
@@ -32,7 +33,7 @@ def contenders() -> list[Contender]:
 
 
 def _march(
-    method: str, spacing: str, denoiser: Denoiser, levels: Levels, noise: Tensor, steps: int
+    method: str, spacing: str, denoiser: Denoises, levels: Levels, noise: Tensor, steps: int
 ) -> tuple[Tensor, str]:
     """One call of odeint."""
     odeint: Any = import_module("torchdiffeq").odeint

@@ -17,18 +17,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoises, Split, as_denoiser
 from fewstep.denoiser.guidance.gradient import LogProb, check_interval, data_shift, gradient, process_of
-from fewstep.denoiser.network import bound
+from fewstep.denoiser.watch import called
 from fewstep.process.base import Time, to_tensor
 from fewstep.words import Typed, among, finite
 
 __all__ = ["ClassifierGuided"]
 
-Denoiser = Callable[[Tensor, Time], Tensor]
-
 
 @dataclass(frozen=True, eq=False)
-class ClassifierGuided(Typed):
+class ClassifierGuided(Typed, Split):
     """The denoiser guided by log p(y | z_t), of one evaluation more and a backward pass.
 
     Args:
@@ -48,7 +47,7 @@ class ClassifierGuided(Typed):
     https://arxiv.org/abs/2302.07121.
     """
 
-    denoiser: Denoiser
+    denoiser: Denoises
     log_prob: LogProb
     scale: float = 1.0
     _: KW_ONLY
@@ -56,31 +55,37 @@ class ClassifierGuided(Typed):
     interval: tuple[float, float] | None = None
     process: Any = None
 
-    needs_grad: ClassVar[bool] = True
+    needs_grad: ClassVar[bool] = True  # type: ignore[override]
 
     def __post_init__(self) -> None:
         among(self, on=("state", "x0_hat"))
-        object.__setattr__(self, "process", process_of(self.denoiser, process=self.process))
+        denoiser = as_denoiser(self.denoiser)
+        vars(self).update(denoiser=denoiser, process=process_of(denoiser, process=self.process))
         check_interval(self.interval, self.process)
         finite("scale", self.scale)
 
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
-        """The guided x0_hat in data space."""
-        if not bool(self._inside(t).any()):
-            return bound(self.denoiser, t)(z)
-        shift, seen = self._shift(z, t)
-        return (seen if self.on == "x0_hat" else bound(self.denoiser, t)(z)) + shift
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Both parts; it has no derivative, as it differentiates inside."""
+        return ("base", "guidance")
 
-    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
-        """`base`, the model alone, and `guidance`, in the process's coordinates."""
-        if name == "base":
-            base = bound(self.denoiser, t)
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """The guided denoiser, or `base`, the model alone, and `guidance` in the process's coordinates."""
+        if output not in ("x0", "base", "guidance"):
+            return self.beside(output, t)
+        base, inside = self.denoiser.at(t), bool(self._inside(t).any())
+        if output == "base":
             return lambda z: self.process.coordinates(base(z))
-        if name != "guidance":
-            return None
-        if not bool(self._inside(t).any()):
-            return lambda z: torch.zeros(len(z), *self.process.data_shape(tuple(z.shape[1:]))).to(z)
-        return lambda z: self.process.coordinates(self._shift(z, t)[0])
+        if output == "guidance":
+            if not inside:
+                return lambda z: torch.zeros(len(z), *self.process.data_shape(tuple(z.shape[1:]))).to(z)
+            return lambda z: self.process.coordinates(self._shift(base, z, t)[0])
+
+        def guided(z: Tensor) -> Tensor:
+            shift, seen = self._shift(base, z, t)
+            return (seen if self.on == "x0_hat" else base(z)) + shift
+
+        return guided if inside else base
 
     def _inside(self, t: Time) -> Tensor:
         """Whether a time, or each of (batch,) times, lies where there is guidance."""
@@ -88,12 +93,12 @@ class ClassifierGuided(Typed):
         low, high = self.interval or (-torch.inf, torch.inf)
         return (low <= t) & (t <= high)
 
-    def _shift(self, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+    def _shift(self, base: Callable[[Tensor], Tensor], z: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """What guidance adds to x0_hat, and what the log probability was told."""
 
         def judged(z: Tensor) -> tuple[Tensor, Tensor]:
-            seen = bound(self.denoiser, t)(z) if self.on == "x0_hat" else z
-            return self.log_prob(seen, t), seen
+            seen = base(z) if self.on == "x0_hat" else z
+            return called(self.log_prob, seen, t), seen
 
         g, seen = gradient(judged, z)
         inside = self._inside(t).to(g).reshape(-1, *(1,) * (g.ndim - 1))

@@ -38,15 +38,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoiser, Denoises, Split, as_denoiser
 from fewstep.denoiser.guidance.gradient import LogProb, process_of
 from fewstep.denoiser.guidance.update import along_of
-from fewstep.denoiser.network import bound, needs_grad
+from fewstep.denoiser.watch import called
 from fewstep.process.base import Time
 from fewstep.words import Typed, finite
 
 __all__ = ["AnyOf", "Complement", "Composed", "conjunction", "disjunction", "negation"]
-
-Denoiser = Callable[[Tensor, Time], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +95,7 @@ def negation(log_prob: LogProb, weight: float | None = None) -> LogProb:
 
 
 @dataclass(frozen=True, eq=False)
-class Composed(Typed):
+class Composed(Typed, Split):
     """AND and NOT of conditions: D + sum_i w_i (D_i - D).
 
     Exact at weights 1 where the conditions are independent given the state at every time; with one part it is
@@ -111,41 +110,40 @@ class Composed(Typed):
         process: the process; None asks the denoisers.
     """
 
-    unconditional: Denoiser
-    parts: tuple[Denoiser, ...]
+    unconditional: Denoises
+    parts: tuple[Denoises, ...]
     weights: tuple[float, ...]
     _: KW_ONLY
     perpendicular: bool = False
     process: Any = None
 
     def __post_init__(self) -> None:
-        parts, weights = tuple(self.parts), _weights(self.weights, self.parts)
+        weights = _weights(self.weights, self.parts)
+        base, parts = as_denoiser(self.unconditional), tuple(map(as_denoiser, self.parts))
         if self.perpendicular and not min(weights) < 0 < max(weights):
             raise ValueError(f"got perpendicular=True with weights={weights}: it wants one below 0 and one above")
-        object.__setattr__(self, "parts", parts)
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "process", process_of(self.unconditional, *parts, process=self.process))
+        process = process_of(base, *parts, process=self.process)
+        vars(self).update(unconditional=base, parts=parts, weights=weights, process=process)
 
-    @property
-    def needs_grad(self) -> bool:
-        return needs_grad(self.unconditional, *self.parts)
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """The composed denoiser, or `base`, the unconditional model, and `guidance` in the process's coordinates."""
+        if output not in ("x0", "base", "guidance"):
+            return self.beside(output, t)
+        base, parts = self.unconditional.at(t), [part.at(t) for part in self.parts]
 
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
-        """The composed x0_hat in data space."""
-        base = bound(self.unconditional, t)(z)
-        return base + self._shift(z, t, base)
+        def composed(z: Tensor) -> Tensor:
+            d = base(z)
+            if output == "base":
+                return self.process.coordinates(d)
+            shift = self._shift(d, [part(z) for part in parts])
+            return d + shift if output == "x0" else self.process.coordinates(shift)
 
-    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
-        """`base`, the unconditional model, and `guidance`, in the process's coordinates."""
-        if name == "base":
-            return lambda z: self.process.coordinates(bound(self.unconditional, t)(z))
-        shift = lambda z: self.process.coordinates(self._shift(z, t, bound(self.unconditional, t)(z)))  # noqa: E731
-        return shift if name == "guidance" else None
+        return composed
 
-    def _shift(self, z: Tensor, t: Time, base: Tensor) -> Tensor:
+    def _shift(self, base: Tensor, each: Sequence[Tensor]) -> Tensor:
         signed = {True: torch.zeros_like(base), False: torch.zeros_like(base)}
-        for w, part in zip(self.weights, self.parts, strict=True):
-            signed[w > 0] = signed[w > 0] + w * (bound(part, t)(z) - base)
+        for w, d in zip(self.weights, each, strict=True):
+            signed[w > 0] = signed[w > 0] + w * (d - base)
         against = signed[False]
         if self.perpendicular:
             against = against - along_of(against, signed[True])
@@ -153,7 +151,7 @@ class Composed(Typed):
 
 
 @dataclass(frozen=True, eq=False)
-class AnyOf(Typed):
+class AnyOf(Typed, Denoiser):
     """OR of conditions: the mean of their denoisers, each by how probable its condition is at this state.
 
     Exact where the conditions exclude each other and the probabilities are.
@@ -165,7 +163,7 @@ class AnyOf(Typed):
         process: the process; None asks the denoisers.
     """
 
-    parts: tuple[Denoiser, ...]
+    parts: tuple[Denoises, ...]
     log_probs: tuple[LogProb, ...]
     _: KW_ONLY
     process: Any = None
@@ -176,24 +174,27 @@ class AnyOf(Typed):
                 f"got {len(self.parts)} denoisers and {len(self.log_probs)} log probabilities: give one of each for "
                 "every condition"
             )
-        object.__setattr__(self, "parts", tuple(self.parts))
-        object.__setattr__(self, "log_probs", tuple(self.log_probs))
-        object.__setattr__(self, "process", process_of(*self.parts, process=self.process))
+        parts = tuple(map(as_denoiser, self.parts))
+        process = process_of(*parts, process=self.process)
+        vars(self).update(parts=parts, log_probs=tuple(self.log_probs), process=process)
 
-    @property
-    def needs_grad(self) -> bool:
-        return needs_grad(*self.parts)
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """The composed denoiser at one time."""
+        if output != "x0":
+            return self.beside(output, t)
+        parts = [part.at(t) for part in self.parts]
 
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
-        """The composed x0_hat in data space."""
-        logs = torch.stack([log(z, t) for log in self.log_probs])
-        share = logs.masked_fill((logs == -torch.inf).all(0), 0.0).softmax(0)  # all impossible: as if all alike
-        each = [bound(part, t)(z) for part in self.parts]
-        return torch.stack([_wide(w, d) * d for w, d in zip(share, each, strict=True)]).sum(0)
+        def composed(z: Tensor) -> Tensor:
+            logs = torch.stack([called(log, z.clone(), t) for log in self.log_probs])
+            share = logs.masked_fill((logs == -torch.inf).all(0), 0.0).softmax(0)  # all impossible: as if all alike
+            each = [part(z) for part in parts]
+            return torch.stack([_wide(w, d) * d for w, d in zip(share, each, strict=True)]).sum(0)
+
+        return composed
 
 
 @dataclass(frozen=True, eq=False)
-class Complement(Typed):
+class Complement(Typed, Denoiser):
     """NOT of a condition: D - scale p / (1 - p) (D_1 - D), which is exact at scale 1.
 
     The pull away from the condition dies where the state is sure not to have it, which a constant negative weight
@@ -207,8 +208,8 @@ class Complement(Typed):
         process: the process; None asks the denoisers.
     """
 
-    unconditional: Denoiser
-    conditional: Denoiser
+    unconditional: Denoises
+    conditional: Denoises
     log_prob: LogProb
     scale: float = 1.0
     _: KW_ONLY
@@ -216,17 +217,26 @@ class Complement(Typed):
 
     def __post_init__(self) -> None:
         finite("scale", self.scale)
-        object.__setattr__(self, "process", process_of(self.unconditional, self.conditional, process=self.process))
+        base, conditional = as_denoiser(self.unconditional), as_denoiser(self.conditional)
+        process = process_of(base, conditional, process=self.process)
+        vars(self).update(unconditional=base, conditional=conditional, process=process)
 
     @property
-    def needs_grad(self) -> bool:
-        return needs_grad(self.unconditional, self.conditional)
+    def guidance(self) -> float:  # type: ignore[override]
+        return float(self.scale)
 
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
-        """The composed x0_hat in data space."""
-        log, base = self.log_prob(z, t), bound(self.unconditional, t)(z)
-        odds = (log - _log1mexp(log)).exp().to(base)
-        return base - float(self.scale) * _wide(odds, base) * (bound(self.conditional, t)(z) - base)
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """The composed denoiser at one time."""
+        if output != "x0":
+            return self.beside(output, t)
+        unconditional, conditional = self.unconditional.at(t), self.conditional.at(t)
+
+        def composed(z: Tensor) -> Tensor:
+            log, base = called(self.log_prob, z.clone(), t), unconditional(z)
+            odds = (log - _log1mexp(log)).exp().to(base)
+            return base - float(self.scale) * _wide(odds, base) * (conditional(z) - base)
+
+        return composed
 
 
 def _log1mexp(log: Tensor) -> Tensor:

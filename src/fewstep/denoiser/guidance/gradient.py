@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import as_denoiser
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, magnitude
 
@@ -77,7 +78,7 @@ def check_interval(interval: tuple[float, float] | None, process: Process) -> No
 
 def process_of(*denoisers: Any, process: Process | None = None) -> Process:
     """The one process that all these denoisers tell, or that is given."""
-    told = [p for p in (process, *(getattr(d, "process", None) for d in denoisers)) if p is not None]
+    told = [p for p in (process, *(as_denoiser(d).process for d in denoisers)) if p is not None]
     for other in told:
         if not isinstance(other, Process):
             raise ValueError(f"got process={other!r}: give a process, as fs.VP()")

@@ -20,21 +20,19 @@ from typing import Any
 
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoises, Split, as_denoiser
 from fewstep.denoiser.guidance.classifier import ClassifierGuided
 from fewstep.denoiser.guidance.gradient import process_of
 from fewstep.denoiser.guidance.observation import Observation, spread, spread_by
-from fewstep.denoiser.network import bound
 from fewstep.process.base import Process, Time
 from fewstep.words import Typed, typed
 
 __all__ = ["DDNM", "dps", "pigdm"]
 
-Denoiser = Callable[[Tensor, Time], Tensor]
-
 
 @typed
 def dps(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     observation: Observation,
     scale: float = 1.0,
     *,
@@ -69,7 +67,7 @@ def dps(
 
 @typed
 def pigdm(
-    denoiser: Denoiser,
+    denoiser: Denoises,
     observation: Observation,
     scale: float = 1.0,
     *,
@@ -96,7 +94,7 @@ def pigdm(
 
 
 @dataclass(frozen=True, eq=False)
-class DDNM(Typed):
+class DDNM(Typed, Split):
     """Denoising diffusion null-space model: x0_hat with what was seen put in, and the rest moved with it.
 
     Args:
@@ -109,7 +107,7 @@ class DDNM(Typed):
     https://arxiv.org/abs/2212.00490, whose scaling for noise (DDNM+) is another one.
     """
 
-    denoiser: Denoiser
+    denoiser: Denoises
     observation: Observation
     _: KW_ONLY
     std: float = 1.0
@@ -117,23 +115,29 @@ class DDNM(Typed):
 
     def __post_init__(self) -> None:
         _above_zero(self.std)
-        object.__setattr__(self, "process", process_of(self.denoiser, process=self.process))
+        denoiser = as_denoiser(self.denoiser)
+        vars(self).update(denoiser=denoiser, process=process_of(denoiser, process=self.process))
 
     @property
-    def needs_grad(self) -> bool:
-        return getattr(self.denoiser, "needs_grad", False)
+    def heads(self) -> tuple[str, ...]:
+        """Both parts; no derivative, as observations are transposed by autograd."""
+        return ("base", "guidance")
 
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
-        """x0_hat given the state and the observation, in data space."""
-        d = bound(self.denoiser, t)(z)
-        return d + self._shift(d, t)
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """The denoiser given the observation, or `base` and `guidance`, its parts, in the process's coordinates."""
+        if output not in ("x0", "base", "guidance"):
+            return self.beside(output, t)
+        base = self.denoiser.at(t)
+        if output == "base":
+            return lambda z: self.process.coordinates(base(z))
+        if output == "guidance":
+            return lambda z: self.process.coordinates(self._shift(base(z), t))
 
-    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
-        """`base`, the model alone, and `guidance`, in the process's coordinates."""
-        if name not in ("base", "guidance"):
-            return None
-        part: Any = (lambda d: d) if name == "base" else (lambda d: self._shift(d, t))
-        return lambda z: self.process.coordinates(part(bound(self.denoiser, t)(z)))
+        def given(z: Tensor) -> Tensor:
+            d = base(z)
+            return d + self._shift(d, t)
+
+        return given
 
     def _shift(self, d: Tensor, t: Time) -> Tensor:
         c = spread(self.process, t, self.std)

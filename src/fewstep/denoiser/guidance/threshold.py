@@ -14,19 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoiser, Denoises, as_denoiser
 from fewstep.denoiser.guidance.gradient import process_of
-from fewstep.denoiser.network import bound
 from fewstep.process.base import Time
 from fewstep.words import Typed
 
 __all__ = ["Thresholded", "quantile", "thresholded"]
 
-Denoiser = Callable[[Tensor, Time], Tensor]
 SMALL = 2**24  # numbers that torch.quantile takes at most
 
 
 @dataclass(frozen=True, eq=False)
-class Thresholded(Typed):
+class Thresholded(Typed, Denoiser):
     """Dynamic thresholding of the denoiser's x0_hat; static clipping where no quantile is given.
 
     Args:
@@ -42,7 +41,7 @@ class Thresholded(Typed):
     https://arxiv.org/abs/2205.11487.
     """
 
-    denoiser: Denoiser
+    denoiser: Denoises
     quantile: float | None = 0.995
     _: KW_ONLY
     bound: float = 1.0
@@ -58,19 +57,15 @@ class Thresholded(Typed):
             raise ValueError(f"got limit={self.limit} without a quantile, which it limits: give bound={self.limit}")
         if not self.limit >= self.bound:
             raise ValueError(f"got limit={self.limit}: give a number of at least bound={self.bound}")
-        object.__setattr__(self, "process", process_of(self.denoiser, process=self.process))
+        denoiser = as_denoiser(self.denoiser)
+        vars(self).update(denoiser=denoiser, process=process_of(denoiser, process=self.process))
 
-    @property
-    def needs_grad(self) -> bool:
-        return getattr(self.denoiser, "needs_grad", False)
-
-    def __call__(self, z: Tensor, t: Time) -> Tensor:
-        """The thresholded x0_hat in data space."""
-        d = bound(self.denoiser, t)(z)
-        return thresholded(d, self.quantile, bound=self.bound, limit=self.limit)
-
-    def head(self, name: str, t: Time) -> None:  # noqa: ARG002
-        """None: the parts of a guided denoiser are not what it returns."""
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+        """The thresholded denoiser at one time."""
+        if output != "x0":
+            return self.beside(output, t)
+        call = self.denoiser.at(t)
+        return lambda z: thresholded(call(z), self.quantile, bound=self.bound, limit=self.limit)
 
 
 def thresholded(d: Tensor, share: float | None, *, bound: float = 1.0, limit: float = math.inf) -> Tensor:

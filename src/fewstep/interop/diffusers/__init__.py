@@ -13,13 +13,11 @@ extra("diffusers", "diffusers", "the scheduler for diffusers pipelines")
 # diffusers loads a pipeline's scheduler from a module that has this name too.
 from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin  # noqa: E402
 
-from fewstep.interop.diffusers.clipping import Clipped  # noqa: E402
 from fewstep.interop.diffusers.convention import Convention, convention_of  # noqa: E402
 from fewstep.interop.diffusers.folder import DiffusersModel, load_folder  # noqa: E402
 from fewstep.interop.diffusers.scheduler import FewStepScheduler, FewStepSchedulerOutput  # noqa: E402
 
 __all__ = [
-    "Clipped",
     "Convention",
     "DiffusersModel",
     "FewStepScheduler",

@@ -40,7 +40,7 @@ class Run:
         self.generator: torch.Generator | None = None
         denoiser: Any = schedule.convention.denoiser(self._answer)
         if schedule.clipping is not None:
-            denoiser = replace(schedule.clipping, inner=denoiser)
+            denoiser = schedule.clipping(denoiser)
         self.plan = Plan.of(schedule.table, denoiser, reuse=False)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.interop.diffusers.clipping import Clipped
+from fewstep.denoiser.base import Denoiser, Denoises
 from fewstep.interop.diffusers.convention import Convention
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import ONES, Row
 
 __all__ = ["Schedule"]
+
+Clipping = Callable[[Denoises], Denoiser]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +28,16 @@ class Schedule:
         table: begins at a row that is evaluated.
         timesteps: (nfe,) float64 time steps of the calls.
         convention: of the network.
-        clipping: what is done to x0_hat; its `inner` is not used.
+        clipping: what makes a denoiser whose x0_hat is clipped of one.
     """
 
     table: Tableau
     timesteps: Tensor
     convention: Convention
-    clipping: Clipped | None = None
+    clipping: Clipping | None = None
 
     @staticmethod
-    def of(table: Tableau, convention: Convention, clipping: Clipped | None = None) -> Schedule:
+    def of(table: Tableau, convention: Convention, clipping: Clipping | None = None) -> Schedule:
         """The schedule of a table; one that reads what a pipeline does not have is refused."""
         table = _begun_at_a_call(table)
         if extra := [name for name in table.given if name not in ("start", ONES)]:

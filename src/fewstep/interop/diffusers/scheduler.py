@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
+from fewstep.denoiser.guidance.threshold import Thresholded
 from fewstep.files import read_json
-from fewstep.interop.diffusers.clipping import Clipped
 from fewstep.interop.diffusers.convention import convention_of, translated
 from fewstep.interop.diffusers.rest import from_row
 from fewstep.interop.diffusers.runs import Runs
@@ -73,7 +74,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: the spacing of the levels.
         final_sigmas_type, set_alpha_to_one: end at sigma = 0 ("zero", True), where the solver can; else at the
             process's last time.
-        clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value: see `Clipped`.
+        clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value: see
+            `fewstep.Thresholded`.
 
     Raises:
         ValueError: where the config does not say what the network predicts, or the solver cannot run in a pipeline:
@@ -135,10 +137,13 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             use_flow_sigmas=self.convention.steps == "share",  # pipelines then leave the levels to the scheduler
         )
         self._clipping = None
-        if thresholding or clip_sample:
-            quantile = dynamic_thresholding_ratio if thresholding else None
-            most = sample_max_value if thresholding else clip_sample_range
-            self._clipping = Clipped(bound=most, quantile=quantile)
+        if thresholding:  # at most to 1, whatever the largest value
+            most = max(sample_max_value, 1.0) if sample_max_value > 0 else sample_max_value
+            self._clipping = partial(Thresholded, quantile=dynamic_thresholding_ratio, limit=most)
+        elif clip_sample:
+            self._clipping = partial(Thresholded, quantile=None, bound=clip_sample_range)
+        if self._clipping is not None:
+            self._clipping(self.convention.denoiser(torch.tanh))  # refused here, where it is given
         self._runs = Runs()
         self._schedule: Schedule | None = None  # from the begin index on
         self._whole: Schedule | None = None

@@ -1,0 +1,402 @@
+r"""What a denoiser is, and what one knows of those that it wraps.
+
+A `Denoiser` takes (z, t) to x0_hat. Its `at(t, output)` gives
+
+| output          | what it is                                                                            |
+|-----------------|---------------------------------------------------------------------------------------|
+| `x0`            | x0_hat in data space                                                                  |
+| `predicts`      | the raw output of a network, where a table may be written in terms of it; or `data`   |
+| one of `heads`  | what some solvers read beside x0, in the process's coordinates                        |
+
+What it wraps are the denoisers that it keeps, by themselves or in a tuple, in its attributes: `parts`, in order. All
+else follows from them: `layers` and `leaves` of the tree, whose weights they are (`told`), whether it was made for a
+process (`same_process`), whether one differentiates inside, the same for some samples of a batch (`of_samples`) or with
+other networks (`mapped`).
+
+**Anything callable is a denoiser at the door**, where `as_denoiser` makes it one. It may say `process`, `predicts` and
+`heads` (with an `at` of its own), `needs_grad`, `weights`, `within`, `guidance` as a `Denoiser` does. An object of a
+class of the user's own, a dataclass or not, wraps what it keeps in its attributes, whatever they are called, and
+`functools.partial` what is bound to it: denoisers, objects that tell a process, and wrappers of such, by themselves or
+in tuples and lists. So a wrapper that tells no process was made for that of what is inside, and one around a single
+denoiser passes on its heads. Functions and methods show nothing of what they use.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property, partial
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad as forward
+
+from fewstep.denoiser.watch import called, kept
+from fewstep.process.base import Process, Time
+from fewstep.process.operator import apply, inverse
+
+__all__ = [
+    "Around",
+    "Counted",
+    "Denoiser",
+    "Denoises",
+    "Split",
+    "as_denoiser",
+    "fingerprint",
+    "layers",
+    "leaves",
+    "mapped",
+    "of_samples",
+    "parts",
+    "rate",
+    "same_process",
+    "told",
+]
+
+T = TypeVar("T")
+Denoises = Callable[[Tensor, Time], Any]  # what `as_denoiser` takes
+OPAQUE = (FunctionType, MethodType, BuiltinFunctionType, type, Tensor)  # what they use is theirs
+
+
+class Denoiser(ABC):
+    """(z, t) -> x0_hat; see the module's docstring."""
+
+    predicts: str = "data"
+    together: ClassVar[tuple[str, ...]] = ()  # the heads that `jointly` makes with x0
+    guidance: float | None = None  # the scale of guidance in it; 2 where it has none to tell
+
+    @abstractmethod
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+        """The denoiser at a time, or one a sample: z -> an output. What it is no output of goes to `beside`."""
+
+    def __call__(self, z: Tensor, t: Time) -> Any:
+        """x0_hat in data space for states z (batch, *state) at a time or (batch,) times."""
+        return self.at(t)(z)
+
+    if TYPE_CHECKING:
+        process: Any
+    else:
+
+        def __getattr__(self, name: str) -> Any:
+            """The process that a wrapper was made for, where it has none of its own: that of what is inside."""
+            if name == "process":
+                return next(_processes(self), None)
+            raise AttributeError(f"a {type(self).__name__} has no attribute {name!r}")
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether it, or a part, differentiates inside."""
+        return any(part.needs_grad for part in parts(self))
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What `at` gives beside x0; of a wrapper its derivative, where all that it wraps have theirs."""
+        inside = parts(self)
+        return ("derivative",) if inside and all("derivative" in part.heads for part in inside) else ()
+
+    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
+        """A head at a time; None where it is not among `heads`."""
+        return self.at(t, name) if name in self.heads else None
+
+    def beside(self, output: str, t: Time) -> Callable[[Tensor], Tensor]:
+        """What every wrapper has: the derivative of what it returns itself; any other output is refused."""
+        if output == "derivative" and output in self.heads and self.process is not None:
+            return rate(self, self.process, t)
+        raise ValueError(
+            f"got a table in terms of {output!r} for a denoiser without raw outputs: give a wrapped network"
+        )
+
+    def jointly(self, t: Time) -> Callable[[Tensor], dict[str, Tensor]]:
+        """Z -> x0 in data space and the heads of `together`, of one evaluation of each network."""
+        raise NotImplementedError(t)
+
+
+class Around(Denoiser):
+    """A wrapper that returns what its `denoiser` does, in all its outputs."""
+
+    denoiser: Denoiser
+
+    @property
+    def predicts(self) -> str:  # type: ignore[override]
+        return self.denoiser.predicts
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return self.denoiser.heads
+
+    @property
+    def together(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.denoiser.together
+
+
+class Split(Denoiser):
+    """A denoiser that is the sum of two heads, `base` and `guidance`."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Both, and the derivative where all parts have theirs."""
+        return ("base", "guidance", *super().heads)
+
+
+@dataclass(frozen=True, eq=False)
+class Plain(Denoiser):
+    """A denoiser made of any callable; see the module's docstring."""
+
+    call: Any
+    outer: tuple[Any, ...] = field(default=(), init=False)  # objects that it was found in, which may know each other
+
+    @property
+    def needs_grad(self) -> bool:
+        own = getattr(self.call, "needs_grad", None)
+        return any(part.needs_grad for part in parts(self)) if own is None else bool(own)
+
+    @property
+    def guidance(self) -> float | None:  # type: ignore[override]
+        return getattr(self.call, "guidance", None)
+
+    @cached_property
+    def predicts(self) -> str:  # type: ignore[override]
+        """Raw outputs are those of an `at`: its own, or of what it is around."""
+        inside = parts(self)
+        own = getattr(self.call, "predicts", inside[0].predicts if len(inside) == 1 else None)
+        return own if isinstance(own, str) and hasattr(self.call, "at") else "data"
+
+    @cached_property
+    def heads(self) -> tuple[str, ...]:
+        inside, own = parts(self), getattr(self.call, "heads", ()) if hasattr(self.call, "at") else ()
+        return (*own, *(inside[0].heads if len(inside) == 1 else super().heads))
+
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+        """By the callable's own `at`, or else called with copies."""
+        own = hasattr(self.call, "at")
+        if own and output in ("x0", self.predicts, *getattr(self.call, "heads", ())):
+            return self.call.at(t, output)
+        if output == "x0":
+            return lambda z: kept(called(self.call, z.clone(), t.clone() if isinstance(t, Tensor) else t))
+        if output != "derivative" and output in self.heads:
+            return parts(self)[0].at(t, output)
+        return self.beside(output, t)
+
+
+def as_denoiser(f: Denoises) -> Denoiser:
+    """A denoiser as it is, and any other callable as one."""
+    return f if isinstance(f, Denoiser) else Plain(f)
+
+
+def parts(denoiser: Denoiser) -> tuple[Denoiser, ...]:
+    """The denoisers that one wraps, in order."""
+    if type(denoiser) is Plain:
+        if isinstance(denoiser.call, OPAQUE):
+            return ()
+        outer = (*denoiser.outer, denoiser.call)
+        found = tuple(as_denoiser(v) for v in _kept(denoiser.call) if _denoises(v, outer))
+        for part in found:
+            vars(part).update({"outer": outer} if type(part) is Plain else {})
+        return found
+    if (known := vars(denoiser).get("_parts")) is None:
+        known = tuple(v for v in _kept(denoiser) if isinstance(v, Denoiser))
+        vars(denoiser)["_parts"] = known  # a denoiser stays as it was made
+    return known
+
+
+def layers(denoiser: Any) -> Iterator[Denoiser]:
+    """A denoiser and all that it wraps, from the outside in."""
+    waiting = [as_denoiser(denoiser)]
+    while waiting:
+        yield (layer := waiting.pop())
+        waiting += reversed(parts(layer))
+
+
+def leaves(denoiser: Any) -> Iterator[Denoiser]:
+    """The denoisers at the bottom, which wrap none."""
+    return (layer for layer in layers(denoiser) if not parts(layer))
+
+
+def told(denoiser: Any, name: str, kind: type[T]) -> T | None:
+    """What a denoiser, or else what it wraps, says under a name."""
+    found = (getattr(layer.call if type(layer) is Plain else layer, name, None) for layer in layers(denoiser))
+    return next((value for value in found if isinstance(value, kind)), None)
+
+
+def fingerprint(denoiser: Any) -> str | None:
+    """The SHA-256 of the weights behind a denoiser, where it or what it wraps tells."""
+    return told(denoiser, "weights", str)
+
+
+def same_process(denoiser: Any, process: Process) -> None:
+    """Refuses a denoiser that was made for another process: by its own word, or by that of all that it wraps."""
+    theirs = next((p for p in _processes(as_denoiser(denoiser)) if p != process), process)
+    if theirs != process:
+        raise ValueError(f"got a denoiser made for {theirs} and a run on {process}: give both the same process")
+
+
+def _processes(denoiser: Denoiser) -> Iterator[Process]:
+    """The process that a denoiser tells of itself, or else those that its parts tell."""
+    if type(denoiser) is Plain:
+        own = getattr(denoiser.call, "process", None)
+    else:  # not by way of its parts
+        own = denoiser.process if "process" in vars(denoiser) or hasattr(type(denoiser), "process") else None
+    if isinstance(own, Process):
+        yield own
+        return
+    for part in parts(denoiser):
+        yield from _processes(part)
+
+
+def mapped(part: Any, change: Callable[[Any], Any], _outer: tuple[Any, ...] = ()) -> Any:
+    """A denoiser, or anything in it, with every part for which `change` has another; itself where it has none.
+
+    From the outside in: what was changed is taken as it is, and what was not is looked through: attributes of
+    denoisers, of dataclasses and of other callable objects, what is bound by `functools.partial`, tuples and lists.
+    """
+    if (made := change(part)) is not part or any(part is other for other in _outer):
+        return made
+    inside = partial(mapped, change=change, _outer=(*_outer, part))
+    if type(part) in (tuple, list):
+        return _same(part, type(part)(map(inside, part)))
+    if isinstance(part, partial):
+        func, args = inside(part.func), inside(part.args)
+        rest = _same(part.keywords, {name: inside(v) for name, v in part.keywords.items()})
+        same = func is part.func and args is part.args and rest is part.keywords
+        return part if same else partial(func, *args, **rest)
+    follow = {n: v for n, v in _attributes(part).items() if callable(v) or type(v) in (tuple, list) or _selects(v)}
+    changed = {name: made for name, v in follow.items() if (made := inside(v)) is not v}
+    if not changed:
+        return part
+    if is_dataclass(part):
+        return replace(cast(Any, part), **changed)
+    twin = copy.copy(part)
+    for name, value in changed.items():
+        object.__setattr__(twin, name, value)
+    getattr(twin, "__dict__", {}).pop("_parts", None)
+    return twin
+
+
+def of_samples(denoiser: Any, index: Tensor, batch: int) -> Any:
+    """The denoiser for the samples `index` (n,) of a batch, in that order; repeats are allowed.
+
+    What goes along with a sample is what `functools.partial` has bound to a network, one a sample: tensors and arrays
+    of the batch's length, lists of as many texts, and such in tuples, lists and mappings; and any object with
+    `select(index)`.
+    """
+
+    def pick(v: Any) -> Any:
+        if isinstance(v, Mapping):
+            return _same(v, {name: pick(value) for name, value in v.items()})
+        if type(v) in (tuple, list):
+            texts = len(v) == batch and all(isinstance(each, str) for each in v)
+            return type(v)(v[i] for i in index.tolist()) if texts else _same(v, type(v)(map(pick, v)))
+        if callable(v) or not (getattr(v, "ndim", 0) and len(v) == batch):
+            return v
+        return v[index.to(v.device) if isinstance(v, Tensor) else index.numpy(force=True)]
+
+    def change(part: Any) -> Any:
+        if _selects(part):
+            return part.select(index)
+        if not isinstance(part, partial):
+            return part
+        inside = partial(mapped, change=change)
+        rest = {name: inside(pick(v)) for name, v in part.keywords.items()}
+        return partial(inside(part.func), *[inside(pick(v)) for v in part.args], **rest)
+
+    return mapped(denoiser, change)
+
+
+def rate(denoiser: Denoiser, process: Process, t: Time) -> Callable[[Tensor], Tensor]:
+    r"""Z -> dD/dt = (\partial_z D) dz/dt + \partial_t D with dz/dt = R' R^-1 (z - M D) + M' D, the ODE's velocity."""
+    spread = process.R_rate(t) * inverse(process.R(t))
+    pull = process.M_rate(t) - spread * process.M(t)
+
+    def predict(z: Tensor, times: Tensor) -> Tensor:
+        return process.coordinates(denoiser(z, times))
+
+    def along(z: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            z = z.clone()  # of a run in inference mode, which forward differentiation does not take
+            times = torch.as_tensor(t, dtype=torch.float64).expand(len(z)).clone()
+            velocity = apply(spread, z) + apply(pull, predict(z, times))
+            with forward.dual_level():
+                moving = forward.make_dual(z, velocity), forward.make_dual(times, torch.ones_like(times))
+                found = forward.unpack_dual(predict(*moving)).tangent
+            return torch.zeros_like(velocity) if found is None else found
+
+    return along
+
+
+class Counted(Around):
+    """A denoiser that counts: `calls`, and `evaluations` (samples that went through the network).
+
+    `on_call()` is called after each network call. The same denoiser for some of its samples counts here too.
+    """
+
+    def __init__(self, denoiser: Denoises, *, on_call: Callable[[], object] | None = None) -> None:
+        self.denoiser, self.on_call, self._tally = as_denoiser(denoiser), on_call, [0, 0]
+
+    @property
+    def calls(self) -> int:
+        """Network calls."""
+        return self._tally[0]
+
+    @property
+    def evaluations(self) -> int:
+        """Samples that went through the network."""
+        return self._tally[1]
+
+    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+        """The denoiser at one time, counted; a head is read beside a call and counted with that."""
+        call = self.denoiser.at(t, output)
+        return call if output in self.heads else partial(self.count, call)
+
+    def jointly(self, t: Time) -> Callable[[Tensor], dict[str, Tensor]]:
+        """X0 and heads, counted as one call."""
+        return partial(self.count, self.denoiser.jointly(t))
+
+    def count(self, call: Callable[..., Any], z: Tensor, *into: Tensor) -> Any:
+        """What a call returns, counted."""
+        self._tally[0] += 1
+        self._tally[1] += len(z)
+        out = call(z, *into)
+        if self.on_call is not None:
+            self.on_call()
+        return out
+
+
+def _same(before: Any, after: Any) -> Any:
+    """A collection as it was where nothing in it is another."""
+    pairs = zip(*(v.values() if isinstance(v, Mapping) else v for v in (before, after)), strict=True)
+    return before if all(a is b for a, b in pairs) else after
+
+
+def _attributes(part: Any) -> dict[str, Any]:
+    """What an object was made with (a dataclass), or else keeps."""
+    if isinstance(part, OPAQUE):
+        return {}
+    if is_dataclass(part):
+        return {f.name: getattr(part, f.name) for f in fields(part) if f.init}
+    found = dict(getattr(part, "__dict__", {})) if callable(part) else {}
+    return {name: v for name, v in found.items() if isinstance(v, Denoiser)} if isinstance(part, nn.Module) else found
+
+
+def _kept(part: Any) -> Iterator[Any]:
+    """What an object keeps, by itself or in tuples and lists; what is bound by a partial."""
+    whole = (part.func, *part.args, *part.keywords.values()) if isinstance(part, partial) else ()
+    for value in (*whole, *_attributes(part).values()):
+        yield from value if isinstance(value, tuple | list) else (value,)
+
+
+def _denoises(value: Any, outer: tuple[Any, ...]) -> bool:
+    """Whether what somebody's object keeps is a denoiser, or wraps one."""
+    if isinstance(value, Denoiser):
+        return True
+    if not callable(value) or isinstance(value, OPAQUE) or any(value is other for other in outer):
+        return False
+    tells = isinstance(getattr(value, "process", None), Process)
+    return tells or any(_denoises(v, (*outer, value)) for v in _kept(value))
+
+
+def _selects(part: Any) -> bool:
+    return hasattr(part, "select") and not isinstance(part, Tensor)
