@@ -33,7 +33,7 @@ torch.set_num_threads(1)
     ({"predicts": "v", "size": 12}, 3, -1.4),
     ({"predicts": "v", "size": 12}, 8, -2.1),
     ({"predicts": "v", "size": 12, "std": 2.0}, 20, -2.4 - math.log(2)),
-    ({"predicts": "noise", "size": 12, "error": 0.001}, 8, -2.1),
+    ({"predicts": "noise", "size": 12, "error": 0.001}, 20, -2.1),
     ({"predicts": "noise", "size": 12, "error": 0.06}, 8, math.log(0.06 / 0.3)),
     ({"predicts": "edm"}, 5, -math.inf),
     ({"size": 2}, 5, -math.inf),

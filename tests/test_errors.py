@@ -118,11 +118,11 @@ def test_the_sentence_and_where_it_is_weak():
 
 
 def test_the_default_takes_it_up():
-    network = erring(fs.VP(), "noise", 0.02)
+    network = erring(fs.VP(), "noise", 0.06)
     found = errors_of(network, data(fs.VP()), batch=4000)
     told = replace(network, error=found.error)
     assert about(told)["error"] == found.error
-    assert informed(None, told, (2,)).first(fs.VP(), 8) == pytest.approx(math.log(0.02 / 0.3), abs=0.1)
+    assert informed(None, told, (2,)).first(fs.VP(), 8) == pytest.approx(math.log(0.06 / 0.3), abs=0.1)
     assert informed(None, network, (2,)).error == 0.0
     run = partial(fs.sample, process=fs.VP(), steps=8, shape=(4, 2), progress=False)
     assert not torch.equal(run(told), run(network))

@@ -25,14 +25,15 @@ log-SNR by -log(std/unit)):
   from 4 calls on the last call at lambda = 2.2, or where noise is not what it predicts by 0.03 a call later from 10 on:
   what the state holds below is noise that the network's own errors have made of it, and the last prediction takes that
   out. Above 784 numbers, where networks are better, it moves later by log(d/784)/2, but not beyond the grid without it.
-  At 3 calls it is made at 1.2, and steps are centred 0.25 lower.
+  At 3 calls it is made at 1.2, and steps are centred at 0, where they are at 0.25 else.
 - A network that predicts noise is first called where its error, measured (`error`) or 0.037 sqrt(784/d), is 0.3 in
   data, but not after -1.5; with 3 and 4 calls, which one before -1.1 - n/10 is not worth, between that and -1.2; where
   the process starts within 1 of it (half of it below 256 numbers), at the start. Steps are centred at 1 - n/4, from 6
   calls on at -0.5. Guidance at scale w makes of an error delta one of sqrt(w^2 + (w - 1)^2) delta.
-- Below 256 numbers, of which a state tells nothing for long, any network's steps are centred at 0. With n calls the
-  first is made at -0.35 (n + 1), from 5 calls on at -2.1, earlier by 1/40 a call from 8 on, but not before that of an
-  error that is known; the last at 0.3 + 0.3 n, from 7 calls on at 1.6 + 0.1 n.
+- Below 256 numbers, of which a state tells nothing for long, any network's steps are centred at 0, from 7 calls on at
+  0.25. With n calls the first is made at -0.35 (n + 1), from 5 calls on at -2.1, and where noise is not what it
+  predicts earlier by 1/40 a call from 8 on; not before that of an error that is known. The last is made at
+  0.3 + 0.3 n, from 6 calls on at 1.6 + 0.05 n.
 
 Samples of a network that tells its data's range end within it (`fewstep.loop.range`).
 
@@ -160,7 +161,7 @@ class Default(Solver):
 
     def _informed(self, calls: int) -> float:
         """The log-SNR from which on a state of few numbers tells more than calls there are worth."""
-        return -min(2.1, 0.35 * (calls + 1)) - max(0, calls - 8) / 40
+        return -min(2.1, 0.35 * (calls + 1)) - (0.0 if self.noisy else max(0, calls - 8) / 40)
 
     @property
     def _shift(self) -> float:
@@ -170,7 +171,7 @@ class Default(Solver):
     def last(self, calls: int) -> float:
         """The log-SNR of a network's last call; inf where it is that of the grid."""
         if self.small or calls == 3:
-            return self._shift + min(0.3 + 0.3 * calls, 1.6 + 0.1 * calls)
+            return self._shift + min(0.3 + 0.3 * calls, 1.6 + 0.05 * calls)
         later = 0.0 if self.noisy else 0.03 * max(0, calls - 10)
         return self._shift + 2.2 + later if calls > 3 else math.inf
 
@@ -179,7 +180,7 @@ class Default(Solver):
         if self.noisy and not self.small:
             return self._shift + max(-0.5, 1 - calls / 4)
         if self.predicts:
-            return self._shift + (0.0 if self.small or calls == 3 else 0.25)
+            return self._shift + (0.0 if calls < (7 if self.small else 4) else 0.25)
         return self._shift + (-0.5 if self.guided else 0.25)
 
 
