@@ -19,9 +19,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Denoiser, Denoises, Split, as_denoiser, rate
+from fewstep.denoiser.base import Denoiser, Denoises, Split, as_denoiser
 from fewstep.denoiser.guidance.gradient import check_interval, process_of
 from fewstep.denoiser.network import Wrapped
+from fewstep.denoiser.rate import rate
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply
 from fewstep.words import Typed, finite, typed
