@@ -14,7 +14,7 @@ import fewstep as fs
 from fewstep.loop.walk import MAKERS
 from fewstep.tableau import Form, Row, Tableau
 from fewstep.tableau.file import _encode
-from fewstep.tableau.tableau import HEADS, ONES
+from fewstep.tableau.row import HEADS, ONES
 from fewstep.words import LIMITS
 
 GRID = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
@@ -164,7 +164,7 @@ def test_the_heads_of_files_are_those_that_denoisers_are_made_for():
 
 
 def test_times_far_from_the_path_have_a_place_on_it():
-    from fewstep.loop.drive import place
+    from fewstep.process.clock import place
 
     assert place(fs.VE(), 1e6) == pytest.approx(0.0, abs=1e-300)
 

@@ -21,9 +21,10 @@ from fewstep.fitting.saved import Saved
 from fewstep.process.config import process_from_json, process_to_json
 from fewstep.process.operator import Diagonal
 from fewstep.solver import ALIASES, Analytic, DPMSolverV3
+from fewstep.solver.config import solver_from_config
 from fewstep.stats import Statistics, measure
-from fewstep.tableau.file import _encode, solver_from_config
-from fewstep.tableau.tableau import HEADS
+from fewstep.tableau.file import _encode
+from fewstep.tableau.row import HEADS
 
 __all__ = ["KINDS"]
 

@@ -143,8 +143,8 @@ if TYPE_CHECKING:
         UniC as UniC,
         UniPC as UniPC,
     )
+    from fewstep.solver.config import Tableau as Tableau
     from fewstep.stats import Statistics as Statistics, analytic_grid as analytic_grid
-    from fewstep.tableau import Tableau as Tableau
 
 __version__ = "0.1.0"
 
@@ -299,7 +299,7 @@ _HOME = {
         "Statistics",
         "analytic_grid",
     ),
-    "fewstep.tableau": ("Tableau",),
+    "fewstep.solver.config": ("Tableau",),  # from where its files are read
 }
 _ROOMS = {  # modules that are public as a whole
     "bench": "fewstep.bench",

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fewstep.denoiser.oracle import VARIANCES
 from fewstep.process.base import Process
 from fewstep.process.clock import clock as clock_of
 from fewstep.process.operator import (
@@ -39,10 +38,12 @@ from fewstep.process.operator import (
     transpose,
     weighted_sum,
 )
+from fewstep.process.predict import VARIANCES
 from fewstep.tableau.form import Form, Symbol
 
 if TYPE_CHECKING:
-    from fewstep.tableau.tableau import Row, Tableau
+    from fewstep.tableau.row import Row
+from fewstep.tableau.tableau import Tableau
 
 __all__ = ["Moved", "check_moments", "check_point_mass", "gaussian", "moment_defect", "point_mass", "stacked"]
 

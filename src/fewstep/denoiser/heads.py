@@ -22,10 +22,9 @@ from torch import Tensor
 
 from fewstep.denoiser.base import Denoiser
 from fewstep.denoiser.network import NetworkError, Wrapped, _dtype, wrap
-from fewstep.denoiser.oracle import VARIANCES
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
-from fewstep.process.predict import conversion
+from fewstep.process.predict import VARIANCES, conversion
 from fewstep.words import typed
 
 __all__ = ["VarianceHead", "variance_head"]

@@ -25,11 +25,10 @@ from fewstep.denoiser.guided import Guided
 from fewstep.denoiser.watch import kept
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import Block, Coefficient, Diagonal, apply, inverse, transpose
+from fewstep.process.predict import VARIANCES
 from fewstep.words import Typed, typed
 
-__all__ = ["VARIANCES", "Dataset", "Gaussian", "Mixture"]
-
-VARIANCES = ("sn", "npr")  # heads that a closed-form denoiser knows
+__all__ = ["Dataset", "Gaussian", "Mixture"]
 
 
 class Mixture(Denoiser):

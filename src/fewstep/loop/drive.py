@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,13 +17,14 @@ from fewstep.noise import BrownianPath, Noise, NoiseSource, PathSource
 from fewstep.noise.source import Request
 from fewstep.process import Process
 from fewstep.process.base import Time
+from fewstep.process.clock import place, places
 from fewstep.process.operator import apply
 from fewstep.solver.driver.base import Driver, Live, Outcome
 from fewstep.tableau import Form, Tableau
 from fewstep.tableau.form import Symbol
-from fewstep.tableau.tableau import NoiseInterval, noise_head
+from fewstep.tableau.row import NoiseInterval, noise_head
 
-__all__ = ["along", "drive", "noises_of", "outputs", "place", "predict"]
+__all__ = ["along", "drive", "noises_of", "outputs", "predict"]
 
 
 @watching()
@@ -48,22 +48,6 @@ def drive(
         tell((place(process, float(torch.as_tensor(t).max())) - first) / (last - first))
 
     return driver.drive(Driving(denoiser, process, grid, start, source, gone))
-
-
-def place(process: Process, t: float) -> float:
-    """Where a time lies on the Brownian path: a sigmoid of the process's clock for it, the log-SNR."""
-    return _sigmoid(float(process.path_clock(t)))
-
-
-def places(process: Process, times: Iterable[float]) -> dict[float, float]:
-    """The same for many times at once, which takes the time of one."""
-    known = sorted(set(times))
-    lam = process.path_clock(torch.tensor(known, dtype=torch.float64))
-    return dict(zip(known, map(_sigmoid, torch.as_tensor(lam).tolist()), strict=True))
-
-
-def _sigmoid(lam: float) -> float:
-    return 1 / (1 + math.exp(min(-lam / 2, 700.0)))
 
 
 def noises_of(

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.oracle import VARIANCES
 from fewstep.grid import GRIDS, Grid, as_grid, to_zero
 from fewstep.process import Process
 from fewstep.process.base import Memory, recalling
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, stacked, transpose
+from fewstep.process.predict import VARIANCES
 from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver, names
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol

@@ -27,7 +27,7 @@ from fewstep.process.operator import Coefficient, apply
 from fewstep.process.predict import conversion
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
-from fewstep.tableau.tableau import ONES
+from fewstep.tableau.row import ONES
 
 __all__ = ["After", "Callback", "Plan", "look_at", "walk"]
 

@@ -14,7 +14,7 @@ from fewstep.page.plane import Shape, Walk
 from fewstep.process.operator import magnitude
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
-from fewstep.tableau.tableau import name
+from fewstep.tableau.row import name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,8 @@ r"""Clocks: monotone functions u(t) in which a solver interpolates, steps or pla
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process, Time, across, derivative, like, once, to_tensor
 
-__all__ = ["CLOCKS", "Clock", "clock"]
+__all__ = ["CLOCKS", "Clock", "clock", "place", "places"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,3 +66,19 @@ def clock(name: str) -> Clock:
     if name not in CLOCKS:
         raise ValueError(f"got clock {name!r}: choose one of {', '.join(CLOCKS)}")
     return CLOCKS[name]
+
+
+def place(process: Process, t: float) -> float:
+    """Where a time lies on the Brownian path: a sigmoid of the process's clock for it, the log-SNR."""
+    return _sigmoid(float(process.path_clock(t)))
+
+
+def places(process: Process, times: Iterable[float]) -> dict[float, float]:
+    """The same for many times at once, which takes the time of one."""
+    known = sorted(set(times))
+    lam = process.path_clock(torch.tensor(known, dtype=torch.float64))
+    return dict(zip(known, map(_sigmoid, torch.as_tensor(lam).tolist()), strict=True))
+
+
+def _sigmoid(lam: float) -> float:
+    return 1 / (1 + math.exp(min(-lam / 2, 700.0)))

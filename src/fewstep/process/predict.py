@@ -26,8 +26,9 @@ import torch
 from fewstep.process.base import Process, ScalarProcess, Time, like, to_tensor
 from fewstep.process.operator import Coefficient, inverse, magnitude, transpose
 
-__all__ = ["PREDICTIONS", "conversion", "preconditioning", "statistic", "view"]
+__all__ = ["PREDICTIONS", "VARIANCES", "conversion", "preconditioning", "statistic", "view"]
 
+VARIANCES = ("sn", "npr")  # heads that predict the variance of every coordinate of the noise
 Conversion = Callable[[Process, Time], tuple[Coefficient, Coefficient]]
 
 

@@ -15,6 +15,7 @@ from fewstep.solver.around.first_last import FirstLast
 from fewstep.solver.around.guided import CFGPlusPlus, ReverseMean, Splitting
 from fewstep.solver.around.unic import UniC
 from fewstep.solver.base import Promise, Solver
+from fewstep.solver.config import NAMED
 from fewstep.solver.default import Default
 from fewstep.solver.driver.base import Driver, Outcome
 from fewstep.solver.driver.corrected import LangevinCorrected
@@ -230,6 +231,7 @@ DRIVERS: dict[str, Callable[..., Driver]] = {
 }
 
 SOLVERS: dict[str, Callable[..., Any]] = {**TABLES, **DRIVERS}
+NAMED.update(TABLES)
 
 
 def names(name: str) -> tuple[str, ...]:

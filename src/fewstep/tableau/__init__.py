@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fewstep.tableau.form import Form
-from fewstep.tableau.tableau import NoiseInterval, Row, Tableau
+from fewstep.tableau.row import NoiseInterval, Row
+from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Writer
 
 __all__ = ["Form", "NoiseInterval", "Row", "Tableau", "Writer"]

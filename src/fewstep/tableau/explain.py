@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 from fewstep.process.operator import Block, Coefficient, Diagonal
-from fewstep.tableau.tableau import Tableau, name
+from fewstep.tableau.row import Table, name
 
 __all__ = ["explain"]
 
 
-def explain(table: Tableau) -> str:
+def explain(table: Table) -> str:
     """Rows, their times and log-SNRs, which are evaluated, and the weights of each."""
     process = table.process
     stochastic = f", {len(table.noises)} noises" if table.noises else ""
@@ -35,7 +35,7 @@ def explain(table: Tableau) -> str:
     return "\n".join(lines)
 
 
-def _label(table: Tableau) -> str:
+def _label(table: Table) -> str:
     if table.solver is None:
         return "table"
     return _spelt(table.solver.config())

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import MISSING, asdict, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,27 +25,27 @@ from fewstep.grid import as_grid
 from fewstep.process import Process
 from fewstep.process.config import process_from_json, process_to_json
 from fewstep.process.operator import Block, Coefficient, Diagonal
+from fewstep.tableau.row import Author, Table
 from fewstep.tableau.sound import check_rule, check_sound, entries, heads_of, noise_of, row_of, take, text
-from fewstep.tableau.tableau import Tableau
 from fewstep.words import short
 
-__all__ = ["load", "save", "solver_from_config", "to_bytes"]
+__all__ = ["load", "read_solvers_with", "save", "to_bytes"]
 
-if TYPE_CHECKING:
-    from fewstep.solver import Solver
+T = TypeVar("T", bound=Table)
 
 _FORMAT = "fewstep table 1"
 _LARGEST = 64 * 2**20  # bytes of a file that is read
+_READ: list[Callable[[Any, bool], Author | None]] = []
 
 
-def save(table: Tableau, path: Path) -> None:
+def save(table: Table, path: Path) -> None:
     """Writes beside the final name and renames, so that a failed write leaves nothing behind."""
     data = to_bytes(table)
     with atomic(path) as part:
         part.write_bytes(data)
 
 
-def to_bytes(table: Tableau) -> bytes:
+def to_bytes(table: Table) -> bytes:
     """The file of a table."""
     check_sound(table)
     numbers: list[float] = []
@@ -77,19 +78,14 @@ def to_bytes(table: Tableau) -> bytes:
     return _encode(json.dumps(meta, allow_nan=False), np.asarray(numbers, dtype="<f8").tobytes())
 
 
-def load(path: Path) -> Tableau:
-    """Reads a table that can be explained, saved again and run; anything else is refused.
-
-    Raises:
-        ValueError: one sentence, naming what is wrong with the file.
-        OSError: where there is none.
-    """
+def load(path: Path, make: Callable[..., T]) -> T:
+    """Reads a table for `Tableau.load`."""
     if path.exists() and not path.is_file():
         raise ValueError(f"got {path}, which is no regular file: give a file that Tableau.save wrote")
     with path.open("rb") as file:
         raw = file.read(_LARGEST + 1)
     try:
-        table = _table(*_decoded(raw))
+        table = _table(*_decoded(raw), make)
         check_sound(table)
     except (
         struct.error, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ArithmeticError, ValueError
@@ -101,6 +97,14 @@ def load(path: Path) -> Tableau:
             "give a file that Tableau.save wrote"
         ) from error
     return table
+
+
+def read_solvers_with(read: Callable[[Any, bool], Author | None]) -> None:
+    """Says what makes a solver of its config (needed, or else None where a file of its own is not there).
+
+    Solvers lie above tables, so the package of solvers says it.
+    """
+    _READ[:] = [read]
 
 
 def _decoded(raw: bytes) -> tuple[dict[str, Any], Tensor]:
@@ -120,20 +124,18 @@ def _decoded(raw: bytes) -> tuple[dict[str, Any], Tensor]:
     return meta, torch.from_numpy(np.frombuffer(data, dtype="<f8").copy())
 
 
-def _table(meta: dict[str, Any], numbers: Tensor) -> Tableau:
+def _table(meta: dict[str, Any], numbers: Tensor, make: Callable[..., T]) -> T:
     """The table of a file's JSON and numbers."""
     process, rule, config = process_from_json(meta["process"], "it"), "rows" not in meta, meta["solver"]
-    known = config is not None and (rule or not _missing(config))
-    solver, output, card = (
-        solver_from_config(config) if known else None,
-        text(meta["output"], "output"),
-        meta.get("card"),
-    )
+    if config is not None and not _READ:
+        raise ValueError("its solver is not read by tables alone: import fewstep.solver")
+    solver = _READ[0](config, rule) if config is not None else None
+    output, card = text(meta["output"], "output"), meta.get("card")
     if rule:
         if solver is None or process.kind != "diagonal":
             raise ValueError("it has no rows and is no rule of a solver on a process of frequencies")
         return replace(_rule(solver, process, as_grid(numbers, process, None), output), card=card)
-    return Tableau(
+    return make(
         rows=tuple(row_of(k, row, numbers) for k, row in enumerate(entries(meta["rows"], "rows"))),
         noises=tuple(noise_of(k, noise) for k, noise in enumerate(entries(meta["noises"], "noises"))),
         process=process,
@@ -156,46 +158,11 @@ def _encode(words: str, data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-def _rule(solver: Solver, process: Process, grid: Tensor, output: str) -> Tableau:
+def _rule(solver: Author, process: Process, grid: Tensor, output: str) -> Any:
     """The table a solver writes, in terms of an output."""
     check_rule(solver.calls(len(grid) - 1, to_zero=False), process)
     table = solver.tabulate(process, grid)
     return table if output == "x0" else table.in_terms_of(output)
-
-
-def solver_from_config(config: Any, levels: int = 4) -> Solver:
-    """The solver of `Solver.config`; a ValueError for one that is not known, or that lies deeper than `levels`."""
-    from fewstep import solver
-
-    name = config.get("class") if isinstance(config, dict) else None
-    cls = getattr(solver, name) if isinstance(name, str) and name in solver.__all__ else None
-    if not (isinstance(cls, type) and issubclass(cls, solver.Solver) and cls is not solver.Solver and levels):
-        raise ValueError(f"got a solver of class {short(name)}, which is not known: give what Solver.config wrote")
-    options = {k: _option(v, levels - 1) for k, v in config.items() if k != "class"}
-    known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(cast(Any, cls)) if f.init}
-    if lacking := [name for name, needed in known.items() if needed and name not in options]:
-        raise ValueError(f"got {name} without {lacking[0]}, which it needs: give what Solver.config wrote")
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"got option {short(unknown[0])} for {name}, which has none of that name: leave it out")
-    return cls(**options)
-
-
-def _option(value: Any, levels: int) -> Any:
-    """An option as `Solver.config` wrote it."""
-    if not isinstance(value, dict):
-        return float(value) if value in ("inf", "-inf") else value
-    if "class" in value:
-        return solver_from_config(value, levels)
-    from fewstep.solver.statistics import Statistics
-
-    return Statistics.from_config(value)
-
-
-def _missing(config: dict[str, Any]) -> bool:
-    """Whether a solver's statistics are not where they were: a table that has its numbers does without the solver."""
-    options = config.values() if isinstance(config, dict) else ()
-    files = [v.get("file") for v in options if isinstance(v, dict) and "sha256" in v]
-    return any(file is None or (isinstance(file, str) and not Path(file).is_file()) for file in files)
 
 
 def _put(numbers: list[float], c: Coefficient) -> list[Any]:

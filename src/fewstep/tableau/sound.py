@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.oracle import VARIANCES
 from fewstep.files import check_depth
 from fewstep.grid import as_grid
 from fewstep.process.base import Process
+from fewstep.process.clock import place
 from fewstep.process.operator import Block, Coefficient, Diagonal, magnitude
-from fewstep.process.predict import PREDICTIONS
+from fewstep.process.predict import PREDICTIONS, VARIANCES
 from fewstep.tableau.form import Form, Symbol
-from fewstep.tableau.tableau import HEADS, LARGEST, ONES, NoiseInterval, Row, Tableau, name
+from fewstep.tableau.row import HEADS, LARGEST, ONES, NoiseInterval, Row, Table, name
 from fewstep.words import bounded, short
 
 __all__ = ["check_rule", "check_sound", "entries", "heads_of", "noise_of", "row_of", "take", "text"]
@@ -132,7 +132,7 @@ def check_rule(calls: int, process: Process) -> None:
     bounded("frequencies times network calls of a rule", calls * math.prod(getattr(process, "size", ())))
 
 
-def check_sound(table: Tableau) -> None:
+def check_sound(table: Table) -> None:
     """What a table must be beside `Tableau.validate` to be saved, loaded, explained and run on its process.
 
     Raises:
@@ -168,16 +168,14 @@ def check_sound(table: Tableau) -> None:
     _check_card(table.card)
 
 
-def _check_noises(table: Tableau) -> None:
+def _check_noises(table: Table) -> None:
     """Noises of the path run forward on it, those of other streams are drawn by number."""
-    from fewstep.loop.drive import place
-
     for k, noise in enumerate(table.noises):
         if noise.stream == "path" and not 0 <= place(table.process, noise.t) < place(table.process, noise.s) <= 1:
             raise ValueError(f"noise {k} is of [{noise.t:g}, {noise.s:g}], which is no interval of the path")
 
 
-def _check_weight(table: Tableau, pixels: Any, where: str, symbol: Symbol, c: Coefficient) -> None:
+def _check_weight(table: Table, pixels: Any, where: str, symbol: Symbol, c: Coefficient) -> None:
     """A weight has the form that the process's coefficients have: a number, one a frequency, or a small block."""
     process, shape = table.process, tuple(c.values.shape) if isinstance(c, Block | Diagonal) else ()
     if process.kind == "block":
@@ -191,7 +189,7 @@ def _check_weight(table: Tableau, pixels: Any, where: str, symbol: Symbol, c: Co
         raise ValueError(f"{where} weighs {name(symbol)} with {what}, which is no coefficient of {process}")
 
 
-def _is_data(table: Tableau, symbol: Symbol) -> bool:
+def _is_data(table: Table, symbol: Symbol) -> bool:
     """Whether a symbol has the shape of data, and not of a state, where the two differ."""
     if symbol[0] not in ("y", "root") or (symbol[1], symbol[2]) in table.heads:
         return False

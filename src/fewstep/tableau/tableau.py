@@ -13,45 +13,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from fewstep.process.base import Process
-from fewstep.process.operator import Block, Coefficient, Diagonal, inverse
+from fewstep.process.operator import Block, Coefficient, Diagonal
+from fewstep.process.predict import conversion
+from fewstep.tableau.explain import explain
+from fewstep.tableau.file import load, save
 from fewstep.tableau.form import Form, Symbol
+from fewstep.tableau.row import LARGEST, NoiseInterval, Row, name
 
-if TYPE_CHECKING:
-    from fewstep.solver.base import Solver
-
-__all__ = ["HEADS", "ONES", "NoiseInterval", "Row", "Tableau"]
-
-ONES = "ones"  # the given row that the loop makes itself: a constant, for affine terms
-HEADS = ("base", "guidance", "derivative", "sn", "npr")  # further outputs that tables of this library read
-LARGEST = 3e38  # a weight that float32 holds
-
-
-@dataclass(frozen=True)
-class Row:
-    """One state: made at time `t` (where exactness is checked), evaluated at time `at` (the network's), or not (None).
-
-    `given` names a row that is handed in (the start, a corrupted image) instead of made from its form.
-    """
-
-    t: float
-    at: float | None
-    form: Form
-    given: str | None = None
-
-
-@dataclass(frozen=True)
-class NoiseInterval:
-    """Where a standard normal belongs: the path between two times (stream "path"), or draw `index` of a stream."""
-
-    t: float
-    s: float
-    stream: str = "path"
-    index: int = 0
+__all__ = ["Tableau"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +34,14 @@ class Tableau:
 
     `output` is what a call returns into: "x0", or after `in_terms_of` a network's own prediction. `heads` maps a
     derived head (j, name) to the pair (P, Q) with y = P z_j + Q output_j. `card` says what a fitted table was fitted to
-    and how well, ready for JSON (see `fewstep.fit`).
+    and how well, ready for JSON (see `fewstep.fit`). `solver` is what wrote it.
     """
 
     rows: tuple[Row, ...]
     noises: tuple[NoiseInterval, ...]
     process: Process
     grid: Tensor
-    solver: Solver | None = None
+    solver: Any = None
     output: str = "x0"
     heads: Mapping[tuple[int, str], tuple[Coefficient, Coefficient]] = field(default_factory=dict)
     card: Mapping[str, Any] | None = None
@@ -148,8 +122,6 @@ class Tableau:
 
         Every D_j becomes p_j z_j + q_j F_j, with p and q from `fewstep.denoiser.PREDICTIONS`.
         """
-        from fewstep.process.predict import conversion
-
         if self.output != "x0":
             raise ValueError(f"got a table that already reads {self.output!r}: rewrite the original one")
         swap: dict[Symbol, Form] = {}
@@ -204,34 +176,18 @@ class Tableau:
 
     def explain(self) -> str:
         """A readable printout: rows, times, weights, network calls."""
-        from fewstep.tableau.explain import explain
-
         return explain(self)
 
     def save(self, path: str | Path) -> None:
         """Writes the table as safetensors with a JSON header (a few kB)."""
-        from fewstep.tableau.file import save
-
         save(self, Path(path))
 
     @staticmethod
     def load(path: str | Path) -> Tableau:
-        """Reads a table; a file that is not one is refused with a ValueError."""
-        from fewstep.tableau.file import load
+        """Reads a table that can be explained, saved again and run; anything else is refused.
 
-        return load(Path(path))
-
-
-def noise_head(process: Process, at: float) -> tuple[Coefficient, Coefficient]:
-    """(P, Q) of eps = R^-1 (z - M D)."""
-    r = inverse(process.R(at))
-    return r, -1.0 * (r * process.M(at))
-
-
-def name(symbol: Symbol) -> str:
-    """A symbol as `explain` prints it: z3, x0[3], noise[3], xi2."""
-    if symbol[0] == "z":
-        return f"z{symbol[1]}"
-    if symbol[0] == "y":
-        return f"{symbol[2]}[{symbol[1]}]"
-    return f"xi{symbol[1]}" if symbol[0] == "xi" else f"sqrt({symbol[2]}[{symbol[1]}]) xi{symbol[3]}"
+        Raises:
+            ValueError: one sentence, naming what is wrong with the file.
+            OSError: where there is none.
+        """
+        return load(Path(path), Tableau)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import Coefficient
 from fewstep.tableau.form import Form, Symbol
-from fewstep.tableau.tableau import ONES, NoiseInterval, Row, Tableau, noise_head
-
-if TYPE_CHECKING:
-    from fewstep.solver.base import Solver
+from fewstep.tableau.row import ONES, Author, NoiseInterval, Row, noise_head
+from fewstep.tableau.tableau import Tableau
 
 __all__ = ["Writer"]
 
@@ -86,7 +82,7 @@ class Writer:
         (_, j, label), (_, index) = _symbol(variance), _symbol(xi)
         return Form.of(("root", j, label, index))
 
-    def table(self, solver: Solver) -> Tableau:
+    def table(self, solver: Author) -> Tableau:
         return Tableau(
             rows=tuple(self._rows),
             noises=tuple(self._noises),

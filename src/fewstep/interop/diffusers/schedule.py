@@ -13,7 +13,7 @@ from fewstep.denoiser.base import Denoiser, Denoises
 from fewstep.interop.diffusers.convention import Convention
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Form
-from fewstep.tableau.tableau import ONES, Row
+from fewstep.tableau.row import ONES, Row
 
 __all__ = ["Schedule"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from fewstep.process.base import ScalarProcess
 from fewstep.solver import DRIVERS, TABLES, Default, Solver
+from fewstep.solver.config import solver_from_config
 from fewstep.tableau import Tableau
-from fewstep.tableau.file import solver_from_config
 from fewstep.words import pick
 
 __all__ = ["solver_of"]

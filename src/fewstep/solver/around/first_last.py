@@ -24,6 +24,7 @@ from typing import Any
 
 from fewstep.process.operator import inverse, transpose
 from fewstep.solver.base import Promise, Solver
+from fewstep.solver.config import NAMED
 from fewstep.solver.ode.dpm import DPMMultistep
 from fewstep.solver.ode.exponential import Multistep
 from fewstep.solver.ode.singlestep import inside, singlestep
@@ -31,7 +32,7 @@ from fewstep.solver.ode.unipc import UniPC
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
-from fewstep.words import among
+from fewstep.words import among, pick
 
 __all__ = ["FirstLast"]
 
@@ -61,10 +62,7 @@ class FirstLast(Solver):
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, str):
-            from fewstep.solver import TABLES
-            from fewstep.words import pick
-
-            object.__setattr__(self, "solver", pick(TABLES, self.solver, "solver")())
+            object.__setattr__(self, "solver", pick(NAMED, self.solver, "solver")())
         among(self, first=("own", "analytic", "order"), last=("own", "lower"))
         if not 0 <= self.std < math.inf:
             raise ValueError(f"got std={self.std}: give a number of at least 0")
