@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-from fewstep.draw import draw
 from fewstep.model import call_network
+from fewstep.model.draw import draw
 from fewstep.noise import Noise
 from fewstep.pace import hardware
 from fewstep.quality import frechet_distance, load_classifier, load_reference

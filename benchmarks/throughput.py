@@ -6,7 +6,7 @@
 `training` is a step of a loop written by hand (rows, noise, velocity, AdamW, averaged weights) over a step of
 `Trainer`, both at batch 128: the loop in the best of both precisions and memory formats, which are all tried; the
 Trainer at the pace that the probe chose. `sampling` is the network alone, called ten times on 64 inputs, over
-`fewstep.draw` of 64 samples in ten calls. Each pair runs alternately in one process on one thread; a time is this
+`fewstep.model.draw` of 64 samples in ten calls. Each pair runs alternately in one process on one thread; a time is this
 process's own, and the least of the repeats, so that others on the machine hardly count.
 
 Asked for: training at least 0.9, sampling at least 0.97.
@@ -34,8 +34,8 @@ import numpy as np
 import torch
 
 import fewstep as fs
-from fewstep.draw import draw
 from fewstep.model import call_network
+from fewstep.model.draw import draw
 from fewstep.pace import Pace, hardware
 from fewstep.train import TrainConfig, Trainer
 

@@ -12,7 +12,7 @@ import fewstep as fs
 from fewstep import bench
 from fewstep.bench.subject import subject
 from fewstep.cli import main
-from fewstep.draw import draw
+from fewstep.model.draw import draw
 from test_cli_sample import sample, tiny  # noqa: F401 - a fixture
 
 

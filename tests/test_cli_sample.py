@@ -320,7 +320,7 @@ def test_no_such_model_is_one_sentence(tmp_path, capsys):
 
 def test_an_unwritable_folder_is_refused_before_sampling(tiny, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setattr("fewstep.draw.draw", lambda *_, **__: pytest.fail("sampled before looking"))
+    monkeypatch.setattr("fewstep.model.draw.draw", lambda *_, **__: pytest.fail("sampled before looking"))
     assert sample(tiny, tmp_path / "file" / "out") == 1
     refused(capsys, "cannot write")
 

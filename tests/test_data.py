@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from fewstep.cli import stats
-from fewstep.cli.sample import class_labels, class_numbers
 from fewstep.data import Images, levels as scale, npz, read_images
+from fewstep.model.record import class_labels, class_numbers
 from fewstep.quality.__main__ import read as read_both
 
 Image = pytest.importorskip("PIL.Image")

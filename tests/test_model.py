@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.files import load_tensors, save_tensors
-from fewstep.model import WEIGHTS, build_network, call_network, load, save_model
+from fewstep.files import WEIGHTS, load_tensors, save_tensors
+from fewstep.interop.load import load
+from fewstep.model import build_network, call_network, save_model
 from fewstep.process import PROCESSES, VP, Cosine
 from fewstep.process.config import process_from_json, process_to_json
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.denoiser.sanity import CALLS
 from fewstep.process.predict import conversion
+from fewstep.stats.sanity import CALLS
 
 TYPES = ("noise", "data", "v", "flow", "score")
 CENTRES = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

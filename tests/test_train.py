@@ -17,7 +17,7 @@ import torch
 
 import fewstep as fs
 from fewstep.files import load_tensors
-from fewstep.model import load
+from fewstep.interop.load import load
 from fewstep.process.operator import apply, inverse, magnitude
 from fewstep.process.predict import preconditioning
 from fewstep.train import TRAINABLE, Stopped, add_quality, measure, read_images, train

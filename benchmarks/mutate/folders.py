@@ -22,7 +22,8 @@ from fewstep.bench.cell import Cell, Study
 from fewstep.check.matrix import Store
 from fewstep.check.report import Report, Verdict
 from fewstep.data.images import Images, read_images
-from fewstep.model import WEIGHTS, Model, save_model
+from fewstep.files import WEIGHTS
+from fewstep.model import Model, save_model
 from fewstep.quality.classifier import Classifier, load_classifier, save_classifier
 from fewstep.quality.reference import Reference, load_reference, save_reference
 from fewstep.stats import measure

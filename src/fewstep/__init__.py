@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fewstep.words import VERSION as __version__
+
 if TYPE_CHECKING:
     import fewstep.bench as bench  # noqa: F401
     import fewstep.check as check  # noqa: F401
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
         Gaussian as Gaussian,
         Guided as Guided,
         Mixture as Mixture,
-        check_prediction as check_prediction,
         guide as guide,
         retime as retime,
         variance_head as variance_head,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         trajectory as trajectory,
     )
     from fewstep.grid import GRIDS as GRIDS, flow_shift as flow_shift, to_zero as to_zero
+    from fewstep.interop.load import load as load
     from fewstep.likelihood import (
         Bound as Bound,
         Likelihood as Likelihood,
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
         marginal_log_prob as marginal_log_prob,
     )
     from fewstep.loop import Parallel as Parallel, sample as sample, solve as solve, tabulate as tabulate
-    from fewstep.model import Model as Model, load as load
+    from fewstep.model import Model as Model
     from fewstep.noise import Noise as Noise
     from fewstep.pace import Pace as Pace
     from fewstep.process import (
@@ -144,9 +146,12 @@ if TYPE_CHECKING:
         UniPC as UniPC,
     )
     from fewstep.solver.config import Tableau as Tableau
-    from fewstep.stats import Statistics as Statistics, analytic_grid as analytic_grid
+    from fewstep.stats import (
+        Statistics as Statistics,
+        analytic_grid as analytic_grid,
+        check_prediction as check_prediction,
+    )
 
-__version__ = "0.1.0"
 
 # Every public name and the module it lives in; a test holds this table and the imports above to be equal.
 _HOME = {
@@ -158,7 +163,6 @@ _HOME = {
         "Gaussian",
         "Guided",
         "Mixture",
-        "check_prediction",
         "guide",
         "retime",
         "variance_head",
@@ -219,10 +223,8 @@ _HOME = {
         "solve",
         "tabulate",
     ),
-    "fewstep.model": (
-        "Model",
-        "load",
-    ),
+    "fewstep.interop.load": ("load",),
+    "fewstep.model": ("Model",),
     "fewstep.noise": ("Noise",),
     "fewstep.pace": ("Pace",),
     "fewstep.process": (
@@ -298,6 +300,7 @@ _HOME = {
     "fewstep.stats": (
         "Statistics",
         "analytic_grid",
+        "check_prediction",
     ),
     "fewstep.solver.config": ("Tableau",),  # from where its files are read
 }

@@ -29,6 +29,7 @@ from fewstep.seal import is_sealed, with_metadata
 from fewstep.signals import uninterrupted
 
 __all__ = [
+    "WEIGHTS",
     "Results",
     "atomic",
     "check_depth",
@@ -47,6 +48,7 @@ __all__ = [
     "write_text",
 ]
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # of a network in a model folder
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 DEPTH = 64  # levels of lists and objects in a JSON file that is read
 

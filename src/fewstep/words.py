@@ -6,11 +6,12 @@ behind it.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import operator
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, partial, wraps
 from types import MethodType
@@ -21,18 +22,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LIMITS",
+    "VERSION",
     "Typed",
     "among",
     "as_bytes",
     "bounded",
+    "build",
     "finite",
     "pick",
+    "sentence",
     "short",
     "typed",
     "usable_device",
     "whole",
 ]
 
+VERSION = "0.1.0"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -96,6 +101,25 @@ def pick(registry: Mapping[str, T], name: str, what: str) -> T:
     near = get_close_matches(str(name)[:LONGEST], registry, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(registry)}"
     raise ValueError(f"got {what} {short(name)}, which is not known: {hint}")
+
+
+def build(registry: Mapping[str, Callable[..., Any]], name: str, what: str, options: Sequence[tuple[str, Any]]) -> Any:
+    """Makes the entry `name` of a registry of dataclasses, its defaults replaced by `options`."""
+    made = pick(registry, name, what)()
+    fields = {field.name: field for field in dataclasses.fields(made) if field.init}
+    for key, _ in options:
+        if not fields:
+            raise ValueError(f"got an option {key!r} for {what} {name}, which has none: leave it out")
+        pick(fields, key, f"option of {name}")
+    return dataclasses.replace(made, **dict(options)) if options else made
+
+
+def sentence(error: Exception) -> str:
+    """Returns an error as one line: its own words where they were meant for people, its kind before them otherwise."""
+    words = " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError | ImportError):
+        return words or type(error).__name__
+    return f"unexpected {type(error).__name__}: {words} (again with --debug for the traceback)"
 
 
 def among(part: object, **allowed: Iterable[Any]) -> None:

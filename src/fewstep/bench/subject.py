@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fewstep.check.subject import named_object
-from fewstep.draw import conditioned
-from fewstep.model import load
+from fewstep.interop.load import load
+from fewstep.model.draw import conditioned
 from fewstep.pace import Pace
 from fewstep.process import Process
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import fewstep
 from fewstep.check.report import Report, Verdict
 from fewstep.check.subject import load, solver
 from fewstep.files import atomic, read_json, write_text
 from fewstep.solver import names
+from fewstep.words import VERSION
 
 __all__ = ["Store", "report", "write_markdown"]
 
@@ -56,7 +56,7 @@ def source_digest() -> str:
     """A digest of the package's source: what a kept cell was measured with."""
     global _DIGEST
     if _DIGEST is None:
-        root, found = Path(fewstep.__file__).parent, hashlib.sha256()
+        root, found = Path(__file__).parent.parent, hashlib.sha256()
         for path in sorted(root.rglob("*.py")):
             found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
         _DIGEST = found.hexdigest()[:12]
@@ -122,7 +122,7 @@ Every solver on every process, held to what it declares by `fewstep check`. Writ
 fewstep check --all --markdown docs/conformance.md
 ```
 
-on {time.strftime("%Y-%m-%d")} with fewstep {fewstep.__version__}, torch {torch.__version__}, source {source_digest()}:
+on {time.strftime("%Y-%m-%d")} with fewstep {VERSION}, torch {torch.__version__}, source {source_digest()}:
 {len(reports)} solvers, {len(processes)} processes, {counts["pass"]} promises kept, {counts["fail"]} not,
 {counts["skip"]} that do not apply. `fewstep check NAME` prints the verdicts behind a row.
 

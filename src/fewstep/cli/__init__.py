@@ -14,11 +14,11 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from fewstep import __version__
 from fewstep.cli import bench, check, demo, explain, export, fit, listing, sample, stats, train, ui
 from fewstep.cli.common import Parser, Usage, pick
 from fewstep.signals import terminable
 from fewstep.systems import command as systems
+from fewstep.words import VERSION, sentence
 
 __all__ = ["COMMANDS", "main"]
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses a command line; the first word that is not a command gets the nearest ones named."""
     parser = Parser(prog="fewstep", description="Samples any trained diffusion or flow model in few steps.")
-    parser.add_argument("--version", action="version", version=f"fewstep {__version__}")
+    parser.add_argument("--version", action="version", version=f"fewstep {VERSION}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     if argv and not argv[0].startswith("-"):
         pick(COMMANDS, argv[0], "command")
@@ -93,11 +93,3 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         command.arguments(sub)
     return parser.parse_args(argv)
-
-
-def sentence(error: Exception) -> str:
-    """Returns an error as one line: its own words where they were meant for people, its kind before them otherwise."""
-    words = " ".join(str(error).split())
-    if isinstance(error, ValueError | OSError | ImportError):
-        return words or type(error).__name__
-    return f"unexpected {type(error).__name__}: {words} (again with --debug for the traceback)"

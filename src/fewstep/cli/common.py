@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import dataclasses
 import math
 import os
 import sys
@@ -17,7 +16,6 @@ from fewstep import words
 
 if TYPE_CHECKING:
     from fewstep.pace import Pace
-    from fewstep.process import Process
     from fewstep.solver import Solver
     from fewstep.tableau import Tableau
 
@@ -36,7 +34,7 @@ __all__ = [
     "sampler_arguments",
     "size",
     "solver_or_table",
-    "tabulated",
+    "usage",
 ]
 
 T = TypeVar("T")
@@ -159,37 +157,22 @@ def guidance_of(asked: float | None, solvers: Mapping[Any, Any], *, classes: boo
     return float(scale)
 
 
-def tabulated(
-    solver: Solver | Tableau, process: Process, *, to_zero: bool, grid: str = "default", **count: int
-) -> Tableau:
-    """The table of a solver on a named grid, with the last time moved to sigma = 0 or not."""
-    import fewstep as fs
-
-    return fs.tabulate(solver, process, grid=fs.to_zero(fs.GRIDS[grid], append=False) if to_zero else grid, **count)
-
-
 def pick(registry: Mapping[str, T], name: str, what: str) -> T:
     """Returns `registry[name]`; an unknown name is a usage error that suggests the nearest ones."""
-    with _usage():
+    with usage():
         return words.pick(registry, name, what)
 
 
 def check_device(name: str) -> None:
     """Refuses a device that cannot hold a tensor here."""
-    with _usage():
+    with usage():
         words.usable_device(name)
 
 
 def build(registry: Mapping[str, Callable[..., Any]], name: str, what: str, options: Sequence[tuple[str, Any]]) -> Any:
     """Makes the entry `name` of a registry of dataclasses, its defaults replaced by `options`."""
-    made = pick(registry, name, what)()
-    fields = {field.name: field for field in dataclasses.fields(made) if field.init}
-    for key, _ in options:
-        if not fields:
-            raise Usage(f"got an option {key!r} for {what} {name}, which has none: leave it out")
-        pick(fields, key, f"option of {name}")
-    with _usage():
-        return dataclasses.replace(made, **dict(options)) if options else made
+    with usage():
+        return words.build(registry, name, what, options)
 
 
 def solver_or_table(args: argparse.Namespace, fixed: Sequence[str]) -> Solver | Tableau | None:
@@ -211,7 +194,7 @@ def solver_or_table(args: argparse.Namespace, fixed: Sequence[str]) -> Solver | 
 
 
 @contextmanager
-def _usage() -> Iterator[None]:
+def usage() -> Iterator[None]:
     """Makes a ValueError one of the command line."""
     try:
         yield

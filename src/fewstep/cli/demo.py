@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.common import at_least, pace_arguments, pace_of, tabulated
+from fewstep.cli.common import at_least, pace_arguments, pace_of
 
 if TYPE_CHECKING:
     from fewstep.model import Model
@@ -43,9 +43,9 @@ def run(args: argparse.Namespace) -> None:
     """
     began = time.monotonic()
     import fewstep as fs
-    from fewstep.cli.sample import class_labels
-    from fewstep.draw import draw, suited
     from fewstep.files import Results
+    from fewstep.model.draw import draw, suited
+    from fewstep.model.record import class_labels, tabulated
     from fewstep.quality import load_classifier, load_reference
     from fewstep.terminal import Bar, png, table as aligned
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _seconds(model: Model, table: Tableau, batch: int) -> float:
     """Seconds of a network call for a sample, by the second of two batches of one call: the first warms up."""
-    from fewstep.draw import draw
+    from fewstep.model.draw import draw
 
     draw(model, table, num=batch, batch=batch)
     return draw(model, table, num=batch, batch=batch).seconds / batch

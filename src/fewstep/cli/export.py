@@ -14,7 +14,6 @@ from fewstep.cli.common import (
     pick,
     sampler_arguments,
     solver_or_table,
-    tabulated,
 )
 
 __all__ = ["arguments", "run"]
@@ -39,8 +38,9 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     import fewstep as fs
-    from fewstep.draw import suited
     from fewstep.interop import onnx
+    from fewstep.model.draw import suited
+    from fewstep.model.record import tabulated
     from fewstep.stats import attach
 
     solver = solver_or_table(args, ("option", "grid", "steps", "nfe"))

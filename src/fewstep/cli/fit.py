@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.common import Usage, at_least, check_device, number, pace_arguments, pace_of, pick
-from fewstep.cli.sample import class_labels
+from fewstep.cli.common import Usage, at_least, check_device, number, pace_arguments, pace_of, pick, usage
 
 if TYPE_CHECKING:
     from fewstep.model import Model
@@ -60,8 +59,9 @@ def run(args: argparse.Namespace) -> None:
     teacher's samples stay beside it, for further fits of the same model.
     """
     import fewstep as fs
-    from fewstep.draw import conditioned
     from fewstep.files import Results
+    from fewstep.model.draw import conditioned
+    from fewstep.model.record import class_labels
 
     out = Path(args.out or f"fitted-{args.steps}.table")
     check_device(args.device)
@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> None:
     if args.guidance != 1 and not model.labels:
         raise Usage(f"got --guidance {args.guidance:g} for a model that was trained without classes: leave it out")
     features = None if args.objective == "paired" else feature_space(args.features or CLASSIFIER, model.shape)
-    labels = class_labels(args.label, model.labels, args.samples + args.held_out)
+    with usage():
+        labels = class_labels(args.label, model.labels, args.samples + args.held_out)
     with Results(out.parent):  # one that cannot be written is refused before the work
         pass
     final = args.final or ("state" if model.process.t_zero is None else "zero")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
-import platform
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +22,15 @@ from fewstep.cli.common import (
     sampler_arguments,
     size,
     solver_or_table,
-    tabulated,
+    usage,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.model import Model
-    from fewstep.solver import Driver
-    from fewstep.tableau import Tableau
 
-__all__ = ["arguments", "class_labels", "class_numbers", "describe", "run"]
+__all__ = ["arguments", "run"]
 
 STEPS = 10  # network calls where the command line names none
 LEAST = 4  # samples that a distance between sets needs
@@ -70,8 +65,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Samples a model: a sheet of pictures, the samples, and run.json that says how they were made."""
     import fewstep as fs
-    from fewstep.draw import suited
     from fewstep.files import json_text
+    from fewstep.model.draw import suited
+    from fewstep.model.record import WRITERS, class_labels, describe, tabulated
     from fewstep.stats import attach
 
     solver = solver_or_table(args, ("option", "grid", "steps", "nfe"))  # what is wrong is refused before any loading
@@ -89,7 +85,8 @@ def run(args: argparse.Namespace) -> None:
               "measure them with fewstep stats", file=sys.stderr)  # fmt: skip
     if hasattr(model, "convention") and not args.dry_run:  # of diffusers, whose scheduler says what is predicted
         fs.check_prediction(model.denoiser(), model.shape, device=args.device)
-    labels = class_labels(args.label, model.labels, args.num)
+    with usage():
+        labels = class_labels(args.label, model.labels, args.num)
     count = {} if isinstance(solver, fs.Tableau) else {"grid": args.grid or "default", **budget(args)}
     ended = isinstance(solver, fs.Tableau) and solver.process.log_snr(float(solver.grid[-1])) == math.inf
     zero = ended or (isinstance(solver, fs.Solver) and solver.reaches_zero(model.process))
@@ -113,8 +110,8 @@ def run(args: argparse.Namespace) -> None:
         print(json_text(record))
         return
 
-    from fewstep.draw import draw
     from fewstep.files import Results
+    from fewstep.model.draw import draw
     from fewstep.terminal import png
 
     measure = quality_of(model) if args.quality else None
@@ -176,79 +173,3 @@ def sentence(quality: Mapping[str, Any]) -> str:
         f"against {quality['reference']:,} real images: kernel distance {quality['kernel']:.4f} +- "
         f"{quality['kernel_error']:.4f}, Frechet distance {quality['frechet']:.2f}, {shares}"
     )
-
-
-def class_labels(text: str | None, names: Sequence[str], num: int) -> list[int] | None:
-    """Returns the class number of every sample: the classes of `text` ("sneaker,9"), or all of `names`, in turn."""
-    if not names:
-        if text is not None:
-            raise Usage(f"got the label {text!r}, but this model was trained without classes; leave --label out.")
-        return None
-    if text is None:
-        return [k % len(names) for k in range(num)]
-    chosen = class_numbers([part.strip() for part in text.split(",")], names, "label")
-    return [chosen[k % len(chosen)] for k in range(num)]
-
-
-def class_numbers(words: Iterable[str], names: Sequence[str], what: str) -> list[int]:
-    """Returns the class that each word names; letters may be small where no two names then are one.
-
-    A number is a class's where no class is named so.
-    """
-    small = Counter(name.lower() for name in names)
-    named = {name if small[name.lower()] > 1 else name.lower(): k for k, name in enumerate(names)}
-    named |= {str(k): k for k in range(len(names)) if str(k) not in named}
-    return [pick(named, word if word in named else word.lower(), what) for word in words]
-
-
-def describe(model: Model, table: Tableau | Driver, *, file: str | None, **more: Any) -> dict[str, Any]:
-    """Returns what makes the samples, ready for JSON: solver or table file, process, times, model, `more`, versions.
-
-    The times are None for a driver.
-    """
-    import torch
-
-    import fewstep as fs
-    from fewstep.files import sha256
-    from fewstep.noise import STREAM
-    from fewstep.process.config import process_to_json
-
-    solver = table.solver if isinstance(table, fs.Tableau) else table
-    return {
-        "solver": ({"file": file, "sha256": sha256(file)} if file else {}) | (solver.config() if solver else {}),
-        "process": process_to_json(model.process),
-        "times": table.grid.tolist() if isinstance(table, fs.Tableau) else None,
-        "model": {
-            "folder": str(model.path),
-            "sha256": model.weights,
-            "dtype": str(model.dtype),
-        },
-        "pace": dataclasses.asdict(model.pace),
-        **more,
-        "versions": {"fewstep": fs.__version__, "torch": torch.__version__, "python": platform.python_version(),
-                     "noise_stream": STREAM},
-        "machine": {"system": platform.system(), "processor": platform.machine(),
-                    "threads": model.pace.threads or torch.get_num_threads()},
-    }  # fmt: skip
-
-
-def npz(samples: Tensor, labels: Sequence[int] | None) -> Callable[[Any], None]:
-    """Returns a writer of samples (float32, data space) and labels as one npz file."""
-    import numpy as np
-
-    arrays = {"samples": samples.numpy()} | ({} if labels is None else {"labels": np.asarray(labels)})
-    return lambda file: np.savez(file, **arrays)  # type: ignore[arg-type] - the next argument in line is a flag
-
-
-def safetensors(samples: Tensor, labels: Sequence[int] | None) -> Callable[[Any], None]:
-    """Returns a writer of samples (float32, data space) and labels as one safetensors file."""
-    import torch
-
-    from fewstep.files import extra
-
-    save = extra("safetensors.torch", "diffusers", "writing safetensors").save
-    tensors = {"samples": samples.contiguous()} | ({} if labels is None else {"labels": torch.tensor(labels)})
-    return lambda file: file.write(save(tensors))
-
-
-WRITERS = {"npz": npz, "safetensors": safetensors}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.cli.common import Usage, at_least, check_device, pace_arguments, pace_of
+from fewstep.cli.common import Usage, at_least, check_device, pace_arguments, pace_of, usage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ def _error(model: Model, args: argparse.Namespace, data: Tensor, labels: Sequenc
     """Measures the error, says where the network is weak and what the default makes of it, and writes the table."""
     from dataclasses import replace
 
-    from fewstep.draw import suited
+    from fewstep.model.draw import suited
     from fewstep.stats import errors_of
 
     with model.pace.threaded():
@@ -114,8 +114,8 @@ def _data(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int]
     """Pictures and labels of a data set, chosen by the seed."""
     import numpy as np
 
-    from fewstep.cli.sample import class_numbers
     from fewstep.data import read_images
+    from fewstep.model.record import class_numbers
     from fewstep.quality import images_to_tensor
 
     found = read_images(args.data)
@@ -127,14 +127,15 @@ def _data(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int]
     images = images_to_tensor(found.images[chosen])
     if found.labels is None or not model.labels:
         return images, None
-    theirs = class_numbers(found.names, model.labels, f"label in {args.data}")
+    with usage():
+        theirs = class_numbers(found.names, model.labels, f"label in {args.data}")
     return images, [theirs[k] for k in found.labels[chosen].tolist()]
 
 
 def _drawn(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int] | None]:
     """Samples of the model itself, every class in turn."""
     import fewstep as fs
-    from fewstep.draw import draw, suited
+    from fewstep.model.draw import draw, suited
 
     if args.only == "error":
         args.samples = min(args.samples, ENOUGH)

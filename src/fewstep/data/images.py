@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["CHANNELS", "Images", "read_images"]
+from fewstep.data.levels import CHANNELS
 
-CHANNELS = (1, 3, 4)
+__all__ = ["Images", "read_images"]
 
 
 @dataclass(frozen=True, kw_only=True)

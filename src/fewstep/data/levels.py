@@ -8,8 +8,9 @@ import numpy as np
 
 from fewstep.files import physical_memory
 
-__all__ = ["check_room", "levels"]
+__all__ = ["CHANNELS", "check_room", "levels"]
 
+CHANNELS = (1, 3, 4)  # of a picture
 AT_ONCE = 2**22  # numbers that are converted at once
 LEAST = {8: 64, 16: 4096}  # what stays below, but for uint8, has fewer bits than 8 or 16, and is nearly black on them
 

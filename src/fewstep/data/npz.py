@@ -13,9 +13,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from fewstep.data.images import CHANNELS
 from fewstep.data.labels import MOST_CLASSES, classes
-from fewstep.data.levels import check_room, levels
+from fewstep.data.levels import CHANNELS, check_room, levels
 
 __all__ = ["read_npz"]
 

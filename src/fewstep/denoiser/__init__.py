@@ -9,7 +9,6 @@ from fewstep.denoiser.heads import VarianceHead, variance_head
 from fewstep.denoiser.network import TIMES, NetworkError, Wrapped, wrap
 from fewstep.denoiser.oracle import Dataset, Gaussian, Mixture
 from fewstep.denoiser.retimed import Retimed, retime
-from fewstep.denoiser.sanity import check_prediction
 from fewstep.process.predict import PREDICTIONS, conversion, statistic, view
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "VarianceHead",
     "Wrapped",
     "as_denoiser",
-    "check_prediction",
     "compiled",
     "conversion",
     "guide",

@@ -8,7 +8,6 @@ sigma = 0, `flow_shift` moves one towards noise; `fewstep.gits` finds one for a 
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -33,6 +32,7 @@ from fewstep.grid.spacing import (
     uniform,
 )
 from fewstep.process.base import Process
+from fewstep.process.clock import falling
 from fewstep.words import pick, whole
 
 __all__ = [
@@ -55,9 +55,6 @@ __all__ = [
     "to_zero",
     "uniform",
 ]
-
-
-BEYOND = 4.0  # in log-SNR: how far above t_max a time may lie
 
 
 def default(process: Process, steps: int) -> Tensor:
@@ -99,24 +96,4 @@ def as_grid(grid: str | Tensor | Grid, process: Process, steps: int | None) -> T
         given = grid if isinstance(grid, Tensor) else torch.from_numpy(np.array(grid, dtype=np.float64))
     except (TypeError, ValueError):
         raise ValueError(f"got a {type(grid).__name__} as grid: give a name, a function or a tensor of times") from None
-    times = given.detach().cpu()
-    if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"got a grid of shape {tuple(times.shape)}: give a 1-D tensor of at least two times")
-    times = times.to(torch.float64)
-    values = times.tolist()
-    for where, t in enumerate(values):
-        if not math.isfinite(t):
-            raise ValueError(f"got a grid whose entry {where} is {t}: every time must be finite")
-    for where, (t, s) in enumerate(pairwise(values)):
-        if not s < t:
-            raise ValueError(
-                f"got a grid that {'repeats' if t == s else 'rises'} at entry {where + 1} ({t:g}, then {s:g}): times "
-                "must fall from noise to data"
-            )
-    process.check_times(times)
-    if float(process.log_snr(values[0])) < float(process.log_snr(process.t_max)) - BEYOND:
-        raise ValueError(
-            f"got time {values[0]:g} for {process}, whose times end at {process.t_max:g}, beyond all noise that "
-            "a network has seen: give times of the process, as (index + 1) / N, not a network's indices"
-        )
-    return times
+    return falling(given, process)

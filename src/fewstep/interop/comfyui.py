@@ -19,16 +19,17 @@ from typing import Any
 
 from torch import Tensor
 
-import fewstep as fs
 from fewstep.interop import k_diffusion
 from fewstep.interop.carried import carried
+from fewstep.process import EDM, Flow, ScalarProcess
+from fewstep.solver.config import Tableau
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "FewStepSampler", "FewStepTable", "register"]
 
 
-def process_on(model_sampling: Any) -> fs.ScalarProcess:
+def process_on(model_sampling: Any) -> ScalarProcess:
     """The process on whose time a model's sigmas lie: `Flow` where ComfyUI's model sampling is CONST, else `EDM`."""
-    return fs.Flow() if any(kind.__name__ == "CONST" for kind in type(model_sampling).__mro__) else fs.EDM()
+    return Flow() if any(kind.__name__ == "CONST" for kind in type(model_sampling).__mro__) else EDM()
 
 
 def sampler(name: str) -> Callable[..., Tensor]:
@@ -95,7 +96,7 @@ class FewStepTable:
         if not Path(file).is_file():
             raise ValueError(f"got the table {file}, where there is no file: name one that `fewstep fit` wrote")
         process = process_on(model.get_model_object("model_sampling"))
-        table = carried(fs.Tableau.load(file), process)
+        table = carried(Tableau.load(file), process)
         march = partial(k_diffusion.march, table, process=process)
         return import_module("comfy.samplers").KSAMPLER(march), table.grid.float()
 

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Wrapped, guide, wrap
-from fewstep.draw import conditioned
 from fewstep.files import atomic, extra, json_text
 from fewstep.loop import sample
 from fewstep.loop.drive import noises_of
 from fewstep.loop.walk import Plan, walk
 from fewstep.model import Model, call_network
+from fewstep.model.draw import conditioned
 from fewstep.noise import noise_source
 from fewstep.process.config import process_to_json
 from fewstep.process.operator import apply

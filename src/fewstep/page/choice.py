@@ -14,14 +14,16 @@ from typing import Any
 
 from torch import Tensor
 
-import fewstep as fs
-from fewstep.cli.common import build, tabulated
-from fewstep.cli.sample import class_labels, describe
-from fewstep.draw import conditioned, suited
-from fewstep.model import SHIPPED
-from fewstep.solver import Driver, Outcome
+from fewstep.grid import GRIDS
+from fewstep.interop.load import SHIPPED
+from fewstep.loop import solve
+from fewstep.model import Model
+from fewstep.model.draw import conditioned, suited
+from fewstep.model.record import class_labels, describe, tabulated
+from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Default, Driver, Outcome
 from fewstep.stats import attach
-from fewstep.words import Typed, pick
+from fewstep.tableau import Tableau
+from fewstep.words import Typed, build, pick
 
 __all__ = ["DEFAULT", "EACH", "NONE", "Choice", "Run", "bounded"]
 
@@ -83,25 +85,25 @@ class Run:
         denoiser: the model's, with its labels and its guidance.
     """
 
-    model: fs.Model
+    model: Model
     choice: Choice
     name: str
-    solver: fs.Tableau | Driver
+    solver: Tableau | Driver
     labels: list[int] | None
     final: str
     denoiser: Callable[[Tensor, Any], Tensor]
 
     @staticmethod
-    def of(choice: Choice, model: fs.Model) -> Run:
+    def of(choice: Choice, model: Model) -> Run:
         """The run that a choice stands for; a ValueError for one that makes no sense."""
         if len(model.shape) != 3 or model.shape[0] not in (1, 3):
             raise ValueError(f"got a model of samples {model.shape}: the page shows pictures of 1 or 3 channels")
-        pick(fs.GRIDS, choice.grid, "grid")
+        pick(GRIDS, choice.grid, "grid")
         wanted = None if choice.label == EACH else choice.label
         labels = None if choice.label == NONE else class_labels(wanted, model.labels, choice.num)
         if labels is None and choice.scale != 1:
             raise ValueError(f"got guidance {choice.scale:g} without classes, where it has no effect: set it to 1")
-        name = fs.DEFAULT_SOLVERS[model.process.kind] if choice.solver == DEFAULT else choice.solver
+        name = DEFAULT_SOLVERS[model.process.kind] if choice.solver == DEFAULT else choice.solver
         solver = suited(attach(_built(name, _options(choice.options)), model.path), model, choice.scale)
         final = "state"
         if isinstance(solver, Driver):
@@ -118,9 +120,9 @@ class Run:
 
     def solve(self, denoiser: Callable[[Tensor, Any], Any], progress: Callable[[float], object]) -> Outcome:
         """Runs with a denoiser that stands for this one's; a ValueError where a sample did not reach the end."""
-        driven = {} if isinstance(self.solver, fs.Tableau) else {"grid": self.choice.grid, "steps": self.choice.steps}
+        driven = {} if isinstance(self.solver, Tableau) else {"grid": self.choice.grid, "steps": self.choice.steps}
         with self.model.pace.threaded():
-            outcome = fs.solve(denoiser, self.model.process, solver=self.solver, seed=self.choice.seed,
+            outcome = solve(denoiser, self.model.process, solver=self.solver, seed=self.choice.seed,
                                progress=progress, shape=(self.choice.num, *self.model.shape), **driven)  # fmt: skip
         if not outcome.ok:
             raise ValueError(str(outcome))
@@ -132,9 +134,9 @@ class Run:
         choice, process, path = self.choice, "model.process", self.model.path
         options = ", ".join(f"{name}={value!r}" for name, value in _options(choice.options))
         solver = f"fs.SOLVERS[{self.name!r}]({options})" if options else repr(self.name)
-        table = isinstance(self.solver, fs.Tableau)
-        own = self.solver.solver if isinstance(self.solver, fs.Tableau) else self.solver
-        if isinstance(own, fs.Default):
+        table = isinstance(self.solver, Tableau)
+        own = self.solver.solver if isinstance(self.solver, Tableau) else self.solver
+        if isinstance(own, Default):
             solver = f"fs.{own}"
         elif getattr(own, "statistics", None):
             solver = f"fs.stats.attach(fs.SOLVERS[{self.name!r}]({options}), model.path)"
@@ -165,10 +167,10 @@ class Run:
 
 def _built(name: str, options: list[tuple[str, Any]]) -> Any:
     """The solver with its options, none of which may name a file: the server's are nobody else's to open."""
-    files = {f.name for f in fields(pick(fs.SOLVERS, name, "solver")()) if "Path" in str(f.type)}
+    files = {f.name for f in fields(pick(SOLVERS, name, "solver")()) if "Path" in str(f.type)}
     for option in files.intersection(option for option, _ in options):
         raise ValueError(f"got {option} for {name}, which is a file: leave it out; what lies with the model is taken")
-    return build(fs.SOLVERS, name, "solver", options)
+    return build(SOLVERS, name, "solver", options)
 
 
 def _options(text: str) -> list[tuple[str, Any]]:

@@ -11,14 +11,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fewstep as fs
-from fewstep.cli import sentence
 from fewstep.files import extra
+from fewstep.grid import GRIDS
+from fewstep.interop.load import load
+from fewstep.model import Model
 from fewstep.page import figures, html
 from fewstep.page.choice import DEFAULT, EACH, NONE, Choice, Run
 from fewstep.page.plane import MIXTURES, SCALAR, Plane
 from fewstep.page.watch import Finished, Frame, side_by_side
-from fewstep.words import pick
+from fewstep.solver import SOLVERS, TABLES
+from fewstep.words import pick, sentence
 
 __all__ = ["build"]
 
@@ -64,10 +66,10 @@ def _samples(gr: Any, models: Mapping[str, str | Path | None], folder: Path) -> 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             model = gr.Dropdown(list(models), value=first, label="Model")
-            solver = gr.Dropdown([DEFAULT, *fs.SOLVERS], value=DEFAULT, label="Solver")
+            solver = gr.Dropdown([DEFAULT, *SOLVERS], value=DEFAULT, label="Solver")
             options = gr.Textbox("", label="Options of the solver", placeholder="eta=0.5", max_lines=1)
-            second = gr.Dropdown([NOTHING, DEFAULT, *fs.SOLVERS], value=NOTHING, label="Beside it, from the same noise")
-            grid = gr.Dropdown(list(fs.GRIDS), value=DEFAULT, label="Grid")
+            second = gr.Dropdown([NOTHING, DEFAULT, *SOLVERS], value=NOTHING, label="Beside it, from the same noise")
+            grid = gr.Dropdown(list(GRIDS), value=DEFAULT, label="Grid")
             steps = gr.Slider(1, 100, value=10, step=1, label="Network calls, at most")
             label = gr.Dropdown(_labels(_model(models, first)), value=EACH, label="Class")
             scale = gr.Slider(0, 10, value=1, step=0.25, label="Guidance scale", info="1 is none")
@@ -165,8 +167,8 @@ def _playground(gr: Any, tab: Any) -> None:
         with gr.Column(scale=1, min_width=280):
             mixture = gr.Dropdown(list(MIXTURES), value=Plane().mixture, label="Mixture")
             process = gr.Dropdown(list(SCALAR), value=Plane().process, label="Process")
-            solver = gr.Dropdown([DEFAULT, *fs.TABLES], value=DEFAULT, label="Solver")
-            grid = gr.Dropdown(list(fs.GRIDS), value=DEFAULT, label="Grid")
+            solver = gr.Dropdown([DEFAULT, *TABLES], value=DEFAULT, label="Solver")
+            grid = gr.Dropdown(list(GRIDS), value=DEFAULT, label="Grid")
             steps = gr.Slider(1, 100, value=Plane().steps, step=1, label="Network calls, at most")
             seed = gr.Number(0, precision=0, label="Seed")
             go = gr.Button("Draw", variant="primary")
@@ -203,15 +205,15 @@ def _said(work: Any, status: Any) -> Any:
     return told
 
 
-def _labels(model: fs.Model) -> list[str]:
+def _labels(model: Model) -> list[str]:
     return [EACH, NONE, *model.labels] if model.labels else [EACH]
 
 
-def _model(models: Mapping[str, str | Path | None], name: str) -> fs.Model:
+def _model(models: Mapping[str, str | Path | None], name: str) -> Model:
     """The model of a name on the page."""
     return _load(pick(models, name, "model"))
 
 
 @cache
-def _load(path: str | Path | None) -> fs.Model:
-    return fs.load(path)
+def _load(path: str | Path | None) -> Model:
+    return load(path)

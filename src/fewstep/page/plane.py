@@ -21,19 +21,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import fewstep as fs
-from fewstep.cli.common import tabulated
+from fewstep.denoiser import Mixture
+from fewstep.grid import GRIDS
+from fewstep.loop import sample
 from fewstep.loop.door import informed
+from fewstep.model.record import tabulated
 from fewstep.noise import noise_source
 from fewstep.page.choice import DEFAULT, bounded
-from fewstep.process import ScalarProcess
+from fewstep.process import PROCESSES, ScalarProcess
+from fewstep.solver import DEFAULT_SOLVERS, TABLES
 from fewstep.words import Typed, pick
 
 __all__ = ["MIXTURES", "SCALAR", "Plane", "Shape", "Walk"]
 
 STEPS = 200  # Runge-Kutta steps of the paths that stand for the exact ones
 NEAR = 1e-3  # the phi where they end when the run ends at sigma = 0
-SCALAR = {name: make for name, make in fs.PROCESSES.items() if issubclass(make, ScalarProcess)}
+SCALAR = {name: make for name, make in PROCESSES.items() if issubclass(make, ScalarProcess)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,14 +151,14 @@ class Plane(Typed):
         """Runs it; a ValueError for a choice that makes no sense."""
         process = pick(SCALAR, self.process, "process")()
         shape = pick(MIXTURES, self.mixture, "mixture")()
-        solver = pick(fs.TABLES, fs.DEFAULT_SOLVERS["scalar"] if self.solver == DEFAULT else self.solver, "solver")()
-        pick(fs.GRIDS, self.grid, "grid")
-        denoiser = fs.Mixture(process, shape.means, shape.std, shape.weights)
+        solver = pick(TABLES, DEFAULT_SOLVERS["scalar"] if self.solver == DEFAULT else self.solver, "solver")()
+        pick(GRIDS, self.grid, "grid")
+        denoiser = Mixture(process, shape.means, shape.std, shape.weights)
         solver = informed(solver, denoiser, (2,))
         table = tabulated(solver, process, to_zero=solver.reaches_zero(process), grid=self.grid, steps=self.steps)
         noise = noise_source(None, self.seed, 0).initial((self.num, 2), torch.float64, "cpu")
         states = [process.prior(noise, table.rows[0].t)]  # of every row: some solvers' calls make no x0_hat
-        last = fs.sample(denoiser, process, solver=table, x=states[0], seed=self.seed, progress=False,
+        last = sample(denoiser, process, solver=table, x=states[0], seed=self.seed, progress=False,
                          after=lambda _, t, z: states.append(z) or z)  # fmt: skip
         passed = [(row.at, z) for row, z in zip(table.rows, states, strict=True) if row.at is not None]
         levels = [

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.cli.sample import npz
 from fewstep.denoiser.base import Around, Denoiser, as_denoiser, of_samples
 from fewstep.files import Results
+from fewstep.model.record import npz
 from fewstep.page.choice import Run
 from fewstep.process import Process
 from fewstep.process.base import Time

@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from fewstep.process.base import Process, Time, across, derivative, like, once, to_tensor
 
-__all__ = ["CLOCKS", "Clock", "clock", "place", "places"]
+__all__ = ["CLOCKS", "Clock", "clock", "falling", "place", "places"]
+
+BEYOND = 4.0  # in log-SNR: how far above t_max a time may lie
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,3 +85,28 @@ def places(process: Process, times: Iterable[float]) -> dict[float, float]:
 
 def _sigmoid(lam: float) -> float:
     return 1 / (1 + math.exp(min(-lam / 2, 700.0)))
+
+
+def falling(given: Tensor, process: Process) -> Tensor:
+    """The times of a grid, as they are given, or a ValueError where they are none of the process or do not fall."""
+    times = given.detach().cpu()
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"got a grid of shape {tuple(times.shape)}: give a 1-D tensor of at least two times")
+    times = times.to(torch.float64)
+    values = times.tolist()
+    for where, t in enumerate(values):
+        if not math.isfinite(t):
+            raise ValueError(f"got a grid whose entry {where} is {t}: every time must be finite")
+    for where, (t, s) in enumerate(pairwise(values)):
+        if not s < t:
+            raise ValueError(
+                f"got a grid that {'repeats' if t == s else 'rises'} at entry {where + 1} ({t:g}, then {s:g}): times "
+                "must fall from noise to data"
+            )
+    process.check_times(times)
+    if float(process.log_snr(values[0])) < float(process.log_snr(process.t_max)) - BEYOND:
+        raise ValueError(
+            f"got time {values[0]:g} for {process}, whose times end at {process.t_max:g}, beyond all noise that "
+            "a network has seen: give times of the process, as (index + 1) / N, not a network's indices"
+        )
+    return times

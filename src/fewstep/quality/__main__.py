@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from fewstep.data import read_images
+from fewstep.data.known import KNOWN_DATA
 from fewstep.files import write_text
 from fewstep.quality.classifier import Classifier, accuracy, images_to_tensor, save_classifier, train_classifier
 from fewstep.quality.reference import Reference, load_reference, save_reference
-from fewstep.train.card import KNOWN_DATA
 
 HELD_OUT = 5000  # training images the classifier never sees
 STORED = 2048  # of those, features stored for the data-to-data floor

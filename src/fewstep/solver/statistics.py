@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.files import extra, load_tensors, save_tensors, sha256
+from fewstep.files import WEIGHTS, extra, load_tensors, save_tensors, sha256
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, Diagonal
 from fewstep.words import Typed
@@ -195,8 +195,6 @@ def attach(solver: Any, folder: Path | None) -> Any:
     path = None if folder is None else folder / FILE
     if path is None or not path.is_file() or getattr(solver, "statistics", "") is not None:
         return solver
-    from fewstep.model import WEIGHTS
-
     found = Statistics.load(path, weights=sha256(path.parent / WEIGHTS))
     with suppress(ValueError):  # measured, but not what this solver reads
         return replace(solver, statistics=found)

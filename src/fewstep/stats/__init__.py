@@ -5,6 +5,7 @@ from __future__ import annotations
 from fewstep.solver.statistics import FILE, Statistics, attach
 from fewstep.stats.errors import Errors, errors_of
 from fewstep.stats.measurement import measure
+from fewstep.stats.sanity import check_prediction
 from fewstep.stats.trajectory import analytic_grid
 
-__all__ = ["FILE", "Errors", "Statistics", "analytic_grid", "attach", "errors_of", "measure"]
+__all__ = ["FILE", "Errors", "Statistics", "analytic_grid", "attach", "check_prediction", "errors_of", "measure"]

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from fewstep.files import atomic, check_depth
-from fewstep.grid import as_grid
 from fewstep.process import Process
+from fewstep.process.clock import falling
 from fewstep.process.config import process_from_json, process_to_json
 from fewstep.process.operator import Block, Coefficient, Diagonal
 from fewstep.tableau.row import Author, Table
@@ -134,12 +134,12 @@ def _table(meta: dict[str, Any], numbers: Tensor, make: Callable[..., T]) -> T:
     if rule:
         if solver is None or process.kind != "diagonal":
             raise ValueError("it has no rows and is no rule of a solver on a process of frequencies")
-        return replace(_rule(solver, process, as_grid(numbers, process, None), output), card=card)
+        return replace(_rule(solver, process, falling(numbers, process), output), card=card)
     return make(
         rows=tuple(row_of(k, row, numbers) for k, row in enumerate(entries(meta["rows"], "rows"))),
         noises=tuple(noise_of(k, noise) for k, noise in enumerate(entries(meta["noises"], "noises"))),
         process=process,
-        grid=as_grid(torch.as_tensor(take(numbers, meta["grid"], "the grid")), process, None),
+        grid=falling(torch.as_tensor(take(numbers, meta["grid"], "the grid")), process),
         solver=solver,
         output=output,
         heads=heads_of(meta["heads"], numbers),

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from fewstep.files import check_depth
-from fewstep.grid import as_grid
 from fewstep.process.base import Process
-from fewstep.process.clock import place
+from fewstep.process.clock import falling, place
 from fewstep.process.operator import Block, Coefficient, Diagonal, magnitude
 from fewstep.process.predict import PREDICTIONS, VARIANCES
 from fewstep.tableau.form import Form, Symbol
@@ -139,7 +138,7 @@ def check_sound(table: Table) -> None:
         ValueError: naming the row, the noise or the head at fault.
     """
     process = table.process
-    as_grid(table.grid, process, None)
+    falling(table.grid, process)
     bounded("rows of a table", len(table.rows))
     bounded("terms of a table", sum(len(row.form.terms) for row in table.rows))
     bounded("noises of a table", len(table.noises))

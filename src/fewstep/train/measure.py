@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from fewstep.draw import draw, suited
+from fewstep.interop.load import load
 from fewstep.loop import tabulate
-from fewstep.model import load
+from fewstep.model.draw import draw, suited
 from fewstep.quality import Quality, load_classifier, load_reference
 from fewstep.solver import DEFAULT_SOLVERS, TABLES
 from fewstep.train.card import add_quality

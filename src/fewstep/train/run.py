@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from fewstep.data import Images, read_images
+from fewstep.data.known import KNOWN_DATA
 from fewstep.denoiser import TIMES
 from fewstep.files import atomic, extra, physical_memory
 from fewstep.model import Model, build_network, call_network, save_model
@@ -26,7 +27,7 @@ from fewstep.pace import Pace
 from fewstep.process import CLD, EDM, VP, Blurring, Cosine, Discrete, Flow, Process, SubVP
 from fewstep.process.config import process_to_json
 from fewstep.terminal import png
-from fewstep.train.card import KNOWN_DATA, card
+from fewstep.train.card import card
 from fewstep.train.loop import BUDGET, Stopped, TrainConfig, Trainer, read_header
 from fewstep.train.progress import Progress, duration
 from fewstep.words import typed, usable_device

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from fewstep.blueprint import check_arguments, check_fits, is_whole
 from fewstep.denoiser import Wrapped
-from fewstep.files import load_tensors, read_json, sha256, tensor_shapes
+from fewstep.files import WEIGHTS, load_tensors, read_json, sha256, tensor_shapes
 from fewstep.interop.diffusers.convention import Convention
 from fewstep.interop.diffusers.safe import INDEX, check_folder
 from fewstep.interop.diffusers.scheduler import FewStepScheduler
-from fewstep.model import SIDE, WEIGHTS, Model
+from fewstep.model import Model
+from fewstep.model.folder import SIDE
 
 __all__ = ["DiffusersModel", "load_folder"]
 

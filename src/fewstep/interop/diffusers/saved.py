@@ -36,10 +36,11 @@ def scheduler_file(path: Path, subfolder: str | None = None) -> Path:
     return file
 
 
-def completed(config: Any) -> dict[str, Any]:
+def completed(config: Any, ours: type) -> dict[str, Any]:
     """The options that a scheduler's config stands for, those that it leaves out as its class has them.
 
-    The config of a scheduler in memory (diffusers' FrozenDict) is whole. Without `_class_name` nothing is added.
+    `ours` is the class that is made. The config of a scheduler in memory (diffusers' FrozenDict) is whole. Without
+    `_class_name` nothing is added.
 
     Raises:
         ValueError: for what is no config, or names a class that diffusers has not.
@@ -55,7 +56,7 @@ def completed(config: Any) -> dict[str, Any]:
         given["prediction_type"] = "sample"
     for key, value in given.items():
         if value is None and key != "prediction_type":  # which has no default that would be right
-            given[key] = _without_null(theirs.get(key, _ours().get(key)))
+            given[key] = _without_null(theirs.get(key, _signature(ours).get(key)))
     return theirs | given
 
 
@@ -77,12 +78,6 @@ def _defaults(name: Any) -> dict[str, Any]:
             f"{diffusers.__version__} does not have: give one of its classes, or a config without _class_name"
         )
     return _signature(cls)
-
-
-def _ours() -> dict[str, Any]:
-    from fewstep.interop.diffusers.scheduler import FewStepScheduler
-
-    return _signature(FewStepScheduler)
 
 
 def _signature(cls: type) -> dict[str, Any]:

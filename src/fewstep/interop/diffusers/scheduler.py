@@ -169,7 +169,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         known = set(signature(cls.__init__).parameters) - {"self"}
         if not return_unused_kwargs and (unknown := sorted(set(kwargs) - known)):
             pick({name: 0 for name in known}, unknown[0], "option")
-        given = translated(completed({} if config is None else config))
+        given = translated(completed({} if config is None else config, FewStepScheduler))
         if isinstance(stored := given.get("solver"), str):
             pick(SOLVERS, stored, "solver")  # a path comes from the caller, never from a file
         return super().from_config(given, return_unused_kwargs=return_unused_kwargs, **kwargs)

@@ -32,6 +32,7 @@ from fewstep.noise import noise_source
 from fewstep.process.base import Process, ScalarProcess
 from fewstep.process.predict import PREDICTIONS
 from fewstep.process.scalar import EDM, VE, VP, Cosine, Discrete, Flow
+from fewstep.stats.errors import errors_of
 from fewstep.words import typed
 
 __all__ = ["Diagnosis", "check_prediction"]
@@ -185,8 +186,6 @@ def check_prediction(
         names = tuple(dict.fromkeys([*names, *second[3:]])) if tied else names
         warnings.warn(sentence, stacklevel=3)
     if data is not None:
-        from fewstep.stats.errors import errors_of
-
         error = errors_of(denoiser, data.to(device), seed=seed)
         sentence += f"; {error.sentence}"
         if 2 * sum(error.weak) > len(error.weak):

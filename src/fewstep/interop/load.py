@@ -1,0 +1,62 @@
+"""Any model folder: one of this library, or one that a diffusers pipeline was saved in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fewstep.files import WEIGHTS
+from fewstep.model.folder import load_own, paced
+from fewstep.model.model import Model
+from fewstep.pace import Pace
+from fewstep.stats.errors import known_error
+from fewstep.words import typed, usable_device
+
+__all__ = ["SHIPPED", "load"]
+
+SHIPPED = Path(__file__).resolve().parent.parent / "models" / "fashion-unet"
+
+
+@typed
+def load(
+    path: str | Path | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    pace: Pace | None = None,
+) -> Model:
+    """Reads a model folder; None: the shipped class-conditional Fashion-MNIST model.
+
+    Args:
+        path: the folder; one that a diffusers pipeline was saved in is read by `fewstep.interop.diffusers`.
+        dtype: the network's, the same as the pace's precision; None: float32 or bfloat16, whichever is faster here.
+        device: where the network lives.
+        pace: precision, memory format and threads; what it leaves open is measured (`fewstep.pace`). Threads are for
+            `fewstep.model.draw` and the commands: `fewstep.sample` runs with torch's own.
+
+    Raises:
+        ValueError: one sentence, for a folder that is not whole, not safe or not of this format.
+    """
+    folder, device = SHIPPED if path is None else Path(path).expanduser(), usable_device(device)
+    given = Pace(precision=str(dtype).removeprefix("torch.")) if dtype is not None else Pace()
+    if pace is not None and pace.precision not in (None, given.precision or pace.precision):
+        raise ValueError(f"got dtype={dtype} and a pace of precision {pace.precision}: give one of them")
+    given = given.over(pace or Pace())
+    if not folder.is_dir():
+        there = f"{folder} is no folder" if folder.exists() else f"there is no model folder {folder}"
+        raise ValueError(
+            f"{there}; a model is a folder with config.json, {WEIGHTS} and fewstep.json; "
+            "name one, or leave it out for the shipped model."
+        )
+    theirs = any((at / "model_index.json").exists() for at in (folder, folder.absolute().parent))
+    if theirs and not (folder / "fewstep.json").exists():
+        from fewstep.interop.diffusers.folder import load_folder
+
+        model = load_folder(folder, dtype=given.dtype if given.precision else None, device=device)
+        stored = Pace(precision=str(model.dtype).removeprefix("torch."))
+        made = paced(model.net, lambda x: model.net(x, 1), model.shape, stored.over(given), device)
+        made.place(model.net)
+        return replace(model, pace=made, error=known_error(folder, model.weights))
+    return load_own(folder, given, device)

@@ -1,0 +1,112 @@
+"""A trained network, the process it was trained for, its labels and its facts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoiser import Wrapped, wrap
+from fewstep.model.networks import call_network
+from fewstep.pace import Pace
+from fewstep.process import Process
+
+__all__ = ["Model", "wrapped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A trained network and everything needed to sample it.
+
+    Attributes:
+        net: the diffusers network, in eval mode.
+        process: the process it was trained for.
+        predicts: what it returns (the names of `fewstep.denoiser.wrap`).
+        time: its time convention; "index" is 1000 t - 1.
+        shape: (C, H, W) of one image in data space.
+        patch: p: the network sees (C p p, H / p, W / p), each p x p square of pixels folded into channels.
+        labels: the names of the classes; label i is `labels[i]`, which the network knows as class i + 1 (0: no label).
+        dtype: the network's; states stay float32.
+        pace: how the network runs here: its precision, memory format and threads.
+        path: the folder, or None for a model in memory.
+        weights: SHA-256 of the file of its weights, by which statistics and fitted tables know their model.
+        facts: the rest of fewstep.json: "training" and "quality", as the card tells them.
+        error: of the network's output, as `fewstep stats` measured it beside the weights; 0 where it is not known.
+    """
+
+    net: nn.Module
+    process: Process
+    predicts: str
+    time: str
+    shape: tuple[int, ...]
+    patch: int = 1
+    labels: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float32
+    pace: Pace = field(default_factory=Pace)
+    path: Path | None = None
+    weights: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    error: float = 0.0
+
+    def denoiser(self, label: int | str | Tensor | Sequence[int | str] | None = None) -> Wrapped:
+        """The denoiser (z, t) -> x0_hat for one label, for a label per sample, or for none.
+
+        Args:
+            label: an index or a name from `labels`; a (B,) integer tensor or a list of either, for batches of
+                B; or None.
+        """
+        classes = self._classes(label)
+        if classes is not None:
+            classes = classes.to(next(self.net.parameters()).device)
+
+        labelled = partial(self._call, classes=classes)  # tensors of a partial go along with their samples
+        made = wrapped(labelled, self.process, self.predicts, self.time)
+        return replace(made, weights=self.weights, within=1.0, error=self.error)
+
+    def _call(self, x: Tensor, t: Tensor, *, classes: Tensor | None) -> Tensor:
+        y = classes.expand(len(x)) if classes is not None and classes.ndim == 0 else classes
+        if y is not None and len(y) != len(x):
+            raise ValueError(
+                f"a batch of {len(x)} samples came for {len(y)} labels; one label for all or one per sample is "
+                "allowed; make the denoiser with as many labels as the batch has samples."
+            )
+        return call_network(self.net, x, t, y, self.patch, self.process)
+
+    def _classes(self, label: int | str | Tensor | Sequence[int | str] | None) -> Tensor | None:
+        """The network's class numbers: a scalar, a (B,) tensor, or None for a network without classes."""
+        if label is None:
+            return torch.tensor(0) if self.labels else None
+        if not self.labels:
+            raise ValueError(f"label came as {label!r}; this model was trained without labels; leave it out.")
+        try:
+            numbers = [self._number(v) for v in label] if isinstance(label, list | tuple) else self._number(label)
+            wanted = torch.as_tensor(numbers)
+        except (TypeError, ValueError, RuntimeError):  # what is no number
+            wanted = torch.tensor(math.nan)
+        whole = (
+            wanted.ndim <= 1 and wanted.numel() > 0 and not (wanted.is_floating_point() or wanted.dtype == torch.bool)
+        )
+        if not whole or bool(((wanted < 0) | (wanted >= len(self.labels))).any()):
+            names = ", ".join(f"{i} {name}" for i, name in enumerate(self.labels[:12]))
+            more = " ..." if len(self.labels) > 12 else ""
+            raise ValueError(
+                f"label came as {label!r:.80}; labels are {names}{more}; give one of these numbers or names, one per "
+                "sample, or none."
+            )
+        return wanted.long() + 1
+
+    def _number(self, label: Any) -> Any:
+        """A class's number for its name; another value as it is."""
+        return self.labels.index(label) if isinstance(label, str) else label
+
+
+def wrapped(net: Callable[..., Tensor], process: Process, predicts: str, time: str) -> Wrapped:
+    """The denoiser of a network that was trained here, with the sigma_data of images in [-1, 1]."""
+    data = 0.5 if predicts == "edm" else None
+    return wrap(net, process, predicts=predicts, time=time, dtype=torch.float32, sigma_data=data)
