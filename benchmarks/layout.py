@@ -107,11 +107,16 @@ def fullness(modules: dict[str, Path]) -> Counter[str]:
     return Counter(str(folder.relative_to(SOURCE.parent)) for folder in folders)
 
 
+def drawing(arrows: dict[str, set[str]]) -> str:
+    """The floors as lines, the highest first."""
+    lines = [f"{k:4}  {'  '.join(names)}" for k, names in enumerate(floors(between(arrows)), 1)]
+    return "\n".join(reversed(lines)).replace(FACE, "(the face)")
+
+
 def main() -> None:
     modules = files()
     arrows = imports(modules)
-    for k, names in reversed(list(enumerate(floors(between(arrows)), 1))):
-        print(f"{k:3}  {'  '.join(names)}")
+    print(drawing(arrows))
     for circle in circles(arrows):
         print(f"circle of {len(circle)}: {', '.join(sorted(circle))}")
     for a, b in arrows_up(arrows):

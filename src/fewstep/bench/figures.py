@@ -1,41 +1,22 @@
 """The pictures of a bench: work and precision, the trilemma, and a sheet of the same noises under each solver.
 
-Colours are Okabe and Ito's, which the colour-blind tell apart; every line is named where it ends.
+Every line is named where it ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fewstep.bench.contender import FITTED, OURS, PEERS, SAME
 from fewstep.bench.measure import Row
-from fewstep.files import extra
+from fewstep.drawing import BLUES, DARK, FAINT, GREY, ORANGE, PALE, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Line", "lines", "style", "trilemma", "work_precision"]
-
-BLUES = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#7A5C00")
-ORANGE, DARK, GREY, PALE = "#D55E00", "#333333", "#8C8C8C", "#D0D0D0"
-FAINT = "#EEEEEE"  # of grids
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": DARK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "xtick.color": DARK,
-    "ytick.color": DARK,
-    "svg.hashsalt": "fewstep",
-}
+__all__ = ["Line", "lines", "trilemma", "work_precision"]
 
 
 class Line:
@@ -44,16 +25,6 @@ class Line:
     def __init__(self, label: str, rows: Sequence[Row], color: str, width: float, marker: str) -> None:
         self.label, self.color, self.width, self.marker = label, color, width, marker
         self.rows = sorted(rows, key=lambda row: row["calls"])
-
-
-@contextmanager
-def style() -> Iterator[type[Figure]]:
-    """Gives matplotlib's Figure within this page's style."""
-    matplotlib = extra("matplotlib", "bench", "drawing plots")
-    with matplotlib.rc_context(STYLE):
-        from matplotlib.figure import Figure
-
-        yield Figure
 
 
 def lines(rows: Sequence[Row], key: str) -> list[Line]:

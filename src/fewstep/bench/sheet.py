@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from fewstep.bench.contender import FITTED, PEERS, SAME
-from fewstep.bench.figures import DARK, GREY, style
 from fewstep.bench.run import Made
+from fewstep.drawing import DARK, GREY, style
 from fewstep.terminal import pixels, sheet as tiled
 
 if TYPE_CHECKING:

@@ -54,9 +54,10 @@ def run(args: argparse.Namespace) -> None:
     All start from the same noises and classes. Writes table.csv, table.json, plots and a sheet of pictures. Killed at
     any moment, the same command goes on where it was; with more samples, seeds or solvers it makes only those.
     """
-    from fewstep import Tableau, bench
+    from fewstep import bench
     from fewstep.bench.contender import is_table
     from fewstep.files import Results, json_text
+    from fewstep.solver.config import Tableau
 
     check_device(args.device)
     files = {name: Tableau.load(name) for name in args.solver if is_table(name)}

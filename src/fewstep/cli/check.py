@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> None:
     """
     import torch
 
-    import fewstep as fs
     from fewstep.check import matrix
     from fewstep.check.drivers import DRIVER_VERDICTS
     from fewstep.check.verdicts import VERDICTS
     from fewstep.files import write_json
-    from fewstep.solver import ALIASES
+    from fewstep.process import PROCESSES
+    from fewstep.solver import ALIASES, SOLVERS
     from fewstep.terminal import Bar
 
     if bool(args.solver) == args.all:
@@ -54,15 +54,15 @@ def run(args: argparse.Namespace) -> None:
         pick(VERDICTS | DRIVER_VERDICTS, name, "verdict")
     for name in args.process or ():
         if ":" not in name:
-            pick(fs.PROCESSES, name, "process")
-    names = [name for name in fs.SOLVERS if name not in ALIASES] if args.all else args.solver
+            pick(PROCESSES, name, "process")
+    names = [name for name in SOLVERS if name not in ALIASES] if args.all else args.solver
     for name in names:
         if ":" not in name:
-            pick(fs.SOLVERS, name, "solver")
+            pick(SOLVERS, name, "solver")
     if args.option:
-        build(fs.SOLVERS, names[0], "solver", args.option)  # refuses what it does not have
+        build(SOLVERS, names[0], "solver", args.option)  # refuses what it does not have
     torch.set_num_threads(1)  # the states are tiny: more threads only wait for each other
-    processes = args.process or list(fs.PROCESSES)
+    processes = args.process or list(PROCESSES)
     extras = [name for name in ("thorough", "compile") if getattr(args, name)]
     asked = "".join(f"-{word}" for word in (*(args.only or ()), *extras))
     kept = args.all and not any(":" in name for name in processes)  # what a file of one's own says may change

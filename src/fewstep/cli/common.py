@@ -180,17 +180,18 @@ def solver_or_table(args: argparse.Namespace, fixed: Sequence[str]) -> Solver | 
 
     A table is whole, so the arguments named in `fixed` are refused beside it.
     """
-    import fewstep as fs
+    from fewstep.solver import SOLVERS
+    from fewstep.solver.config import Tableau
 
     if args.solver is None:
         return None
-    if args.solver in fs.SOLVERS or not Path(args.solver).is_file():
+    if args.solver in SOLVERS or not Path(args.solver).is_file():
         if os.sep in args.solver or Path(args.solver).suffix:
             raise Usage(f"got the solver {args.solver}, where there is no file: name a table file, or a solver")
-        return build(fs.SOLVERS, args.solver, "solver", args.option)
+        return build(SOLVERS, args.solver, "solver", args.option)
     if given := [name for name in fixed if getattr(args, name)]:
         raise Usage(f"got --{given[0]} with the table file {args.solver}, which fixes it: leave --{given[0]} out")
-    return fs.Tableau.load(args.solver)
+    return Tableau.load(args.solver)
 
 
 @contextmanager

@@ -42,18 +42,20 @@ def run(args: argparse.Namespace) -> None:
     machine on which all samples would take longer than two minutes takes fewer.
     """
     began = time.monotonic()
-    import fewstep as fs
     from fewstep.files import Results
+    from fewstep.interop.load import load
+    from fewstep.loop import tabulate
     from fewstep.model.draw import draw, suited
     from fewstep.model.record import class_labels, tabulated
     from fewstep.quality import load_classifier, load_reference
+    from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, TABLES
     from fewstep.terminal import Bar, png, table as aligned
 
-    model, classifier, reference = fs.load(pace=pace_of(args)), load_classifier(), load_reference()
-    plan = [(fs.DEFAULT_SOLVERS[model.process.kind], args.steps), ("ddpm", args.ancestral_steps)]
+    model, classifier, reference = load(pace=pace_of(args)), load_classifier(), load_reference()
+    plan = [(DEFAULT_SOLVERS[model.process.kind], args.steps), ("ddpm", args.ancestral_steps)]
     calls = sum(steps for _, steps in plan)
     if args.num is None:
-        each = calls * _seconds(model, fs.tabulate(None, model.process, steps=1), args.batch)
+        each = calls * _seconds(model, tabulate(None, model.process, steps=1), args.batch)
         args.num = max(FEWEST, min(MOST, int((SECONDS - (time.monotonic() - began)) / each)))
         if args.num < MOST:
             print(f"{args.num} samples of each: on this machine {MOST} would take about {MOST * each / 60:.0f} minutes "
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     with Results(args.out) as results:
         with Bar(calls, "sampling") as bar:
             for name, steps in plan:
-                solver = suited(fs.TABLES[name](), model, 1.0)
+                solver = suited(TABLES[name](), model, 1.0)
                 table = tabulated(solver, model.process, to_zero=solver.reaches_zero(model.process), steps=steps)
                 drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
                              progress=lambda share, k=bar.done, n=steps: bar.to(k + share * n))  # fmt: skip
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
                 sheet = results.write(f"{name}-{drawn.calls}.png", partial(png, drawn.samples[:100]))
                 lines.append(_line(name, str(drawn.calls), f"{drawn.seconds:.1f}", quality))
                 record = {"sheet": sheet.name, "network_calls": drawn.calls, "seconds": round(drawn.seconds, 3)}
-                records.append(record | {"solver": fs.SOLVERS[name]().config(), "quality": quality.as_dict()})
+                records.append(record | {"solver": SOLVERS[name]().config(), "quality": quality.as_dict()})
         lines.append(_line("real images (floor)", "", "", floor))
         record = {"num": args.num, "seed": args.seed, "pace": asdict(model.pace), "floor": floor.as_dict()}
         results.record("demo.json", {**record, "runs": records})

@@ -25,14 +25,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints a solver as its table: rows, times, weights, network calls."""
-    import fewstep as fs
+    from fewstep.grid import GRIDS
+    from fewstep.loop import tabulate
+    from fewstep.process import PROCESSES
+    from fewstep.solver.config import Tableau
 
     table = solver_or_table(args, ("option", "process", "steps", "grid"))
-    if not isinstance(table, fs.Tableau):
-        process = pick(fs.PROCESSES, args.process or "vp", "process")()
+    if not isinstance(table, Tableau):
+        process = pick(PROCESSES, args.process or "vp", "process")()
         grid = args.grid or "default"
-        pick(fs.GRIDS, grid, "grid")
-        table = fs.tabulate(table, process, steps=args.steps or STEPS, grid=grid)
+        pick(GRIDS, grid, "grid")
+        table = tabulate(table, process, steps=args.steps or STEPS, grid=grid)
     if args.save:
         table.save(args.save)
     print(table.explain())

@@ -37,26 +37,30 @@ def run(args: argparse.Namespace) -> None:
     """
     import torch
 
-    import fewstep as fs
+    from fewstep.grid import GRIDS
     from fewstep.interop import onnx
+    from fewstep.interop.load import load
+    from fewstep.loop import tabulate
     from fewstep.model.draw import suited
     from fewstep.model.record import tabulated
+    from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Driver
+    from fewstep.solver.config import Tableau
     from fewstep.stats import attach
 
     solver = solver_or_table(args, ("option", "grid", "steps", "nfe"))
-    if isinstance(solver, fs.Driver):
+    if isinstance(solver, Driver):
         raise Usage(f"got --solver {args.solver}, which chooses its steps while it runs: a graph needs a table")
     grid = args.grid or "default"
-    pick(fs.GRIDS, grid, "grid")
+    pick(GRIDS, grid, "grid")
     if Path(args.out).suffix != ".onnx":
         raise Usage(f"got --out {args.out}: name a file that ends in .onnx")
-    model = fs.load(args.model, dtype=torch.float32)
+    model = load(args.model, dtype=torch.float32)
     if solver is None:
-        solver = build(fs.SOLVERS, fs.DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
+        solver = build(SOLVERS, DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
     guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels))
     count = {"nfe": args.nfe} if args.nfe else {"steps": args.steps or STEPS}
-    if isinstance(solver, fs.Tableau):
-        table = fs.tabulate(solver, model.process)
+    if isinstance(solver, Tableau):
+        table = tabulate(solver, model.process)
     else:  # where nothing is named, to sigma = 0, as fewstep sample
         to_zero = args.solver is None and args.grid is None and solver.reaches_zero(model.process)
         solver = suited(attach(solver, model.path), model, guidance)

@@ -58,10 +58,13 @@ def run(args: argparse.Namespace) -> None:
     Killed at any moment, the same command goes on where it was. `fewstep sample --solver FILE` takes the result. The
     teacher's samples stay beside it, for further fits of the same model.
     """
-    import fewstep as fs
     from fewstep.files import Results
+    from fewstep.fitting import Descent, fit
+    from fewstep.grid import GRIDS
+    from fewstep.interop.load import load
     from fewstep.model.draw import conditioned
     from fewstep.model.record import class_labels
+    from fewstep.solver import DRIVERS, TABLES
 
     out = Path(args.out or f"fitted-{args.steps}.table")
     check_device(args.device)
@@ -71,13 +74,13 @@ def run(args: argparse.Namespace) -> None:
         raise Usage(f"got --data with --objective {args.objective}, which goes to the teacher: give kid")
     if args.data == SHIPPED and args.features not in (None, CLASSIFIER):
         raise Usage(f"got --data {SHIPPED}, which are features of the shipped classifier: give --features {CLASSIFIER}")
-    if args.solver in fs.DRIVERS:
+    if args.solver in DRIVERS:
         raise Usage(f"got --solver {args.solver}, which chooses its steps while it runs: a fit begins at a table")
     if args.solver is not None:
-        pick(fs.TABLES, args.solver, "solver")
+        pick(TABLES, args.solver, "solver")
     if args.grid is not None:
-        pick({**fs.GRIDS, "gits": None, "klub": None}, args.grid, "grid")
-    model = fs.load(args.model, device=args.device, pace=pace_of(args))
+        pick({**GRIDS, "gits": None, "klub": None}, args.grid, "grid")
+    model = load(args.model, device=args.device, pace=pace_of(args))
     if args.guidance != 1 and not model.labels:
         raise Usage(f"got --guidance {args.guidance:g} for a model that was trained without classes: leave it out")
     features = None if args.objective == "paired" else feature_space(args.features or CLASSIFIER, model.shape)
@@ -88,12 +91,12 @@ def run(args: argparse.Namespace) -> None:
     final = args.final or ("state" if model.process.t_zero is None else "zero")
     named = {"features": args.features or CLASSIFIER, "data": args.data}  # which the functions do not know
     with model.pace.threaded():
-        table = fs.fit(
+        table = fit(
             None, model.process, steps=args.steps, shape=model.shape, mode=args.mode, method=args.method,
             objective=args.objective, features=features, real=real_features(args.data, features, model),
             solver=args.solver, grid=args.grid, final=final,
             teacher_steps=args.teacher_steps, samples=args.samples, held_out=args.held_out, batch=args.batch,
-            descent=fs.Descent(iterations=args.iterations), seed=args.seed, device=args.device, out=out,
+            descent=Descent(iterations=args.iterations), seed=args.seed, device=args.device, out=out,
             conditioned=lambda where: conditioned(model, labels and labels[where], args.guidance),
             about={"guidance": args.guidance, "labels": args.label, "pace": asdict(model.pace)},
             remarks=named if features is not None else None,

@@ -27,11 +27,12 @@ def run(args: argparse.Namespace) -> None:
 
 def blocks() -> list[str]:
     """Each kind with its entries, as the registries hold them now."""
-    import fewstep as fs
-    from fewstep.solver import ALIASES, names
+    from fewstep.grid import GRIDS
+    from fewstep.process import PROCESSES
+    from fewstep.solver import ALIASES, SOLVERS, names
 
     made = []
-    for kind, registry in zip(KINDS, (fs.SOLVERS, fs.PROCESSES, fs.GRIDS), strict=True):
+    for kind, registry in zip(KINDS, (SOLVERS, PROCESSES, GRIDS), strict=True):
         width, lines = max(map(len, registry)), []
         for name, entry in registry.items():
             if name not in ALIASES:

@@ -64,45 +64,48 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Samples a model: a sheet of pictures, the samples, and run.json that says how they were made."""
-    import fewstep as fs
     from fewstep.files import json_text
+    from fewstep.grid import GRIDS
+    from fewstep.interop.load import load
     from fewstep.model.draw import suited
     from fewstep.model.record import WRITERS, class_labels, describe, tabulated
-    from fewstep.stats import attach
+    from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Driver, Solver
+    from fewstep.solver.config import Tableau
+    from fewstep.stats import attach, check_prediction
 
     solver = solver_or_table(args, ("option", "grid", "steps", "nfe"))  # what is wrong is refused before any loading
     if args.quality and args.num < LEAST:
         raise Usage(f"got --quality with --num {args.num}: quality is measured on at least {LEAST} samples")
     check_device(args.device)
-    pick(fs.GRIDS, args.grid or "default", "grid")
-    model = fs.load(args.model, device=args.device, pace=pace_of(args))
+    pick(GRIDS, args.grid or "default", "grid")
+    model = load(args.model, device=args.device, pace=pace_of(args))
     guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels))
     if solver is None:
-        solver = build(fs.SOLVERS, fs.DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
+        solver = build(SOLVERS, DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
     solver = suited(attach(solver, model.path), model, guidance)
     if getattr(solver, "statistics", "") is None:
         print(f"no statistics of this model for {type(solver).__name__}, which runs as the method they improve: "
               "measure them with fewstep stats", file=sys.stderr)  # fmt: skip
     if hasattr(model, "convention") and not args.dry_run:  # of diffusers, whose scheduler says what is predicted
-        fs.check_prediction(model.denoiser(), model.shape, device=args.device)
+        check_prediction(model.denoiser(), model.shape, device=args.device)
     with usage():
         labels = class_labels(args.label, model.labels, args.num)
-    count = {} if isinstance(solver, fs.Tableau) else {"grid": args.grid or "default", **budget(args)}
-    ended = isinstance(solver, fs.Tableau) and solver.process.log_snr(float(solver.grid[-1])) == math.inf
-    zero = ended or (isinstance(solver, fs.Solver) and solver.reaches_zero(model.process))
+    count = {} if isinstance(solver, Tableau) else {"grid": args.grid or "default", **budget(args)}
+    ended = isinstance(solver, Tableau) and solver.process.log_snr(float(solver.grid[-1])) == math.inf
+    zero = ended or (isinstance(solver, Solver) and solver.reaches_zero(model.process))
     if args.final == "zero" and not zero:
         raise Usage(f"got --final zero for {args.solver}, which takes no step to sigma = 0 here: leave --final out")
     if ended and args.final in ("state", "denoise"):
         raise Usage(f"got --final {args.final} for {args.solver}, which ends at sigma = 0: leave --final out")
     final = args.final or ("zero" if ended or (zero and args.solver is None and args.grid is None) else "state")
     driven: dict[str, Any] = {}
-    if isinstance(solver, fs.Driver):
+    if isinstance(solver, Driver):
         most = args.steps or (None if args.nfe or solver.own_times else STEPS)
         driven = {"grid": count["grid"], "steps": most, "nfe": args.nfe}
         table = solver
     else:
         table = tabulated(solver, model.process, to_zero=final == "zero" and not ended, **count)
-    file = args.solver if isinstance(solver, fs.Tableau) else None
+    file = args.solver if isinstance(solver, Tableau) else None
     record = describe(model, table, file=file, final=final, num=args.num, labels=labels, guidance=guidance,
                       seed=args.seed, batch=args.batch, device=args.device, memory=args.memory, compile=args.compile,
                       **(driven or {"grid": count.get("grid")}))  # fmt: skip

@@ -49,13 +49,13 @@ def run(args: argparse.Namespace) -> None:
     """
     import torch
 
-    import fewstep as fs
     from fewstep.files import Results
+    from fewstep.interop.load import load
     from fewstep.stats import FILE, measure
     from fewstep.stats.errors import FILE as ERRORS
 
     check_device(args.device)
-    model = fs.load(args.model, device=args.device, dtype=torch.float32, pace=pace_of(args))
+    model = load(args.model, device=args.device, dtype=torch.float32, pace=pace_of(args))
     assert model.path is not None
     if args.only == "all" and model.process.kind != "scalar":
         args.only = "variance"
@@ -134,12 +134,12 @@ def _data(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int]
 
 def _drawn(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int] | None]:
     """Samples of the model itself, every class in turn."""
-    import fewstep as fs
+    from fewstep.loop import tabulate
     from fewstep.model.draw import draw, suited
 
     if args.only == "error":
         args.samples = min(args.samples, ENOUGH)
-    table = fs.tabulate(suited(None, model, 1.0), model.process, steps=DRAWN_WITH[args.only])
+    table = tabulate(suited(None, model, 1.0), model.process, steps=DRAWN_WITH[args.only])
     labels = [k % len(model.labels) for k in range(args.samples)] if model.labels else None
     with warnings.catch_warnings():  # what advises this very command
         warnings.filterwarnings("ignore", "got .* that leave the data's range")

@@ -8,8 +8,6 @@ sigma = 0, `flow_shift` moves one towards noise; `fewstep.gits` finds one for a 
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fewstep.bench.figures import BLUES, DARK, FAINT, GREY, ORANGE, PALE, style
+from fewstep.drawing import BLUES, DARK, FAINT, GREY, ORANGE, PALE, style
 from fewstep.page.plane import Shape, Walk
 from fewstep.process.operator import magnitude
 from fewstep.tableau import Tableau
