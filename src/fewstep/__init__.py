@@ -190,6 +190,10 @@ _HOME = {
         "Descent",
         "fit",
     ),
+    "fewstep.fitting.search": (
+        "gits",
+        "klub",
+    ),
     "fewstep.geometry": (
         "Chain",
         "Trajectory",
@@ -207,7 +211,7 @@ _HOME = {
         "flow_shift",
         "to_zero",
     ),
-    "fewstep.fitting.search": ("gits", "klub"),
+    "fewstep.interop.load": ("load",),
     "fewstep.likelihood": (
         "Bound",
         "Likelihood",
@@ -223,7 +227,6 @@ _HOME = {
         "solve",
         "tabulate",
     ),
-    "fewstep.interop.load": ("load",),
     "fewstep.model": ("Model",),
     "fewstep.noise": ("Noise",),
     "fewstep.pace": ("Pace",),
@@ -297,12 +300,12 @@ _HOME = {
         "UniC",
         "UniPC",
     ),
+    "fewstep.solver.config": ("Tableau",),
     "fewstep.stats": (
         "Statistics",
         "analytic_grid",
         "check_prediction",
     ),
-    "fewstep.solver.config": ("Tableau",),  # from where its files are read
 }
 _ROOMS = {  # modules that are public as a whole
     "bench": "fewstep.bench",

@@ -1,0 +1,64 @@
+"""A writer through which a solver writes into the rows of another writer."""
+
+from __future__ import annotations
+
+import torch
+
+from fewstep.process.base import Time
+from fewstep.tableau.form import Form
+from fewstep.tableau.row import Author
+from fewstep.tableau.tableau import Tableau
+from fewstep.tableau.writer import Writer
+
+__all__ = ["Through"]
+
+
+class Through(Writer):
+    """Does all that it is asked by asking another writer, `w`; its start, its times and its steps are its own.
+
+    A solver around a solver hands one on: it overrides `row`, `call` or `eps`, and goes on with `super()`.
+    """
+
+    def __init__(self, w: Writer) -> None:
+        self.w, self.process = w, w.process
+        self.start, self.times, self.steps, self.grid = w.start, w.times, w.steps, w.grid
+
+    def between(self, start: Form, times: list[float]) -> Through:
+        """Itself, from another start on other times."""
+        self.start, self.times, self.grid = start, times, torch.tensor(times, dtype=torch.float64)
+        self.steps = list(zip(times[:-1], times[1:], strict=True))
+        return self
+
+    @property
+    def last(self) -> Form:
+        return self.w.last
+
+    def given(self, label: str) -> Form:
+        return self.w.given(label)
+
+    def ones(self) -> Form:
+        return self.w.ones()
+
+    def row(self, form: Form, t: Time) -> Form:
+        return self.w.row(form, t)
+
+    def call(self, z: Form, at: Time) -> Form:
+        return self.w.call(z, at)
+
+    def eps(self, z: Form) -> Form:
+        return self.w.eps(z)
+
+    def head(self, z: Form, label: str) -> Form:
+        return self.w.head(z, label)
+
+    def noise(self, t: Time, s: Time) -> Form:
+        return self.w.noise(t, s)
+
+    def fresh_noise(self, t: float, s: float, stream: str) -> Form:
+        return self.w.fresh_noise(t, s, stream)
+
+    def root(self, variance: Form, xi: Form) -> Form:
+        return self.w.root(variance, xi)
+
+    def table(self, solver: Author) -> Tableau:
+        return self.w.table(solver)
