@@ -10,6 +10,7 @@ from fewstep.interop.diffusers.schedule import Schedule
 from fewstep.solver import DDIM, Solver
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Form
+from fewstep.tableau.through import Through
 from fewstep.tableau.writer import Writer
 
 __all__ = ["from_row"]
@@ -45,14 +46,13 @@ def _after_ddim(times: list[float], solver: Solver | None, table: Tableau, grid:
     if not times and solver is not None:
         return solver.tabulate(table.process, torch.tensor(grid, dtype=torch.float64))
     every = torch.tensor([*times, *grid], dtype=torch.float64)
-    w = _Begun(table.process, every)
+    w = Writer(table.process, every)
     z = w.start
     for t, s in zip(times, [*times[1:], grid[0]], strict=True):
         d = w.call(z, t)
         z = w.row(_ddim(table.process, t, s, z, d), s)
     if solver is not None:
-        w.begin(z, grid)
-        solver.write(w)
+        solver.write(Through(w).between(z, grid))
     return w.table(solver or DDIM())
 
 
@@ -60,12 +60,3 @@ def _ddim(process: Any, t: float, s: float, z: Form, d: Form) -> Form:
     """z_s = M_s D + R_s R_t^-1 (z_t - M_t D)."""
     ratio = process.sigma(s) / process.sigma(t)
     return ratio * z + (process.alpha(s) - ratio * process.alpha(t)) * d
-
-
-class _Begun(Writer):
-    """A writer whose solver finds the rows of somebody else before its start."""
-
-    def begin(self, z: Form, grid: list[float]) -> None:
-        self.start, self.times = z, grid
-        self.steps = list(zip(grid[:-1], grid[1:], strict=True))
-        self.grid = torch.tensor(grid, dtype=torch.float64)

@@ -11,12 +11,12 @@ Tao, Chen, gDDIM, 2022, https://arxiv.org/abs/2206.05564, code https://github.co
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
 
 from fewstep.process.operator import inverse, transpose
 from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.ode.exponential import Multistep
+from fewstep.tableau.through import Through
 from fewstep.tableau.writer import Writer
 
 __all__ = ["FinalEuler"]
@@ -49,9 +49,8 @@ class FinalEuler(Solver):
         return self.solver.calls(steps - 1, to_zero=False) + 1
 
     def write(self, w: Writer) -> None:
-        before, p, (t, s) = copy(w), w.process, w.steps[-1]
-        before.grid, before.times, before.steps = w.grid[:-1], w.times[:-1], w.steps[:-1]
-        self.solver.write(before)
+        p, (t, s) = w.process, w.steps[-1]
+        self.solver.write(Through(w).between(w.start, w.times[:-1]))
         z = w.last
         w.call(z, t)
         drift = p.F(t) * z + (p.GG(t) * transpose(inverse(p.R(t)))) * w.eps(z)

@@ -18,7 +18,6 @@ The last step to zero or to the state is a matter of the grid: `fewstep.to_zero`
 from __future__ import annotations
 
 import math
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +30,7 @@ from fewstep.solver.ode.singlestep import inside, singlestep
 from fewstep.solver.ode.unipc import UniPC
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
+from fewstep.tableau.through import Through
 from fewstep.tableau.writer import Writer
 from fewstep.words import among, pick
 
@@ -133,7 +133,7 @@ class FirstLast(Solver):
             self._inner.write(inner)
             inner.finish()
             return
-        inner.times, inner.steps, inner.grid = w.times[:-1], w.steps[:-1], w.grid[:-1]
+        inner.between(w.start, w.times[:-1])
         if inner.steps:
             self._inner.write(inner)
         t, s = w.steps[-1]
@@ -145,11 +145,11 @@ class FirstLast(Solver):
         inner.finish()
 
 
-class _Analytic(Writer):
-    """Writes into another writer's rows; the call at the start is answered by a linear form of the start."""
+class _Analytic(Through):
+    """The call at the start is answered by a linear form of the start."""
 
     def __init__(self, w: Writer, std: float) -> None:
-        self.__dict__.update(copy(w).__dict__)
+        super().__init__(w)
         p, t = w.process, w.times[0]
         self._data, self._eps = Form({}), inverse(p.R(t)) * self.start
         if std:
@@ -174,12 +174,12 @@ class _Analytic(Writer):
             )
 
 
-class _Start(Writer):
-    """Writes into another writer's rows; the rows at the first times of the grid are made by singlestep."""
+class _Start(Through):
+    """The rows at the first times of the grid are made by singlestep."""
 
     def __init__(self, w: Writer, solver: Any, count: int, order: int) -> None:
-        self.__dict__.update(copy(w).__dict__)
-        self._plain, self._solver, self._order, self._made = w, solver, order, 0
+        super().__init__(w)
+        self._solver, self._order, self._made = solver, order, 0
         to_zero = w.process.log_snr(w.times[-1]) == math.inf
         self._count = min(count, len(w.steps) - to_zero)
 
@@ -191,7 +191,7 @@ class _Start(Writer):
             clock = getattr(self._solver, "clock", "log-snr")
             times = inside(self, self.times[self._made], t, self._order, clock)
             self._made += 1
-            return singlestep(self._plain, self.last, times, self._solver.form, "midpoint", clock)
+            return singlestep(self.w, self.last, times, self._solver.form, "midpoint", clock)
         if self._made and t == self.times[self._made]:
             return self.last  # a corrector of a row that is of that order already
         return super().row(form, t)

@@ -15,7 +15,6 @@ diffusion models, 2024, https://arxiv.org/abs/2406.08070.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +26,7 @@ from fewstep.solver.ode.pndm import PNDM
 from fewstep.solver.sde.ancestral import DDIM, DDPM
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
+from fewstep.tableau.through import Through
 from fewstep.tableau.writer import Writer
 
 __all__ = ["CFGPlusPlus", "ReverseMean", "Splitting"]
@@ -215,11 +215,11 @@ class ReverseMean(_Around):
         self.inner.write(Moved(w))
 
 
-class _Base(Writer):
-    """A writer into the rows of another one, whose calls return the head `base`."""
+class _Base(Through):
+    """Calls return the head `base`."""
 
     def __init__(self, w: Writer) -> None:
-        self.__dict__.update(copy.copy(w.__dict__))
+        super().__init__(w)
         self._at: dict[Any, float] = {}
 
     def call(self, z: Form, at: float) -> Form:
@@ -233,7 +233,7 @@ class _Base(Writer):
 
 
 class _Spliced(_Base):
-    """A writer that does something to every state made at a time of the grid."""
+    """Something is done to every state made at a time of the grid."""
 
     def __init__(self, w: Writer, then: Callable[[Form, float], Form]) -> None:
         super().__init__(w)
@@ -251,9 +251,7 @@ def run(inner: Solver, w: Writer, then: Callable[[Form, float], Form]) -> None:
         return
     z = then(w.start, w.times[0])
     for t, s in w.steps:
-        alone = _Base(w)
-        alone.times, alone.steps, alone.start = [t, s], [(t, s)], z
-        inner.write(alone)
+        inner.write(_Base(w).between(z, [t, s]))
         z = then(w.last, s)
 
 

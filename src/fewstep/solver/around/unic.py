@@ -21,6 +21,7 @@ from fewstep.solver.base import Promise, Solver
 from fewstep.solver.ode.exponential import Multistep
 from fewstep.solver.sde.ancestral import DDIM
 from fewstep.tableau.form import Form
+from fewstep.tableau.through import Through
 from fewstep.tableau.writer import Writer
 
 __all__ = ["UniC"]
@@ -89,11 +90,11 @@ class UniC(Solver):
             )
 
 
-class _Correcting(Writer):
-    """Writes into another writer; after a call it makes the corrected row, which later rows read instead."""
+class _Correcting(Through):
+    """After a call it makes the corrected row, which later rows read instead."""
 
     def __init__(self, w: Writer, rule: Multistep) -> None:
-        self.__dict__.update(w.__dict__)  # the same rows, noises and heads
+        super().__init__(w)
         self.made = 0
         self._rule = rule
         self._nodes: list[tuple[float, Form]] = []

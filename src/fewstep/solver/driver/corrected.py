@@ -9,7 +9,6 @@ The annealed corrector takes a fixed share of the level instead, r^2 Sigma_t for
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +22,7 @@ from fewstep.solver.sde.euler import EulerMaruyama, langevin
 from fewstep.solver.weights import together
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import Tableau
+from fewstep.tableau.through import Through
 from fewstep.tableau.writer import Writer
 from fewstep.words import among, whole
 
@@ -122,7 +122,7 @@ class LangevinCorrected(Driver):
 
     def _ahead(self, w: Writer, z: Form, t: float, s: float) -> Form:
         """The predictor's step from t to s."""
-        one = copy(w)
+        one = Through(w)
         one.start, one.steps = z, [(t, s)]
         self.predictor.write(one)
         return one.last
