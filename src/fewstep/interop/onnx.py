@@ -13,6 +13,7 @@ this library, and its metadata says what made it.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,9 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Wrapped, guide, wrap
+from fewstep.denoiser.base import told
 from fewstep.files import atomic, extra, json_text
 from fewstep.loop import sample
 from fewstep.loop.drive import noises_of
+from fewstep.loop.range import limit_of
 from fewstep.loop.walk import Plan, walk
 from fewstep.model import Model, call_network
 from fewstep.model.draw import conditioned
@@ -60,13 +63,15 @@ class Sampler(nn.Module):
         if guidance != 1:
             denoiser = guide(denoiser, of(lambda: torch.zeros_like(cast(Tensor, self.classes[-1]))), guidance)
         self.plan = Plan.of(table, denoiser, like=torch.zeros(1), reuse=False)
+        within = told(model.denoiser(), "within", float) or math.inf
+        self.limit = limit_of(table.process, float(table.grid[-1]), within, table.solver)
 
     def forward(self, noise: Tensor, labels: Tensor | None = None, xi: Tensor | None = None) -> Tensor:
         """The samples of some noise."""
         self.classes.append(None if labels is None else labels + 1)
         z = walk(self.plan, apply(self.root, noise), [] if xi is None else xi.unbind())
         self.classes.pop()
-        return self.process.to_data(z)
+        return self.process.to_data(z if self.limit == math.inf else z.clamp(-self.limit, self.limit))
 
 
 def inputs(

@@ -16,7 +16,7 @@ from fewstep.process import Process
 from fewstep.process.base import ScalarProcess
 from fewstep.solver import Default
 
-__all__ = ["Beyond", "beyond", "in_range"]
+__all__ = ["Beyond", "beyond", "in_range", "limit_of"]
 
 FACTOR = 1.5  # times the range, from which on it is said
 FAR, MANY = 2.0, 1e-3  # a warning is due from so many times the range on, or for such a share of entries
@@ -67,10 +67,12 @@ def in_range(denoiser: Any, process: Process, z: Tensor, t: float, *, solver: An
             "fs.Thresholded, give more calls, or measure the network with `fewstep stats`",
             stacklevel=4,
         )
-    if not isinstance(solver, Default):
-        return z
-    if final == "state":
-        if not isinstance(process, ScalarProcess):
-            return z
-        within = float(process.alpha(t)) * within + RARE * float(process.sigma(t))
-    return z.clamp(-within, within)
+    limit = limit_of(process, t, within, solver) if final == "state" or not isinstance(solver, Default) else within
+    return z if limit == math.inf else z.clamp(-limit, limit)
+
+
+def limit_of(process: Process, t: float, within: float, solver: Any) -> float:
+    """The largest size that entries of a state have at the end t of a run of the default; inf for other solvers."""
+    if not isinstance(solver, Default) or not isinstance(process, ScalarProcess) or float(process.log_snr(t)) < CLEAN:
+        return math.inf
+    return float(process.alpha(t)) * within + RARE * float(process.sigma(t))

@@ -27,9 +27,9 @@ log-SNR by -log(std/unit)):
   out. Above 784 numbers, where networks are better, it moves later by log(d/784)/2, but not beyond the grid without it.
   At 3 calls it is made at 1.2, and steps are centred at 0, where they are at 0.25 else.
 - A network that predicts noise is first called where its error, measured (`error`) or 0.037 sqrt(784/d), is 0.3 in
-  data, but not after -1.5; with 3 and 4 calls, which one before -1.1 - n/10 is not worth, between that and -1.2; where
-  the process starts within 1 of it (half of it below 256 numbers), at the start. Steps are centred at 1 - n/4, from 6
-  calls on at -0.5. Guidance at scale w makes of an error delta one of sqrt(w^2 + (w - 1)^2) delta.
+  data, but not after -1.5; where the process starts within 1 of that (half of it below 256 numbers), at the start.
+  With 3 and 4 calls, which one before -1.1 - n/10 is not worth, it is made between that and -1.2. Steps are centred
+  at 1 - n/4, from 6 calls on at -0.5. Guidance at scale w makes of an error delta one of sqrt(w^2 + (w - 1)^2) delta.
 - Below 256 numbers, of which a state tells nothing for long, any network's steps are centred at 0, from 7 calls on at
   0.25. With n calls the first is made at -0.35 (n + 1), from 5 calls on at -2.1, and where noise is not what it
   predicts earlier by 1/40 a call from 8 on; not before that of an error that is known. The last is made at
@@ -142,12 +142,15 @@ class Default(Solver):
 
     def first(self, process: Process, calls: int) -> float:
         """The log-SNR of the first call; -inf where it is made at the start."""
+        late = 0.0  # of few calls
         if self.noisy and (self.error or not self.small):
             error = self.error or 0.037 * min(1.0, math.sqrt(784 / self.size))
             both = math.hypot(self.guidance, self.guidance - 1) if self.guided else 1.0
-            first = math.log(error * both / 0.3)
-            first = min(max(first, -1.1 - calls / 10), -1.2) if calls in (3, 4) else min(first, -1.5)
-            first = max(first, self._informed(calls)) if self.small else first
+            at = math.log(error * both / 0.3)
+            first = min(at, -1.5)
+            if calls in (3, 4):
+                late = min(max(at, -1.1 - calls / 10), -1.2) - first
+            first = max(first, self._informed(calls) - late) if self.small else first
         elif self.predicts:
             first = self._informed(calls) if self.small else -math.inf
         elif self.guided or (calls > 4 and self.size < 32):
@@ -157,7 +160,7 @@ class Default(Solver):
         first += self._shift
         least = 0.5 if self.small else 1.0
         worth = process.kind != "diagonal" and float(process.log_snr(process.t_max)) < first - least
-        return first if worth else -math.inf
+        return first + late if worth else -math.inf
 
     def _informed(self, calls: int) -> float:
         """The log-SNR from which on a state of few numbers tells more than calls there are worth."""

@@ -191,7 +191,7 @@ class _Start(Through):
             clock = getattr(self._solver, "clock", "log-snr")
             times = inside(self, self.times[self._made], t, self._order, clock)
             self._made += 1
-            return singlestep(self.w, self.last, times, self._solver.form, "midpoint", clock)
+            return self.w.row(singlestep(self.w, self.last, times, self._solver.form, "midpoint", clock), t)
         if self._made and t == self.times[self._made]:
             return self.last  # a corrector of a row that is of that order already
         return super().row(form, t)

@@ -175,7 +175,7 @@ class DPMAdaptive(Adaptive):
         return "log-snr"
 
     def attempt(self, w: Live, t: Tensor, s: Tensor) -> tuple[Form, Form]:
-        high = singlestep(w, w.start, inside(w, t, s, self.points, "log-snr"), self.form, "midpoint")
+        high = w.row(singlestep(w, w.start, inside(w, t, s, self.points, "log-snr"), self.form, "midpoint"), s)
         y = w.outputs(self.form)
         carry, whole = first_order(w.process, self.form, t, s)
         low = carry * w.start + whole * y[0]

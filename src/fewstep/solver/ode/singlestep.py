@@ -100,7 +100,7 @@ class Singlestep(Solver):
     def write(self, w: Writer) -> None:
         z = w.start
         for times in self._steps(w):
-            z = singlestep(w, z, times, self.form, self.type, self.clock, self.inner)
+            z = w.row(singlestep(w, z, times, self.form, self.type, self.clock, self.inner), times[-1])
 
     def _steps(self, w: Writer) -> list[list[float]]:
         """For every step the times of its calls and its end."""
@@ -137,7 +137,10 @@ def inside(w: Writer, t: Time, s: Time, order: int, name: str) -> list[Time]:
 def singlestep(
     w: Writer, z: Form, times: list[Time], form: str, type: str, name: str = "log-snr", inner: str = "linear"
 ) -> Form:
-    """One step from times[0] to times[-1] with a call at every time but the last; z may have been called already."""
+    """The state that one step leads to, from times[0] to times[-1], no row of its own yet.
+
+    It has a call at every time but the last; z may have been called already.
+    """
     t, u, nodes, ahead = times[0], clock(name), [], z
     for k, (at, to) in enumerate(zip(times[:-1], times[1:], strict=True)):
         y = w.call(ahead, at)
@@ -158,5 +161,6 @@ def singlestep(
         else:
             found = weights(w.process, form, u, t, to, [x for x, _ in used])[1]
         parts = ((b, y) for (_, y), b in zip(used, found, strict=True))
-        ahead = w.row(Form.total([(carry, z), *parts]), to)
+        ahead = Form.total([(carry, z), *parts])
+        ahead = ahead if k == len(times) - 2 else w.row(ahead, to)
     return ahead

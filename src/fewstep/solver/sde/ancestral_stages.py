@@ -72,7 +72,8 @@ class Ancestral(Solver):
             z = singlestep(w, z, inside(w, t, d, points, "log-snr"), self.form, "midpoint")
             covariance = added_noise(p, s, d)
             if d < s and not is_zero(covariance):
-                z = w.row(p.transition(s, d) * z + cholesky(covariance) * w.noise(t, s), s)
+                z, d = p.transition(s, d) * z + cholesky(covariance) * w.noise(t, s), s
+            z = w.row(z, d)
 
     def _lower(self, process: Process, t: float, s: float) -> float:
         """The time d to step down to."""
