@@ -162,7 +162,10 @@ def test_null_is_a_value_left_out(more: dict[str, Any], key: str, value: Any) ->
         ({"_class_name": "DDPMScheduler", "beta_end": [0.02]}, r"beta_end=.0\.02"),
         ({"_class_name": "DDPMScheduler", "clip_sample": "no"}, "clip_sample='no'"),
         ({"_class_name": "DDPMScheduler", "clip_sample_range": -1.0}, "above 0"),
-        ({"_class_name": "DDPMScheduler", "thresholding": True, "dynamic_thresholding_ratio": 2.0}, "ratio <= 1"),
+        (
+            {"_class_name": "DDPMScheduler", "thresholding": True, "dynamic_thresholding_ratio": 2.0},
+            "quantile=2.0: give 0 < quantile <= 1",
+        ),
         ({"_class_name": "DDPMScheduler", "trained_betas": [0.1, "x"]}, "trained_betas"),
         ({"_class_name": "DDPMScheduler", "trained_betas": [0.1, 2.0]}, "trained_betas"),
         ({"_class_name": "EDMEulerScheduler", "sigma_data": 0.0}, "sigma_data"),
