@@ -83,7 +83,7 @@ def test_a_fitted_table_runs_with_its_guidance(tiny, fitted, tmp_path, capsys, a
 @pytest.mark.parametrize("argv", [["--guidance", "2"], ["--guidance", "0"]])
 def test_a_model_without_classes_is_not_guided(tiny, tmp_path, monkeypatch, capsys, argv):  # noqa: F811
     model = replace(fs.load(tiny), labels=())
-    monkeypatch.setattr(fs, "load", lambda *_, **__: model)
+    monkeypatch.setattr("fewstep.interop.load.load", lambda *_, **__: model)
     assert sample(tiny, tmp_path, *argv) == 2
     assert "for a model that was trained without classes: leave it out" in capsys.readouterr().err
 

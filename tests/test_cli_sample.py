@@ -386,7 +386,7 @@ def test_a_sample_that_is_not_finite_takes_no_other_with_it(tmp_path, capsys, mo
         model = fs.Model(
             net=Holed(holes), process=fs.VP(), predicts="noise", time="index", shape=(1, 8, 8), labels=labels
         )
-        monkeypatch.setattr(fs, "load", lambda *_, **__: model)
+        monkeypatch.setattr("fewstep.interop.load.load", lambda *_, **__: model)
         out, steps = tmp_path / name, 500 if "rk45" in options else 3
         code = main(
             ["sample", "--out", str(out), "--num", str(num), "--batch", str(batch), "--steps", str(steps), *options]

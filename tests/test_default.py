@@ -121,6 +121,12 @@ def test_data_of_its_own_width_is_carried_exactly_from_a_later_first_call_on(nam
         assert not noises
 
 
+def test_upwards_its_times_stay_as_they_are():
+    up = fs.tabulate(Default(predicts="noise"), fs.VP(), steps=8).grid.flip(0)
+    table = Default(predicts="noise").tabulate(fs.VP(), up)
+    assert torch.equal(table.grid, up)
+
+
 def test_it_returns_from_a_file(tmp_path):
     for solver in (Default(predicts="noise", guidance=3.0, size=12, std=0.8, error=0.01), GaussianSplit()):
         table = fs.tabulate(solver, fs.VP(), steps=4)

@@ -87,7 +87,7 @@ def quiet() -> Iterator[None]:
 def page(tmp_path_factory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch, listening("127.0.0.1", 0) as place:
-        patch.setattr(fs, "load", tiny)
+        patch.setattr(layout, "load", tiny)
         layout._load.cache_clear()
         with quiet():
             app = layout.build({"tiny": None, "other": "a/folder"}, folder)
@@ -285,7 +285,7 @@ def test_what_the_page_does_not_offer_does_not_run(page, changed, capfd):
 
 
 def test_a_model_is_one_of_those_named_at_the_start(monkeypatch):
-    monkeypatch.setattr(fs, "load", tiny)
+    monkeypatch.setattr(layout, "load", tiny)
     layout._load.cache_clear()
     with pytest.raises(ValueError, match="got model '/etc', which is not known: "):
         layout._model({"tiny": None}, "/etc")

@@ -48,7 +48,7 @@ def drawn(denoiser, **options):
 def test_it_is_said_once_a_network_with_how_many():
     (found,) = said(drawn(network(2.0)))
     assert re.fullmatch(
-        r"got 3 of 3 samples that leave the data's range of 1, by 3 of 12 entries beyond 1\.5 and up to (2|2\.0\d|1\.9\d): "  # noqa: E501
+        r"got 3 of 3 samples that leave the data's range of 1, by 3 of 12 entries beyond 1\.5 and up to (2|2\.0\d|1\.9\d) \(they are set into it\): "  # noqa: E501
         r"bound predictions with fs\.Thresholded, give more calls, or measure the network with `fewstep stats`",
         found,
     )
@@ -125,6 +125,27 @@ def test_samples_of_the_default_end_within_the_range(how):
     assert torch.equal(bounded[free < 1], free[free < 1])
     if "final" not in how:
         assert torch.equal(fs.solve(network(2.0), VP, **options).state, bounded)
+
+
+@pytest.mark.filterwarnings("ignore:got . of . samples that leave")
+def test_the_outermost_layer_that_tells_it_is_heard():
+    """Whole numbers too; what is inside a layer with a process of its own may be in other units, and is not asked."""
+    inner = network(2.0)
+
+    class Bytes:
+        process = VP
+
+        def __call__(self, z, t):
+            return 127.5 * (inner(z / 127.5, t) + 1)
+
+    wide = Bytes()
+    wide.inner = inner
+    options = {"steps": 4, "shape": (3, 4), "progress": False}
+    assert fs.sample(wide, VP, **options).max() > 100
+    whole = fs.wrap(inner.net, VP, "data", dtype=torch.float32, within=1)
+    assert fs.sample(whole, VP, **options).max() < 1.1
+    with pytest.raises(ValueError, match="got within=0: give the largest size"):
+        fs.wrap(inner.net, VP, "data", within=0)
 
 
 def test_what_is_beyond():

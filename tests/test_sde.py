@@ -315,15 +315,19 @@ def test_lcm_draws_the_law_of_its_prediction():
 def test_ancestral_variants_step_down_where_the_tools_do():
     """sigma_down of k-diffusion on EDM, and of rectified flow on its own process."""
     edm, flow = PROCESSES["edm"](), Flow()
-    g = torch.tensor([4.0, 1.0], dtype=torch.float64)
     up = 0.7 * math.sqrt(1.0 * (16 - 1) / 16)
-    assert Ancestral(eta=0.7).tabulate(edm, g).rows[1].t == pytest.approx(math.sqrt(1 - up**2), rel=1e-13)
-    made = Ancestral(eta=0.7, down="flow").tabulate(flow, torch.tensor([0.8, 0.6], dtype=torch.float64))
+    form = _last_form(Ancestral(eta=0.7).tabulate(edm, torch.tensor([4.0, 1.0], dtype=torch.float64)))
+    assert form["xi"] == pytest.approx(up, rel=1e-12)
+    assert form["z"] == pytest.approx(math.sqrt(1 - up**2) / 4, rel=1e-12)
+    form = _last_form(Ancestral(eta=0.7, down="flow").tabulate(flow, torch.tensor([0.8, 0.6], dtype=torch.float64)))
     down = 0.6 * (1 + (0.6 / 0.8 - 1) * 0.7)
-    assert made.rows[1].t == pytest.approx(down, rel=1e-13)
-    form = {s[0]: c for s, c in made.rows[2].form}
-    assert form["z"] == pytest.approx(0.4 / (1 - down), rel=1e-12)
+    assert form["z"] == pytest.approx(0.4 / (1 - down) * down / 0.8, rel=1e-12)
     assert form["xi"] == pytest.approx(math.sqrt(0.36 - down**2 * 0.16 / (1 - down) ** 2), rel=1e-12)
+
+
+def _last_form(made):
+    """The coefficients of the state and of the noise in a table's last row."""
+    return {s[0]: c for s, c in made.rows[-1].form}
 
 
 @pytest.mark.parametrize(

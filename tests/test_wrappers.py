@@ -284,3 +284,47 @@ def test_the_default_hears_of_networks_through_wrappers():
     assert about(fs.Composed(network(), (network(),), (1.0,))) == {}
     assert about(fs.guide(Mine(network()), network(), 3.0)) == {"guidance": 3.0, "predicts": "noise", "error": 0.0}
     assert about(Mine(oracle())) == {}
+
+
+class Tells:
+    """Any object with a process, no `Denoiser`."""
+
+    def __init__(self, process):
+        self.process, self.exact = process, oracle(process)
+
+    def __call__(self, z, t):
+        return self.exact(z, t)
+
+
+class Around(Denoiser):
+    def __init__(self, inner):
+        self.inner = inner
+
+    def at(self, t, output="x0"):
+        return (lambda z: self.inner(z, t)) if output == "x0" else self.beside(output, t)
+
+
+def test_a_subclass_around_any_object_is_refused_on_its_other_process_then_and_later():
+    made = Around(Tells(VP))
+    fs.sample(made, VP, **RUN)
+    made.inner = Tells(EDM)
+    for one in (Around(Tells(EDM)), made):
+        with pytest.raises(ValueError, match=r"made for EDM.* and a run on VP"):
+            fs.sample(one, VP, **RUN)
+
+
+def test_raw_outputs_of_an_object_that_does_not_say_what_it_predicts_are_its_own():
+    class Raw:
+        def __init__(self):
+            self.asked = []
+
+        def __call__(self, z, t):
+            return self.at(t)(z)
+
+        def at(self, t, output="x0"):
+            self.asked.append(output)
+            return lambda z: 0.5 * z
+
+    raw = Raw()
+    fs.sample(raw, VP, solver=fs.tabulate("ddim", VP, steps=3).in_terms_of("v"), shape=(3, 2), progress=False)
+    assert raw.asked == ["v"] * 3

@@ -24,6 +24,7 @@ denoiser passes on its heads. Functions and methods show nothing of what they us
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -170,7 +171,8 @@ class Plain(Denoiser):
     def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
         """By the callable's own `at`, or else called with copies."""
         own = hasattr(self.call, "at")
-        if own and output in ("x0", self.predicts, *getattr(self.call, "heads", ())):
+        offered = ("x0", self.predicts, *getattr(self.call, "heads", ()))
+        if own and (output in offered or (output != "derivative" and not hasattr(self.call, "predicts"))):
             return self.call.at(t, output)
         if output == "x0":
             return lambda z: kept(called(self.call, z.clone(), t.clone() if isinstance(t, Tensor) else t))
@@ -194,9 +196,11 @@ def parts(denoiser: Denoiser) -> tuple[Denoiser, ...]:
         for part in found:
             vars(part).update({"outer": outer} if type(part) is Plain else {})
         return found
+    if not type(denoiser).__module__.startswith("fewstep."):  # somebody's: it may be around any object, and change
+        return tuple(as_denoiser(v) for v in _kept(denoiser) if _denoises(v, (denoiser,)))
     if (known := vars(denoiser).get("_parts")) is None:
         known = tuple(v for v in _kept(denoiser) if isinstance(v, Denoiser))
-        vars(denoiser)["_parts"] = known  # a denoiser stays as it was made
+        vars(denoiser)["_parts"] = known  # ours stay as they were made
     return known
 
 
@@ -217,6 +221,20 @@ def told(denoiser: Any, name: str, kind: type[T]) -> T | None:
     """What a denoiser, or else what it wraps, says under a name."""
     found = (getattr(layer.call if type(layer) is Plain else layer, name, None) for layer in layers(denoiser))
     return next((value for value in found if isinstance(value, kind)), None)
+
+
+def range_of(denoiser: Any) -> float:
+    """The largest size of data's entries, as the outermost layer says that tells it; inf where none does.
+
+    What is inside a layer with a process of its own may be in other units, and is not asked.
+    """
+    for layer in layers(denoiser):
+        own: Any = layer.call if type(layer) is Plain else layer
+        if isinstance(found := getattr(own, "within", None), int | float) and not isinstance(found, bool):
+            return float(found)
+        if type(layer) is Plain and isinstance(getattr(own, "process", None), Process):
+            break
+    return math.inf
 
 
 def fingerprint(denoiser: Any) -> str | None:

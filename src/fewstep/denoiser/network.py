@@ -179,6 +179,7 @@ def wrap(
     time: str | Callable[[Tensor], Tensor] | None = None,
     dtype: torch.dtype | None = None,
     sigma_data: float | None = None,
+    within: float = math.inf,
     needs_grad: bool = False,
 ) -> Wrapped:
     r"""Makes a denoiser out of a network.
@@ -199,6 +200,8 @@ def wrap(
         dtype: the network's dtype; None asks its parameters.
         sigma_data: EDM's standard deviation of the data; used with predicts="edm" only, where None is 0.5 with a
             warning.
+        within: the largest size of the data's entries, where it is known: 1 for pictures in [-1, 1]. The default
+            solver's samples end within it (`fewstep.loop.range`).
         needs_grad: the network differentiates inside; the loop then keeps autograd on.
 
     Raises:
@@ -211,6 +214,8 @@ def wrap(
             raise ValueError(
                 f"got time='index' for {process}, whose time is no share of a table: use another convention"
             )
+    if not within > 0:
+        raise ValueError(f"got within={within}: give the largest size of the data's entries, above 0")
     if sigma_data is not None and not 0 < sigma_data < float("inf"):
         raise ValueError(f"got sigma_data={sigma_data}: give the standard deviation of the data, above 0")
     if isinstance(net, Wrapped):
@@ -235,6 +240,7 @@ def wrap(
         time=time,
         dtype=dtype,
         sigma_data=0.5 if sigma_data is None else float(sigma_data),
+        within=float(within),
         needs_grad=needs_grad,
     )
 

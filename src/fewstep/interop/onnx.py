@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Wrapped, guide, wrap
-from fewstep.denoiser.base import told
+from fewstep.denoiser.base import range_of
 from fewstep.files import atomic, extra, json_text
 from fewstep.loop import sample
 from fewstep.loop.drive import noises_of
@@ -63,8 +63,7 @@ class Sampler(nn.Module):
         if guidance != 1:
             denoiser = guide(denoiser, of(lambda: torch.zeros_like(cast(Tensor, self.classes[-1]))), guidance)
         self.plan = Plan.of(table, denoiser, like=torch.zeros(1), reuse=False)
-        within = told(model.denoiser(), "within", float) or math.inf
-        self.limit = limit_of(table.process, float(table.grid[-1]), within, table.solver)
+        self.limit = limit_of(table.process, float(table.grid[-1]), range_of(model.denoiser()), table.solver)
 
     def forward(self, noise: Tensor, labels: Tensor | None = None, xi: Tensor | None = None) -> Tensor:
         """The samples of some noise."""

@@ -178,7 +178,8 @@ def sample(
     Returns:
         The state (batch, *state shape) at the last time of the grid; `process.to_data` takes it to data space. With
         final="denoise", x0_hat in data space. Samples of the default solver end within the range that a network tells
-        of its data, as loaded pictures do (`fewstep.loop.range`).
+        of its data, as loaded pictures do, on scalar processes (`fewstep.loop.range`); no gradient passes where an
+        entry was set into it.
     """
     if final not in ("state", "denoise"):
         raise ValueError(f"got final={final!r}: choose state or denoise")

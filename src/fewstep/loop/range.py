@@ -1,6 +1,7 @@
 """Whether samples leave the range that their data is known to have: one reduction at the end of a run.
 
-Samples of the default are set into it. The range is a convex set with all data in it, so none moves away from any data.
+Samples of the default are set into it on scalar processes. The range is convex and holds all data, so that none moves
+away from any data.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fewstep.denoiser.base import fingerprint, told
+from fewstep.denoiser.base import fingerprint, range_of
 from fewstep.process import Process
 from fewstep.process.base import ScalarProcess
 from fewstep.solver import Default
@@ -54,7 +55,7 @@ def in_range(denoiser: Any, process: Process, z: Tensor, t: float, *, solver: An
     What the default solver made comes back within alpha range + 5 sigma where process has these, and as data within the
     range; any other as it is.
     """
-    within = told(denoiser, "within", float) or math.inf
+    within, bounded = range_of(denoiser), isinstance(solver, Default)
     if within == math.inf or (final == "state" and float(process.log_snr(t)) < CLEAN):
         return z
     data = process.to_data(z) if final == "state" else z
@@ -63,11 +64,12 @@ def in_range(denoiser: Any, process: Process, z: Tensor, t: float, *, solver: An
         _SAID.add(network)
         warnings.warn(
             f"got {found.samples} of {len(data)} samples that leave the data's range of {within:g}, by {found.entries} "
-            f"of {data.numel()} entries beyond {found.limit:g} and up to {found.largest:.3g}: bound predictions with "
-            "fs.Thresholded, give more calls, or measure the network with `fewstep stats`",
+            f"of {data.numel()} entries beyond {found.limit:g} and up to {found.largest:.3g}"
+            f"{' (they are set into it)' if bounded else ''}: bound predictions with fs.Thresholded, give more calls, "
+            "or measure the network with `fewstep stats`",
             stacklevel=4,
         )
-    limit = limit_of(process, t, within, solver) if final == "state" or not isinstance(solver, Default) else within
+    limit = within if bounded and final == "denoise" else limit_of(process, t, within, solver)
     return z if limit == math.inf else z.clamp(-limit, limit)
 
 

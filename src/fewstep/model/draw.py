@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser import Counted, guide
-from fewstep.denoiser.base import told
+from fewstep.denoiser.base import range_of
 from fewstep.denoiser.compiled import compiled, with_networks
 from fewstep.loop import sample, solve
 from fewstep.loop.door import informed
@@ -100,7 +100,7 @@ def draw(
         for first in range(0, num, batch):
             size = min(batch, num - first)
             plain = conditioned(model, labels and labels[first : first + size], guidance)
-            within = told(plain, "within", float) or math.inf
+            within = range_of(plain)
             plain = with_networks(compiled(plain) if compile else plain, partial(_Tallied, tally=tally))
             denoiser = Counted(plain if room is None else InPieces(plain, room))
             arguments: dict[str, Any] = {"solver": solver, "shape": (size, *model.shape), "seed": seed, "first": first,

@@ -25,9 +25,10 @@ log-SNR by -log(std/unit)):
   from 4 calls on the last call at lambda = 2.2, or where noise is not what it predicts by 0.03 a call later from 10 on:
   what the state holds below is noise that the network's own errors have made of it, and the last prediction takes that
   out. Above 784 numbers, where networks are better, it moves later by log(d/784)/2, but not beyond the grid without it.
-  At 3 calls it is made at 1.2, and steps are centred at 0, where they are at 0.25 else.
-- A network that predicts noise is first called where its error, measured (`error`) or 0.037 sqrt(784/d), is 0.3 in
-  data, but not after -1.5; where the process starts within 1 of that (half of it below 256 numbers), at the start.
+  At 3 calls it is made at 1.2, and up to 3 calls steps are centred at 0, else at 0.25.
+- A network that predicts noise is first called where its error, measured (`error`) or 0.037 sqrt(784/d) (0.037 below
+  784 numbers), is 0.3 in data, but not after -1.5; where the process starts within 1 of that (half of it below 256
+  numbers), at the start.
   With 3 and 4 calls, which one before -1.1 - n/10 is not worth, it is made between that and -1.2. Steps are centred
   at 1 - n/4, from 6 calls on at -0.5. Guidance at scale w makes of an error delta one of sqrt(w^2 + (w - 1)^2) delta.
 - Below 256 numbers, of which a state tells nothing for long, any network's steps are centred at 0, from 7 calls on at
@@ -35,7 +36,7 @@ log-SNR by -log(std/unit)):
   predicts earlier by 1/40 a call from 8 on; not before that of an error that is known. The last is made at
   0.3 + 0.3 n, from 6 calls on at 1.6 + 0.05 n.
 
-Samples of a network that tells its data's range end within it (`fewstep.loop.range`).
+Samples of a network that tells its data's range end within it, on scalar processes (`fewstep.loop.range`).
 
 The constants are those of the least Frechet distance and RMS over the problems `CHOOSE` of `benchmarks/problems`;
 `benchmarks/judge_default.py` judges the rule on others.
@@ -125,7 +126,7 @@ class Default(Solver):
         first = self.first(process, len(times) - 1)
         lam = [float(process.log_snr(t)) for t in times]
         early = sum(one <= first for one in lam[1:-1])
-        if not early:
+        if not early or lam[0] > lam[-1]:  # upwards, for `fewstep.encode`
             return times
         until = min(lam[early + 1], max(first + 1.0, 2.2 + self._shift))
         spread = torch.linspace(first, until, early + 2, dtype=torch.float64)[1:-1]
