@@ -22,14 +22,14 @@ log-SNR by -log(std/unit)):
   made at lambda_1 = -max(2, log(d)/2 - 0.6) - n/13. Guided, steps are centred 0.75 lower, with one point up to 4 calls
   and two up to 10.
 - A network (`fewstep.wrap`, a loaded model): two points in the data form, since a third extrapolates its errors, and
-  from 4 calls on the last call at lambda = 2.2, or where noise is not what it predicts by 0.03 a call later from 10 on:
+  from 3 calls on the last call at lambda = 2.2, or where noise is not what it predicts by 0.03 a call later from 10 on:
   what the state holds below is noise that the network's own errors have made of it, and the last prediction takes that
   out. Above 784 numbers, where networks are better, it moves later by log(d/784)/2, but not beyond the grid without it.
-  At 3 calls it is made at 1.2, and up to 3 calls steps are centred at 0, else at 0.25.
 - A network that predicts noise is first called where its error, measured (`error`) or 0.037 sqrt(784/d) (0.037 below
   784 numbers), is 0.3 in data, but not after -1.5; where the process starts within 1 of that (half of it below 256
   numbers), at the start.
-  With 3 and 4 calls, which one before -1.1 - n/10 is not worth, it is made between that and -1.2. Steps are centred
+  With 3 and 4 calls, which one before -1.1 - n/10 is not worth, it is made between that and -1.2, and the last one of 3
+  at 1.2. Steps are centred
   at 1 - n/4, from 6 calls on at -0.5. Guidance at scale w makes of an error delta one of sqrt(w^2 + (w - 1)^2) delta.
 - Below 256 numbers, of which a state tells nothing for long, any network's steps are centred at 0, from 7 calls on at
   0.25. With n calls the first is made at -0.35 (n + 1), from 5 calls on at -2.1, and where noise is not what it
@@ -174,17 +174,17 @@ class Default(Solver):
 
     def last(self, calls: int) -> float:
         """The log-SNR of a network's last call; inf where it is that of the grid."""
-        if self.small or calls == 3:
+        if self.small or (self.noisy and calls == 3):
             return self._shift + min(0.3 + 0.3 * calls, 1.6 + 0.05 * calls)
         later = 0.0 if self.noisy else 0.03 * max(0, calls - 10)
-        return self._shift + 2.2 + later if calls > 3 else math.inf
+        return self._shift + 2.2 + later if calls > 2 else math.inf
 
     def center(self, calls: int) -> float:
         """The log-SNR where steps are densest."""
         if self.noisy and not self.small:
             return self._shift + max(-0.5, 1 - calls / 4)
         if self.predicts:
-            return self._shift + (0.0 if calls < (7 if self.small else 4) else 0.25)
+            return self._shift + (0.0 if self.small and calls < 7 else 0.25)
         return self._shift + (-0.5 if self.guided else 0.25)
 
 
