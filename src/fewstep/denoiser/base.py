@@ -51,6 +51,7 @@ __all__ = [
     "mapped",
     "of_samples",
     "parts",
+    "range_of",
     "same_process",
     "told",
 ]
@@ -219,7 +220,7 @@ def leaves(denoiser: Any) -> Iterator[Denoiser]:
 
 def told(denoiser: Any, name: str, kind: type[T]) -> T | None:
     """What a denoiser, or else what it wraps, says under a name."""
-    found = (getattr(layer.call if type(layer) is Plain else layer, name, None) for layer in layers(denoiser))
+    found = (getattr(_itself(layer), name, None) for layer in layers(denoiser))
     return next((value for value in found if isinstance(value, kind)), None)
 
 
@@ -229,10 +230,10 @@ def range_of(denoiser: Any) -> float:
     What is inside a layer with a process of its own may be in other units, and is not asked.
     """
     for layer in layers(denoiser):
-        own: Any = layer.call if type(layer) is Plain else layer
-        if isinstance(found := getattr(own, "within", None), int | float) and not isinstance(found, bool):
-            return float(found)
-        if type(layer) is Plain and isinstance(getattr(own, "process", None), Process):
+        within = getattr(_itself(layer), "within", None)
+        if isinstance(within, int | float) and not isinstance(within, bool):
+            return float(within)
+        if type(layer) is Plain and isinstance(getattr(layer.call, "process", None), Process):
             break
     return math.inf
 
@@ -390,6 +391,11 @@ def _denoises(value: Any, outer: tuple[Any, ...]) -> bool:
         return False
     tells = isinstance(getattr(value, "process", None), Process)
     return tells or any(_denoises(v, (*outer, value)) for v in _kept(value))
+
+
+def _itself(layer: Denoiser) -> Any:
+    """What a user gave: a denoiser, or the callable that one was made of."""
+    return layer.call if type(layer) is Plain else layer
 
 
 def _selects(part: Any) -> bool:

@@ -69,7 +69,9 @@ def in_range(denoiser: Any, process: Process, z: Tensor, t: float, *, solver: An
             "or measure the network with `fewstep stats`",
             stacklevel=4,
         )
-    limit = within if bounded and final == "denoise" else limit_of(process, t, within, solver)
+    if not bounded:
+        return z
+    limit = within if final == "denoise" else limit_of(process, t, within, solver)
     return z if limit == math.inf else z.clamp(-limit, limit)
 
 
