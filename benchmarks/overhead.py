@@ -34,8 +34,8 @@ import torch
 
 import fewstep as fs
 from fewstep.loop import Captured, Plan
-from fewstep.loop.door import on_raw_outputs
 from fewstep.loop.drive import noises_of
+from fewstep.loop.plan import on_raw_outputs
 from fewstep.noise import noise_source
 from fewstep.pace import hardware
 

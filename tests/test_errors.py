@@ -15,7 +15,7 @@ import fewstep as fs
 import oracle
 from fewstep.cli import main
 from fewstep.denoiser.about import about
-from fewstep.loop.door import informed
+from fewstep.loop.tabulate import informed
 from fewstep.stats import Errors, errors_of
 from fewstep.stats.errors import FILE
 from test_cli_sample import WEIGHTS, made

@@ -18,7 +18,8 @@ from fewstep.fitting import descent, objective, saved
 from fewstep.fitting.freedom import Freedom
 from fewstep.fitting.starts import _grids
 from fewstep.fitting.teacher import FIRST, Task, record
-from fewstep.loop.walk import Plan, walk
+from fewstep.loop.plan import Plan
+from fewstep.loop.walk import walk
 
 VP = fs.VP()
 PROCESSES = {

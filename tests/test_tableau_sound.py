@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.loop.walk import MAKERS
+from fewstep.loop.plan import MAKERS
 from fewstep.tableau import Form, Row, Tableau
 from fewstep.tableau.file import _encode
 from fewstep.tableau.row import HEADS, ONES

@@ -24,7 +24,8 @@ from fewstep.check.subject import load as load_solver
 from fewstep.denoiser.base import Denoises
 from fewstep.grid import GRIDS, Grid, to_zero
 from fewstep.loop import sample, tabulate
-from fewstep.loop.door import informed, same_model
+from fewstep.loop.sample import same_model
+from fewstep.loop.tabulate import informed
 from fewstep.process import Process
 from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, TABLES, Driver, Solver
 from fewstep.stats import attach

@@ -17,7 +17,8 @@ from fewstep.check.exact import grid, span
 from fewstep.check.exactness import check_moments, check_point_mass, covariance, point_mass
 from fewstep.check.report import Verdict
 from fewstep.loop import sample
-from fewstep.loop.walk import Plan, walk
+from fewstep.loop.plan import Plan
+from fewstep.loop.walk import walk
 from fewstep.process.operator import magnitude
 from fewstep.tableau import Tableau
 from fewstep.tableau.kept import forget

@@ -27,7 +27,8 @@ from fewstep.fitting.freedom import Freedom
 from fewstep.fitting.objective import Objective, paired
 from fewstep.fitting.saved import Saved
 from fewstep.fitting.teacher import Task
-from fewstep.loop.walk import Plan, walk
+from fewstep.loop.plan import Plan
+from fewstep.loop.walk import walk
 from fewstep.tableau import Tableau
 from fewstep.terminal import Bar
 from fewstep.words import Typed, whole

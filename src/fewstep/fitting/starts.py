@@ -18,7 +18,7 @@ from fewstep.fitting.search import gits, klub
 from fewstep.fitting.teacher import FIRST, Task
 from fewstep.grid import GRIDS, Grid
 from fewstep.loop import tabulate
-from fewstep.loop.door import informed
+from fewstep.loop.tabulate import informed
 from fewstep.solver import SOLVERS, Solver
 from fewstep.terminal import Bar
 from fewstep.words import pick

@@ -37,8 +37,8 @@ from fewstep.denoiser.oracle import _matched
 from fewstep.grid import Grid
 from fewstep.likelihood.bits import BIN, bits_per_dim
 from fewstep.likelihood.lift import gaussian_start
-from fewstep.loop.door import tabulate
 from fewstep.loop.drive import predict
+from fewstep.loop.tabulate import tabulate
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.process.operator import (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fewstep.loop.door import sample, tabulate
-from fewstep.loop.graph import Captured
 from fewstep.loop.parallel import Parallel
-from fewstep.loop.solve import solve
-from fewstep.loop.walk import Plan, walk
+from fewstep.loop.plan import Plan
+from fewstep.loop.sample import sample, solve
+from fewstep.loop.tabulate import tabulate
+from fewstep.loop.walk import Captured, walk
 
 __all__ = ["Captured", "Parallel", "Plan", "sample", "solve", "tabulate", "walk"]

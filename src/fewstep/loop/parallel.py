@@ -34,7 +34,8 @@ from torch import Tensor
 from fewstep.denoiser.base import Denoises, as_denoiser, of_samples
 from fewstep.denoiser.watch import watching
 from fewstep.loop.drive import noises_of, outputs
-from fewstep.loop.walk import Plan, walk
+from fewstep.loop.plan import Plan
+from fewstep.loop.walk import walk
 from fewstep.noise import NoiseSource
 from fewstep.process.operator import apply, transpose
 from fewstep.process.predict import statistic

@@ -15,69 +15,20 @@ z_i, and of what is left to choose `benchmarks/row_cost.py` says (a processor; n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fewstep.loop.plan import Columns, Instruction
 from fewstep.process.operator import Coefficient, apply
 from fewstep.tableau.form import Symbol
 
-if TYPE_CHECKING:
-    from fewstep.loop.walk import Instruction
+__all__ = ["Fresh", "InPlace", "Rows", "SideBySide"]
 
-__all__ = ["Columns", "Fresh", "InPlace", "Rows", "SideBySide"]
-
-SMALL = 2**15
 BLOCK = 2**17
 LARGE = 2**19
-
-Terms = Sequence[tuple[Symbol, Coefficient]]
-Run = tuple[int, int, int]  # columns at equal distances: the first, the distance, how many
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where outputs lie side by side, and which of them each row reads, as runs of columns at equal distances.
-
-    Attributes:
-        count: how many columns there are.
-        at: the column of an output.
-        runs: the runs of each row.
-        weights: the weights of all runs, one after the other, in the order of the rows.
-        rest: the terms of each row, but the first, that are not in the runs.
-    """
-
-    count: int
-    at: Mapping[Symbol, int]
-    runs: tuple[tuple[Run, ...], ...]
-    weights: Tensor
-    rest: tuple[Terms, ...]
-
-    @staticmethod
-    def of(terms: Sequence[Terms], last: Mapping[Symbol, int]) -> Columns:
-        """A column for every output that a row adds beside another, with numbers as weights, until it is free."""
-        together = [[s for s, c in row[1:] if s[0] == "y" and isinstance(c, float)] for row in terms]
-        wanted = {s for row in together if len(row) > 1 for s in row}
-        at: dict[Symbol, int] = {}
-        taken: dict[int, Symbol] = {}
-        runs: list[tuple[Run, ...]] = []
-        weights: list[float] = []
-        for k, row in enumerate(terms):
-            weight = {at[s]: c for s, c in row[1:] if s in wanted and isinstance(c, float)}
-            runs.append(tuple(_runs(sorted(weight))))
-            weights += [weight[first + i * by] for first, by, n in runs[-1] for i in range(n)]
-            taken = {column: s for column, s in taken.items() if last[s] > k}
-            for symbol in sorted(s for s in wanted if s[1] == k):
-                at[symbol] = next(column for column in range(len(taken) + 1) if column not in taken)
-                taken[at[symbol]] = symbol
-        with torch.inference_mode(False):  # remembered between runs
-            flat = torch.tensor(weights, dtype=torch.float64)
-        rest = [[(s, c) for s, c in row[1:] if not (s in wanted and isinstance(c, float))] for row in terms]
-        return Columns(max(at.values(), default=-1) + 1, at, tuple(runs), flat, tuple(rest))
 
 
 class Rows(ABC):
@@ -219,16 +170,6 @@ class SideBySide(Rows):
     def _new(self) -> tuple[Tensor, Tensor]:
         vector = self.like.new_empty(self.like.numel())
         return vector, vector.view(self.like.shape)
-
-
-def _runs(columns: list[int]) -> Iterator[Run]:
-    """Increasing columns, cut into runs at equal distances; two are always one."""
-    while columns:
-        by, n = columns[1] - columns[0] if len(columns) > 1 else 1, 1
-        while n < len(columns) and columns[n] - columns[n - 1] == by:
-            n += 1
-        yield columns[0], by, n
-        columns = columns[n:]
 
 
 def _sum(terms: Sequence[tuple[Tensor, Coefficient]]) -> Tensor:

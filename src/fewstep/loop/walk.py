@@ -1,8 +1,4 @@
-r"""The walk: a table bound to a denoiser, and the only loop over its rows.
-
-Which states and outputs a row is the last to read is known before the run, so rows are written over what no later row
-needs (`fewstep.loop.rows`), memory is the live rows, and nothing waits for the host.
-"""
+"""The walk: the only loop over a table's rows; and a whole run as one CUDA graph."""
 
 from __future__ import annotations
 
@@ -10,158 +6,26 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Counted, Denoiser, Denoises, as_denoiser, layers
-from fewstep.denoiser.network import NetworkError, as_state, writes_into
+from fewstep.denoiser.network import NetworkError, as_state
 from fewstep.denoiser.watch import watching
-from fewstep.loop.rows import SMALL, Columns, Fresh, InPlace, Rows, SideBySide
-from fewstep.process import Process
-from fewstep.process.operator import Coefficient, apply
+from fewstep.loop.plan import MAKERS, SMALL, Instruction, Plan
+from fewstep.loop.rows import Fresh, InPlace, Rows, SideBySide
+from fewstep.process.operator import apply
 from fewstep.process.predict import conversion
-from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
 from fewstep.tableau.row import ONES
 
-__all__ = ["After", "Callback", "Plan", "look_at", "walk"]
-
-# Heads that tables of this library read, and what makes a denoiser that has them.
-GUIDED = "guidance (fewstep.guide, fewstep.Guided, --guidance)"
-MAKERS = {
-    "base": GUIDED,
-    "guidance": GUIDED,
-    "derivative": "fewstep.Differentiated",
-    "sn": "fewstep.variance_head",
-    "npr": "fewstep.variance_head",
-}
+__all__ = ["After", "Callback", "Captured", "all_finite", "look_at", "walk"]
 
 UNREAD = "which is not read: states are edited by after="
 
 Callback = Callable[[int, float, Tensor, Tensor], None]
 After = Callable[[int, float, Tensor], Tensor]
-
-
-class Instruction(NamedTuple):
-    """One row, ready to run: terms to add, what to free then, heads to derive, what nothing reads later, the call."""
-
-    row: int
-    t: float
-    at: float | None
-    given: str | None
-    terms: tuple[tuple[Symbol, Coefficient], ...]
-    over: bool  # the row is written over the state of its first term
-    draw: int  # noises drawn by the time this row is made
-    roots: tuple[Symbol, ...]
-    heads: tuple[tuple[str, Coefficient, Coefficient], ...]
-    raw: tuple[str, ...]
-    free: tuple[Symbol, ...]
-    ours: tuple[Symbol, ...]  # the part of `free` that the loop made itself and may write into in a later row
-    state: Symbol
-    main: Symbol | None  # the call's own output, where a later row reads it
-    spent: bool  # no row reads the state
-    call: Callable[..., Any] | None = None
-    offered: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({})  # heads computed beside the call
-    direct: bool = False  # the call writes into the column that its output has
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A table turned into instructions; `reuse` lets rows write into freed tensors, `compile` compiles large rows."""
-
-    process: Process
-    output: str
-    instructions: tuple[Instruction, ...]
-    reuse: bool
-    columns: Columns
-    compile: bool = False
-
-    @staticmethod
-    def of(
-        table: Tableau,
-        denoiser: Denoises,
-        *,
-        like: Tensor | None = None,
-        reuse: bool = True,
-        grad: bool = False,
-        compile: bool = False,
-    ) -> Plan:
-        """Binds a table to a denoiser.
-
-        Weights that are tensors are put in the dtype and on the device of `like`; with `grad` the calls, and they
-        alone, run under autograd.
-        """
-        instructions, columns = _outline(table, like)
-        denoiser = as_denoiser(denoiser)
-        heads = denoiser.heads
-        tallies = [layer for layer in layers(denoiser) if isinstance(layer, Counted)]
-        steps = []
-        for step in instructions:
-            if step.at is None:
-                steps.append(step)
-                continue
-            raw = step.raw if step.main is None else (*step.raw, table.output)
-            parts = _parts(denoiser, raw, step.at) if table.output == "x0" else None
-            asked = () if parts else raw
-            offered = {h: denoiser.at(step.at, h) for h in asked if h in heads}
-            offered = {h: _under_autograd(f) if grad else f for h, f in offered.items()}
-            main = step.heads or step.main or not offered or len(offered) < len(raw)
-            call = parts or (denoiser.at(step.at, table.output) if main else None)
-            for tally in tallies if call is None else ():  # a row of heads alone is a call too
-                first = next(iter(offered))
-                offered[first] = partial(tally.count, offered[first])
-            call = _under_autograd(call) if grad and call is not None else call
-            direct = step.main in columns.at and table.output == "x0" and writes_into(call)
-            steps.append(Instruction(*step[:-3], call, offered, direct))
-        return Plan(table.process, table.output, tuple(steps), reuse, columns, compile)
-
-
-def _outline(table: Tableau, like: Tensor | None) -> tuple[tuple[Instruction, ...], Columns]:
-    """The instructions without their calls, and the columns; remembered where no weight depends on `like`."""
-    heads, made = table.notes.get("outline", (None, None))
-    if made is None or heads != table.heads:
-        numbers = all(type(c) is float for row in table.rows for c in row.form.terms.values())
-        numbers = numbers and all(type(c) is float for pair in table.heads.values() for c in pair)
-        made = _outlined(table, None if numbers else like)
-        if numbers:
-            table.notes["outline"] = dict(table.heads), made
-    return made
-
-
-def _outlined(table: Tableau, like: Tensor | None) -> tuple[tuple[Instruction, ...], Columns]:
-    ready = lambda c: c if like is None or isinstance(c, float) else c.to(like)  # noqa: E731
-    last, steps, draw = table.last_use(), [], 0
-    read: dict[int, list[Symbol]] = {}
-    dead: dict[int, list[Symbol]] = {}
-    for s, end in last.items():
-        if s[0] == "y":
-            read.setdefault(s[1], []).append(s)
-        dead.setdefault(end, []).append(s)
-    for k, row in enumerate(table.rows):
-        heads = [s[2] for s in read.get(k, ())]
-        derived = [(h, ready(p), ready(q)) for h in heads if (k, h) in table.heads for p, q in [table.heads[k, h]]]
-        terms = [(s, ready(c)) for s, c in row.form.terms.items()]
-        draw = max([draw, *(s[-1] + 1 for s, _ in terms if s[0] in ("xi", "root"))])
-        roots = [s for s, _ in terms if s[0] == "root"]
-        free = (*dead.get(k, ()), *roots)
-        ours = [s for s in free if s[0] == "z" and table.rows[s[1]].given is None]
-        over = next((s for s, c in terms if s in ours and isinstance(c, float)), None)
-        terms.sort(key=lambda term: (term[0] != over, not isinstance(term[1], float), term[0][0] != "z"))
-        state, output = ("z", k), ("y", k, table.output)
-        steps.append(
-            Instruction(
-                row=k, t=row.t, at=row.at, given=row.given, terms=tuple(terms), over=over is not None, draw=draw,
-                roots=tuple(roots), heads=tuple(derived), free=free, ours=tuple(s for s in ours if s != over),
-                raw=tuple(h for h in heads if h != table.output and (k, h) not in table.heads),
-                state=state, main=output if output in last else None, spent=state not in last,
-            )
-        )  # fmt: skip
-    return tuple(steps), Columns.of([step.terms for step in steps], last)
 
 
 def walk(
@@ -244,23 +108,6 @@ def _rows(plan: Plan, start: Tensor, live: dict[Symbol, Tensor] | None, *, watch
     if live is None and start.numel() <= SMALL and start.device.type == "cpu":
         return SideBySide(plan.columns, start)
     return InPlace({} if live is None else live, start, compile=plan.compile)
-
-
-def _parts(denoiser: Denoiser, heads: Sequence[str], t: float | None) -> Callable[[Tensor], Any] | None:
-    """One call for x0 and several heads, where the denoiser makes them of the same evaluations."""
-    together = len(heads) >= 2 and t is not None and set(heads) <= set(denoiser.together)
-    return denoiser.jointly(t) if together else None
-
-
-def _under_autograd(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """A call that may differentiate inside; no graph leaves it."""
-
-    def run(z: Tensor) -> Any:
-        with torch.enable_grad():
-            out = call(z)
-        return {k: v.detach() for k, v in out.items()} if isinstance(out, Mapping) else out.detach()
-
-    return run
 
 
 def _x0_hat(plan: Plan, step: Instruction, z: Tensor, output: Tensor) -> Tensor:
@@ -362,3 +209,49 @@ def look_at(
 def all_finite(z: Tensor) -> bool:
     """Whether all numbers are finite: their sum tells, in one pass, but where it is beyond the largest number."""
     return math.isfinite(z.sum().item()) or bool(torch.isfinite(z).all())
+
+
+class Captured:
+    """A plan captured for states of one shape as one CUDA graph; each call replays it.
+
+    The host starts it once, and no longer stands between the network's kernels.
+
+    A run has no data-dependent branch and reads nothing back (`tests/test_walk.py`), so it can be captured whole. Every
+    replay reads the tensors that were there at the capture: a start, noises and given rows are copied into them, and
+    what a denoiser has bound (labels) is changed in place by its owner.
+
+    Args:
+        plan: of the table, made with `like=` a state on the GPU.
+        start: a state of the shape to come, on the GPU.
+        noises: the noises of the table's intervals, as many as the table has.
+        given: the table's given rows besides the start.
+    """
+
+    def __init__(
+        self, plan: Plan, start: Tensor, noises: Sequence[Tensor] = (), given: Mapping[str, Tensor] | None = None
+    ) -> None:
+        if start.device.type != "cuda":
+            raise ValueError(f"got a state on {start.device} to capture: CUDA graphs want a GPU, call walk instead")
+        self.start, self.noises = start.clone(), [xi.clone() for xi in noises]
+        self.given = {name: row.clone() for name, row in (given or {}).items()}
+        self.graph = torch.cuda.CUDAGraph()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.no_grad(), torch.cuda.stream(aside):
+            for _ in range(2):  # libraries choose their kernels and take their memory before the capture
+                walk(plan, self.start, self.noises, given=self.given)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.no_grad(), torch.cuda.graph(self.graph):
+            self.end = walk(plan, self.start, self.noises, given=self.given)
+
+    def __call__(
+        self, start: Tensor, noises: Sequence[Tensor] = (), given: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The last state of a run from another start with other noises."""
+        self.start.copy_(start)
+        for mine, xi in zip(self.noises, noises, strict=True):
+            mine.copy_(xi)
+        for name, row in self.given.items():
+            row.copy_((given or {})[name])
+        self.graph.replay()
+        return self.end.clone()

@@ -16,9 +16,9 @@ from fewstep.denoiser import Counted, guide
 from fewstep.denoiser.base import range_of
 from fewstep.denoiser.compiled import compiled, with_networks
 from fewstep.loop import sample, solve
-from fewstep.loop.door import informed
 from fewstep.loop.memory import InPieces, Room
 from fewstep.loop.range import Beyond, beyond
+from fewstep.loop.tabulate import informed
 from fewstep.model import Model
 from fewstep.solver import Driver
 from fewstep.solver.driver.base import ENDS, Outcome

@@ -24,7 +24,7 @@ from torch import Tensor
 from fewstep.denoiser import Mixture
 from fewstep.grid import GRIDS
 from fewstep.loop import sample
-from fewstep.loop.door import informed
+from fewstep.loop.tabulate import informed
 from fewstep.model.record import tabulated
 from fewstep.noise import noise_source
 from fewstep.page.choice import DEFAULT, bounded

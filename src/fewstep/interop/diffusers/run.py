@@ -23,7 +23,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fewstep.interop.diffusers.schedule import Schedule
-from fewstep.loop.walk import After, Plan, walk
+from fewstep.loop.plan import Plan
+from fewstep.loop.walk import After, walk
 
 __all__ = ["Run"]
 

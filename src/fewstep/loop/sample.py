@@ -1,6 +1,4 @@
-r"""The door to the loop: `tabulate` makes the table, `sample` draws the noise and runs it.
-
-    process -> grid -> solver (writes a table, float64, before the run) -> sample (the only loop) -> states
+r"""The runs: `sample` draws the noise and runs a table or a driver; `solve` says what became of each sample.
 
 Finiteness is looked at once, at the end; a run that failed is replayed with a look at each row, so that the error names
 the row and its time.
@@ -8,9 +6,8 @@ the row and its time.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import count
@@ -20,103 +17,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.about import about
-from fewstep.denoiser.base import Denoises, as_denoiser, fingerprint, same_process
+from fewstep.denoiser.base import Denoises, as_denoiser, fingerprint, of_samples, same_process
 from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.watch import watching
-from fewstep.grid import GRIDS, Grid, as_grid
-from fewstep.grid.spacing import ToZero
-from fewstep.loop.drive import noises_of
+from fewstep.grid import Grid, as_grid
+from fewstep.loop.drive import drive, noises_of, predict
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
-from fewstep.loop.parallel import Parallel
+from fewstep.loop.parallel import Parallel, picard
+from fewstep.loop.plan import SMALL, Plan, on_raw_outputs, under_autograd
 from fewstep.loop.range import in_range
-from fewstep.loop.rows import SMALL
 from fewstep.loop.start import finite_start, start_state, takes
-from fewstep.loop.walk import After, Callback, Plan, _under_autograd, all_finite, look_at, walk
+from fewstep.loop.tabulate import as_driver, informed, intervals, one_less, sample_shape, tabulate
+from fewstep.loop.walk import After, Callback, all_finite, look_at, walk
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
 from fewstep.process.base import Memory, recalling
-from fewstep.process.predict import PREDICTIONS
-from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, SOLVERS, Default, Solver
-from fewstep.solver.driver.base import Driver
+from fewstep.solver import Solver
+from fewstep.solver.driver.base import Driver, Outcome, ends_of
 from fewstep.tableau import Tableau
-from fewstep.tableau.kept import kept
 from fewstep.terminal import telling
-from fewstep.words import pick, typed, whole
+from fewstep.words import typed
 
-__all__ = ["sample", "tabulate"]
+__all__ = ["same_model", "sample", "solve"]
 
 REMEMBERED = 2**14  # numbers of a process, beyond which a table's runs begin to remember anew
-
-
-@typed
-def tabulate(
-    solver: str | Solver | Driver | Callable[[], Any] | Tableau | Path | None,
-    process: Process,
-    *,
-    grid: str | Tensor | Grid = "default",
-    steps: int | None = None,
-    nfe: int | None = None,
-) -> Tableau:
-    """The table of a solver on a process and a grid.
-
-    Args:
-        solver: a name in `SOLVERS`, a solver, a table (returned as it is) or a file that `Tableau.save` wrote; None is
-            the default of the process's kind, in `DEFAULT_SOLVERS`.
-        process: the process.
-        grid: a name in `GRIDS`, a function (process, steps) -> times, or a decreasing tensor of times, used as given.
-        steps: at most this many network calls (with a named grid; 10 when neither is given).
-        nfe: exactly this many network calls, or refused.
-    """
-    if isinstance(solver, Path):
-        solver = Tableau.load(solver)
-    if isinstance(solver, Tableau):
-        if grid != "default" or steps is not None or nfe is not None:
-            raise ValueError("got a ready table with grid, steps or nfe, which it has already: leave them out")
-        if solver.process != process:
-            raise ValueError(f"got a table written for {solver.process} to run on {process}: tabulate the solver again")
-        return solver
-    if solver is None:
-        solver = DEFAULT_SOLVERS[process.kind]
-    if isinstance(solver, str):
-        if solver not in SOLVERS and Path(solver).is_file():
-            raise ValueError(f"got solver {solver!r}, which is no name but a file: give Path({solver!r})")
-        solver = pick(SOLVERS, solver, "solver")
-    solver = solver() if callable(solver) else solver
-    if isinstance(solver, Driver):
-        solver.tabulate(process, torch.tensor([process.t_max, process.t_min], dtype=torch.float64))
-    if not isinstance(solver, Solver):
-        raise ValueError(f"got a {type(solver).__name__} as solver: give a name, a Solver, a Tableau or a Path")
-    if steps is not None and nfe is not None:
-        raise ValueError(f"got steps={steps} and nfe={nfe}: give one of them")
-    if isinstance(grid, str):  # of a function it is not known what else it depends on
-        key = solver.on(process), grid, GRIDS.get(grid), steps, nfe
-        return kept(key, lambda: _on_made_times(solver, process, grid, steps, nfe))
-    if callable(grid) and not isinstance(grid, Tensor):
-        return _on_made_times(solver, process, grid, steps, nfe)
-    if steps is not None:
-        raise ValueError(f"got steps={steps} with an explicit grid, whose length says the steps: give one of them")
-    table = solver.tabulate(process, as_grid(grid, process, None))
-    if nfe is not None and table.nfe != nfe:
-        raise ValueError(
-            f"got nfe={nfe} with a grid on which this solver takes {table.nfe} calls: give nfe={table.nfe}"
-        )
-    return table
-
-
-def _on_made_times(solver: Solver, process: Process, grid: str | Grid, steps: int | None, nfe: int | None) -> Tableau:
-    """The table on a grid that is made for as many intervals as the calls allow."""
-    made = solver.grid(grid) if isinstance(grid, str) else grid
-    if isinstance(grid, ToZero) and grid.grid is GRIDS["default"]:
-        made = replace(grid, grid=solver.grid("default"))
-    ends = Memory(process, [process.t_max, process.t_min])
-    with recalling(ends) if process.kind == "scalar" else nullcontext():
-        table = solver.tabulate(process, as_grid(made, process, intervals(solver, process, steps, nfe)))
-    if table.nfe != nfe if nfe is not None else table.nfe > (steps or 10):
-        asked = f"nfe={nfe}" if nfe is not None else f"steps={steps or 10}"
-        raise ValueError(f"got {asked} and a grid function on whose times this solver takes {table.nfe} calls")
-    return table
 
 
 @typed
@@ -184,8 +109,6 @@ def sample(
     if final not in ("state", "denoise"):
         raise ValueError(f"got final={final!r}: choose state or denoise")
     if as_driver(solver) is not None or parallel:
-        from fewstep.loop.solve import solve
-
         finite_start(x)
         if callback is not None or after is not None or differentiable:
             raise ValueError(
@@ -263,7 +186,7 @@ def on_table(
     mode = nullcontext() if differentiable else torch.no_grad() if plain else torch.inference_mode()
 
     last = denoiser.at(float(table.grid[-1])) if final == "denoise" else None
-    last = _under_autograd(last) if last and grad and not differentiable else last
+    last = under_autograd(last) if last and grad and not differentiable else last
 
     def run(*, look: bool, callback: Callback | None, tick: Callable[[], object] | None) -> Tensor:
         noises = noises_of(table, source, tuple(start.shape), start.dtype, start.device)
@@ -291,79 +214,6 @@ def on_table(
     return z.clone() if z.is_inference() and not torch.is_inference_mode_enabled() else z
 
 
-def on_raw_outputs(table: Tableau, denoiser: Any) -> Tableau:
-    """The same sampler on what the network returns, where that takes fewer passes over a state than converting it.
-
-    A conversion x0 = p z + q F takes two passes, and so does a derived head. In terms of F there is none, but a row
-    that reads an output reads its state too.
-    """
-    predicts = as_denoiser(denoiser).predicts
-    if table.output != "x0" or predicts == "data" or predicts not in PREDICTIONS or table.process.kind == "block":
-        return table
-    heads, raw = table.notes.get(predicts, (None, None))
-    if heads != table.heads:
-        raw = table.in_terms_of(predicts) if _shorter(table, predicts) else None
-        table.notes[predicts] = dict(table.heads), raw
-    return raw or table
-
-
-def _shorter(table: Tableau, predicts: str) -> bool:
-    """Whether the rows read fewer tensors in terms of what a network predicts."""
-    more = 0
-    for row in table.rows:
-        outputs = [s for s in row.form.terms if s[0] == "y"]
-        with_state = {("z", s[1]) for s in outputs if s[2] == "x0" or (s[2] == "noise" and predicts != "noise")}
-        more += len(with_state - set(row.form.terms)) + len({s[1] for s in outputs}) - len(outputs)
-    return more < 2 * (table.nfe + len(table.heads))
-
-
-def sample_shape(process: Process, shape: tuple[int, ...] | None, x: Tensor | None) -> Sequence[int]:
-    """The shape of a sample in data space; () where neither a shape nor a start says it."""
-    if shape is not None or x is None or x.ndim < 2 or not len(x):
-        return shape[1:] if isinstance(shape, tuple | list) else ()
-    return process.to_data(x[:1]).shape[1:]
-
-
-def informed(solver: Any, denoiser: Any, shape: Sequence[int]) -> Any:
-    """The default solver with what a denoiser and the shape of a sample say; any other as it is.
-
-    A default whose options are set already is another.
-    """
-    if solver in (None, "default", Default, Default()):
-        size = math.prod(shape) if shape else Default().size
-        return Default(size=max(size, 1), **about(denoiser))
-    return solver
-
-
-def as_driver(solver: Any) -> Driver | None:
-    """The driver that a name, a driver or what makes one says, or None."""
-    made = DRIVERS.get(solver) if isinstance(solver, str) else solver
-    made = made() if callable(made) else made
-    return made if isinstance(made, Driver) else None
-
-
-def intervals(solver: Solver | Driver, process: Process, steps: int | None, nfe: int | None) -> int:
-    """Grid intervals for at most `steps`, or exactly `nfe`, network calls."""
-    asked = nfe if nfe is not None else 10 if steps is None else steps
-    label = "nfe" if nfe is not None else "steps"
-    asked = whole(label, asked)
-    to_zero = float(process.log_snr(process.t_min)) == math.inf
-    count = asked
-    while count > 0 and solver.calls(count, to_zero=to_zero) > asked:
-        count -= 1
-    fewer = solver.calls(count, to_zero=to_zero) if count else None
-    more = solver.calls(count + 1, to_zero=to_zero)
-    if count == 0:
-        raise ValueError(
-            f"got {label}={asked} for {type(solver).__name__}, which takes at least {more} calls: give {more}"
-        )
-    if nfe is not None and fewer != nfe:
-        raise ValueError(
-            f"got nfe={nfe} for {type(solver).__name__}, which takes {fewer} or {more} calls: give one of them"
-        )
-    return count
-
-
 def same_model(denoiser: Any, table: Tableau) -> None:
     """Warns of a table that was fitted to other weights than those it is run with, where both tell."""
     theirs = (table.card or {}).get("weights")
@@ -375,15 +225,128 @@ def same_model(denoiser: Any, table: Tableau) -> None:
         )
 
 
-def one_less(final: str, steps: int | None, nfe: int | None) -> dict[str, int | None]:
-    """The calls left for the table when the last one is spent on x0_hat."""
-    if final == "state":
-        return {"steps": steps, "nfe": nfe}
-    left = {"steps": steps, "nfe": nfe}
-    for label, value in left.items():
-        if value is not None and whole(label, value) == 1:
-            raise ValueError(
-                f"got {label}=1 with final='denoise', which spends one call after the table: give at least 2"
-            )
-        left[label] = None if value is None else value - 1
-    return left
+@typed
+def solve(
+    denoiser: Denoises,
+    process: Process,
+    *,
+    solver: str | Solver | Driver | Callable[[], Any] | Tableau | Path | None = None,
+    grid: str | Tensor | Grid = "default",
+    steps: int | None = None,
+    nfe: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    x: Tensor | None = None,
+    seed: int = 0,
+    first: int = 0,
+    noise: Noise | NoiseSource | torch.Generator | Tensor | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    final: str = "state",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    parallel: Parallel | bool | int | None = None,
+    memory: int | str | Room | None = None,
+    compile: bool = False,
+    progress: bool | Callable[[float], object] = True,
+) -> Outcome:
+    """Samples, and what became of each: its network calls, its steps, its table, how it ended.
+
+    The arguments are those of `sample`. For a driver `steps` is the most network calls a sample may take, and an
+    explicit grid is its two ends; a driver that is given its grid (predictor-corrector) takes both as a solver does.
+    A sample that does not reach the end, or is not finite there, is no error here and takes no other with it: see
+    `Outcome.status` and `Outcome.sentence`.
+
+    Args:
+        parallel: for a table: True, a window or a `Parallel` runs it by Picard iteration.
+        final: with "denoise" the states are in data space: x0_hat for the samples that reached the end; the others are
+            there without that call.
+    """
+    if final not in ("state", "denoise"):
+        raise ValueError(f"got final={final!r}: choose state or denoise")
+    driver, source = as_driver(solver), noise_source(noise, seed, first)
+    denoiser = as_denoiser(denoiser)
+    same_process(denoiser, process)
+    budget = one_less(final, steps, nfe)
+    denoiser = compiled(denoiser) if compile else denoiser
+    if driver is not None:
+        if parallel or given:
+            raise ValueError(f"got parallel or given for {type(driver).__name__}, a driver: these are for tables")
+        driver, times = _placed(driver, process, grid, **budget)
+        start = start_state(process, float(times[0]), shape, x, source, dtype, device)
+        denoiser = in_pieces(denoiser, memory, start)
+        with torch.no_grad(), telling(progress, "sampling") as tell:
+            outcome = drive(driver, denoiser, process, start, times, source, tell)
+    else:
+        table = tabulate(informed(solver, denoiser, sample_shape(process, shape, x)), process, grid=grid, **budget)
+        times, start = table.grid, start_state(process, table.rows[0].t, shape, x, source, dtype, device)
+        same_model(denoiser, table)
+        warn_of_excess(table)
+        denoiser = in_pieces(denoiser, memory, start)
+        if parallel:
+            how = Parallel.of(parallel).within(denoiser.room.left, start) if memory else Parallel.of(parallel)
+            with torch.no_grad(), telling(progress, "sampling") as tell:
+                outcome = picard(table, denoiser, start, source, how, given=given, tell=tell)
+        else:
+            with recollection(table, process):
+                state = on_table(
+                    table, denoiser, start, source, given=given, compile=compile, progress=progress, strict=False
+                )
+            outcome = _sequential(table, state)
+    outcome = outcome if final == "state" else _denoised(outcome, denoiser, process, float(times[-1]))
+    made = None if driver is not None else table.solver
+    state = in_range(denoiser, process, outcome.state, float(times[-1]), solver=made, final=final)
+    return replace(outcome, state=state)
+
+
+def _placed(
+    driver: Driver, process: Process, grid: str | Tensor | Grid, *, steps: int | None, nfe: int | None
+) -> tuple[Driver, Tensor]:
+    """The driver with its limit of calls, and the grid it is given."""
+    label = type(driver).__name__
+    if not driver.own_times:
+        if isinstance(grid, str) or (callable(grid) and not isinstance(grid, Tensor)):
+            return driver, as_grid(grid, process, intervals(driver, process, steps, nfe))
+        if steps is not None or nfe is not None:
+            raise ValueError("got steps or nfe with an explicit grid, whose length says the steps: give one of them")
+        return driver, as_grid(grid, process, None)
+    if nfe is not None:
+        raise ValueError(
+            f"got nfe={nfe} for {label}, which takes as many network calls as it needs: give steps, the most it may"
+        )
+    if isinstance(grid, str) and grid == "default":
+        grid = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+    if isinstance(grid, str) or callable(grid) and not isinstance(grid, Tensor):
+        raise ValueError(f"got a grid by name for {label}, which chooses its own times: leave it out or give two ends")
+    times = as_grid(grid, process, None)
+    if len(times) != 2:
+        raise ValueError(f"got a grid of {len(times)} times for {label}, which chooses its own: give its two ends")
+    return driver if steps is None else driver.limited(steps), times
+
+
+def _denoised(outcome: Outcome, denoiser: Denoises, process: Process, t: float) -> Outcome:
+    """The outcome in data space, with x0_hat for the samples that reached the end."""
+    good = torch.tensor([status == "reached the end" for status in outcome.status])
+    data, index = process.to_data(outcome.state), good.nonzero().flatten()
+    if len(index):
+        rows = index.to(data.device)
+        with torch.no_grad():
+            chosen = denoiser if outcome.ok else of_samples(denoiser, index, len(good))
+            d = process.from_coordinates(predict(chosen, process, outcome.state[rows], t))
+        data = data.index_copy(0, rows, d)
+    status = tuple(b if a == "reached the end" else a for a, b in zip(outcome.status, ends_of(data), strict=True))
+    calls, rounds = outcome.calls + good, outcome.rounds + bool(len(index))
+    return replace(outcome, state=data, status=status, calls=calls, rounds=rounds)
+
+
+def _sequential(table: Tableau, state: Tensor) -> Outcome:
+    """The outcome of a table that was run row by row."""
+    every = torch.ones(len(state), dtype=torch.int64)
+    return Outcome(
+        state=state,
+        times=table.grid[-1] * every.double(),
+        status=ends_of(state),
+        calls=table.nfe * every,
+        accepted=(len(table.grid) - 1) * every,
+        rejected=0 * every,
+        rounds=table.nfe,
+        tables=lambda _: table,
+    )

@@ -1,0 +1,159 @@
+r"""The table of a run: what a solver writes on a process, a grid and a budget of network calls.
+
+process -> grid -> solver (writes a table, float64, before the run) -> sample (the only loop) -> states
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser.about import about
+from fewstep.grid import GRIDS, Grid, as_grid
+from fewstep.grid.spacing import ToZero
+from fewstep.process import Process
+from fewstep.process.base import Memory, recalling
+from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, SOLVERS, Default, Solver
+from fewstep.solver.driver.base import Driver
+from fewstep.tableau import Tableau
+from fewstep.tableau.kept import kept
+from fewstep.words import pick, typed, whole
+
+__all__ = ["as_driver", "informed", "intervals", "one_less", "sample_shape", "tabulate"]
+
+
+@typed
+def tabulate(
+    solver: str | Solver | Driver | Callable[[], Any] | Tableau | Path | None,
+    process: Process,
+    *,
+    grid: str | Tensor | Grid = "default",
+    steps: int | None = None,
+    nfe: int | None = None,
+) -> Tableau:
+    """The table of a solver on a process and a grid.
+
+    Args:
+        solver: a name in `SOLVERS`, a solver, a table (returned as it is) or a file that `Tableau.save` wrote; None is
+            the default of the process's kind, in `DEFAULT_SOLVERS`.
+        process: the process.
+        grid: a name in `GRIDS`, a function (process, steps) -> times, or a decreasing tensor of times, used as given.
+        steps: at most this many network calls (with a named grid; 10 when neither is given).
+        nfe: exactly this many network calls, or refused.
+    """
+    if isinstance(solver, Path):
+        solver = Tableau.load(solver)
+    if isinstance(solver, Tableau):
+        if grid != "default" or steps is not None or nfe is not None:
+            raise ValueError("got a ready table with grid, steps or nfe, which it has already: leave them out")
+        if solver.process != process:
+            raise ValueError(f"got a table written for {solver.process} to run on {process}: tabulate the solver again")
+        return solver
+    if solver is None:
+        solver = DEFAULT_SOLVERS[process.kind]
+    if isinstance(solver, str):
+        if solver not in SOLVERS and Path(solver).is_file():
+            raise ValueError(f"got solver {solver!r}, which is no name but a file: give Path({solver!r})")
+        solver = pick(SOLVERS, solver, "solver")
+    solver = solver() if callable(solver) else solver
+    if isinstance(solver, Driver):
+        solver.tabulate(process, torch.tensor([process.t_max, process.t_min], dtype=torch.float64))
+    if not isinstance(solver, Solver):
+        raise ValueError(f"got a {type(solver).__name__} as solver: give a name, a Solver, a Tableau or a Path")
+    if steps is not None and nfe is not None:
+        raise ValueError(f"got steps={steps} and nfe={nfe}: give one of them")
+    if isinstance(grid, str):  # of a function it is not known what else it depends on
+        key = solver.on(process), grid, GRIDS.get(grid), steps, nfe
+        return kept(key, lambda: _on_made_times(solver, process, grid, steps, nfe))
+    if callable(grid) and not isinstance(grid, Tensor):
+        return _on_made_times(solver, process, grid, steps, nfe)
+    if steps is not None:
+        raise ValueError(f"got steps={steps} with an explicit grid, whose length says the steps: give one of them")
+    table = solver.tabulate(process, as_grid(grid, process, None))
+    if nfe is not None and table.nfe != nfe:
+        raise ValueError(
+            f"got nfe={nfe} with a grid on which this solver takes {table.nfe} calls: give nfe={table.nfe}"
+        )
+    return table
+
+
+def _on_made_times(solver: Solver, process: Process, grid: str | Grid, steps: int | None, nfe: int | None) -> Tableau:
+    """The table on a grid that is made for as many intervals as the calls allow."""
+    made = solver.grid(grid) if isinstance(grid, str) else grid
+    if isinstance(grid, ToZero) and grid.grid is GRIDS["default"]:
+        made = replace(grid, grid=solver.grid("default"))
+    ends = Memory(process, [process.t_max, process.t_min])
+    with recalling(ends) if process.kind == "scalar" else nullcontext():
+        table = solver.tabulate(process, as_grid(made, process, intervals(solver, process, steps, nfe)))
+    if table.nfe != nfe if nfe is not None else table.nfe > (steps or 10):
+        asked = f"nfe={nfe}" if nfe is not None else f"steps={steps or 10}"
+        raise ValueError(f"got {asked} and a grid function on whose times this solver takes {table.nfe} calls")
+    return table
+
+
+def sample_shape(process: Process, shape: tuple[int, ...] | None, x: Tensor | None) -> Sequence[int]:
+    """The shape of a sample in data space; () where neither a shape nor a start says it."""
+    if shape is not None or x is None or x.ndim < 2 or not len(x):
+        return shape[1:] if isinstance(shape, tuple | list) else ()
+    return process.to_data(x[:1]).shape[1:]
+
+
+def informed(solver: Any, denoiser: Any, shape: Sequence[int]) -> Any:
+    """The default solver with what a denoiser and the shape of a sample say; any other as it is.
+
+    A default whose options are set already is another.
+    """
+    if solver in (None, "default", Default, Default()):
+        size = math.prod(shape) if shape else Default().size
+        return Default(size=max(size, 1), **about(denoiser))
+    return solver
+
+
+def as_driver(solver: Any) -> Driver | None:
+    """The driver that a name, a driver or what makes one says, or None."""
+    made = DRIVERS.get(solver) if isinstance(solver, str) else solver
+    made = made() if callable(made) else made
+    return made if isinstance(made, Driver) else None
+
+
+def intervals(solver: Solver | Driver, process: Process, steps: int | None, nfe: int | None) -> int:
+    """Grid intervals for at most `steps`, or exactly `nfe`, network calls."""
+    asked = nfe if nfe is not None else 10 if steps is None else steps
+    label = "nfe" if nfe is not None else "steps"
+    asked = whole(label, asked)
+    to_zero = float(process.log_snr(process.t_min)) == math.inf
+    count = asked
+    while count > 0 and solver.calls(count, to_zero=to_zero) > asked:
+        count -= 1
+    fewer = solver.calls(count, to_zero=to_zero) if count else None
+    more = solver.calls(count + 1, to_zero=to_zero)
+    if count == 0:
+        raise ValueError(
+            f"got {label}={asked} for {type(solver).__name__}, which takes at least {more} calls: give {more}"
+        )
+    if nfe is not None and fewer != nfe:
+        raise ValueError(
+            f"got nfe={nfe} for {type(solver).__name__}, which takes {fewer} or {more} calls: give one of them"
+        )
+    return count
+
+
+def one_less(final: str, steps: int | None, nfe: int | None) -> dict[str, int | None]:
+    """The calls left for the table when the last one is spent on x0_hat."""
+    if final == "state":
+        return {"steps": steps, "nfe": nfe}
+    left = {"steps": steps, "nfe": nfe}
+    for label, value in left.items():
+        if value is not None and whole(label, value) == 1:
+            raise ValueError(
+                f"got {label}=1 with final='denoise', which spends one call after the table: give at least 2"
+            )
+        left[label] = None if value is None else value - 1
+    return left
