@@ -33,40 +33,24 @@ SHOWN = 32  # samples of a seed that are kept themselves, for the sheet
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What is measured together: a run on one seed.
+    """What is measured together: a run on one seed."""
 
-    Attributes:
-        run: the contender, ready.
-        seed: of noises and classes.
-        seen: whether features are taken.
-    """
-
-    run: Run
-    seed: int
-    seen: bool = True
+    run: Run  # the contender, ready
+    seed: int  # of noises and classes
+    seen: bool = True  # whether features are taken
 
 
 @dataclass(frozen=True)
 class Study:
-    """What all cells share.
+    """What all cells share."""
 
-    Attributes:
-        subject: what is sampled.
-        features: the feature space.
-        exact: the run whose end stands for the exact one.
-        kept: the folder of the parts.
-        batch: samples a network call.
-        device: where the network runs.
-        tick: called with the number of samples after every network call.
-    """
-
-    subject: Subject
-    features: Features
-    exact: Run
-    kept: Path
-    batch: int = 128
-    device: str = "cpu"
-    tick: Callable[[int], object] = lambda n: None
+    subject: Subject  # what is sampled
+    features: Features  # the feature space
+    exact: Run  # the run whose end stands for the exact one
+    kept: Path  # the folder of the parts
+    batch: int = 128  # samples a network call
+    device: str = "cpu"  # where the network runs
+    tick: Callable[[int], object] = lambda n: None  # called with the number of samples after every network call
 
     def work(self, cells: Sequence[Cell], count: int) -> int:
         """Samples times network calls that `make` would spend on the cells."""

@@ -49,19 +49,12 @@ _DRIVER = "got {} to compare at equal calls: it chooses its steps while it runs 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A contender made ready for one process and one number of network calls.
+    """A contender made ready for one process and one number of network calls."""
 
-    Attributes:
-        calls: network calls of a sample, at most what was asked.
-        digest: says what decides the samples beside model and noise; kept results are found again by it.
-        end: "state" or "data", see the module.
-        go: (denoiser, standard normal noise (batch, *state), seed, number of the first sample) -> samples in data
-            space.
-    """
-
-    calls: int
-    digest: str
-    end: str
+    calls: int  # network calls of a sample, at most what was asked
+    digest: str  # says what decides the samples beside model and noise; kept results are found again by it
+    end: str  # "state" or "data", see the module
+    # (denoiser, standard normal noise (batch, *state), seed, number of the first sample) -> samples in data space
     go: Callable[[Denoises, Tensor, int, int], Tensor]
 
 

@@ -46,21 +46,14 @@ SPLITS |= dict.fromkeys(("val", "valid", "validation", "eval", "dev"), "another"
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """An array in the file that has not been read.
+    """An array in the file that has not been read."""
 
-    Attributes:
-        key: its name in the file.
-        word: its name without the split, in small letters.
-        split: "train", "test", "another", or "" where the name tells none.
-        size: bytes of its numbers.
-    """
-
-    key: str
-    word: str
-    split: str
+    key: str  # its name in the file
+    word: str  # its name without the split, in small letters
+    split: str  # "train", "test", "another", or "" where the name tells none
     shape: tuple[int, ...]
     dtype: np.dtype
-    size: int
+    size: int  # bytes of its numbers
 
     def __str__(self) -> str:
         return f"{self.key} {self.dtype} {self.shape}"

@@ -35,19 +35,12 @@ _REACH = 3.0  # how far a step's logarithm may go from the start's: a grid never
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Freedom:
-    """The free numbers around one solver on one grid.
+    """The free numbers around one solver on one grid."""
 
-    Args:
-        solver: the published solver that is fitted; deterministic.
-        process: the process.
-        grid: its grid, (m + 1,).
-        mode: "exact" or "free".
-    """
-
-    solver: Solver
-    process: Process
-    grid: Tensor
-    mode: str
+    solver: Solver  # the published solver that is fitted; deterministic
+    process: Process  # the process
+    grid: Tensor  # its grid, (m + 1,)
+    mode: str  # "exact" or "free"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

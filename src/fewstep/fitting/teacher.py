@@ -24,26 +24,16 @@ FIRST = 2**31  # number of the first noise: apart from those that samples are dr
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """The runs a solver is fitted on and judged by: number i of `samples` for the fit, then `held_out` more.
+    """The runs a solver is fitted on and judged by: number i of `samples` for the fit, then `held_out` more."""
 
-    Args:
-        conditioned: the denoiser of a slice of the runs.
-        process: the process.
-        shape: of one sample, in data space.
-        samples, held_out: how many runs.
-        batch: runs a network call.
-        seed: of the noises.
-        dtype, device: of the states.
-    """
-
-    conditioned: Callable[[slice], Any]
-    process: Process
-    shape: tuple[int, ...]
-    samples: int
+    conditioned: Callable[[slice], Any]  # the denoiser of a slice of the runs
+    process: Process  # the process
+    shape: tuple[int, ...]  # of one sample, in data space
+    samples: int  # how many runs
     held_out: int
-    batch: int
-    seed: int
-    dtype: torch.dtype = torch.float32
+    batch: int  # runs a network call
+    seed: int  # of the noises
+    dtype: torch.dtype = torch.float32  # of the states
     device: torch.device | str = "cpu"
 
     def slices(self, *, held_out: bool) -> list[slice]:

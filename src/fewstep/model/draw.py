@@ -30,22 +30,14 @@ __all__ = ["Drawn", "conditioned", "draw", "suited"]
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What `draw` returns.
+    """What `draw` returns."""
 
-    Attributes:
-        samples: (num, *shape) float32 in data space, on the CPU; without those that are set aside.
-        aside: the numbers of the samples that were set aside, and why, in a sentence.
-        calls: network calls of a sample, counted; of a driver, whose samples differ, the mean.
-        evaluations: of the network for a sample, counted where it is called: two for a guided call.
-        seconds: for all of them.
-        beyond: what of the samples lies far outside the data's range, where that is known; None where nothing does.
-    """
-
-    samples: Tensor
-    aside: dict[int, str]
-    calls: int
-    evaluations: int
-    seconds: float
+    samples: Tensor  # (num, *shape) float32 in data space, on the CPU; without those that are set aside
+    aside: dict[int, str]  # the numbers of the samples that were set aside, and why, in a sentence
+    calls: int  # network calls of a sample, counted; of a driver, whose samples differ, the mean
+    evaluations: int  # of the network for a sample, counted where it is called: two for a guided call
+    seconds: float  # for all of them
+    # what of the samples lies far outside the data's range, where that is known; None where nothing does
     beyond: Beyond | None = None
 
     @property

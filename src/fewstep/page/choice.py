@@ -46,27 +46,16 @@ def bounded(chosen: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice(Typed):
-    """The fields of the page.
+    """The fields of the page."""
 
-    Attributes:
-        solver: a name in `fewstep.SOLVERS`, or `DEFAULT`.
-        options: of the solver, written as "eta=0.5, noise=1.003".
-        grid: a name in `fewstep.GRIDS`.
-        steps: at most this many network calls.
-        scale: of classifier-free guidance; 1 is none.
-        label: `EACH`, `NONE` or class names, separated by commas.
-        seed: of the noise.
-        num: how many samples.
-    """
-
-    solver: str = DEFAULT
-    options: str = ""
-    grid: str = DEFAULT
-    steps: int = 10
-    scale: float = 1.0
-    label: str = EACH
-    seed: int = 0
-    num: int = 16
+    solver: str = DEFAULT  # a name in `fewstep.SOLVERS`, or `DEFAULT`
+    options: str = ""  # of the solver, written as "eta=0.5, noise=1.003"
+    grid: str = DEFAULT  # a name in `fewstep.GRIDS`
+    steps: int = 10  # at most this many network calls
+    scale: float = 1.0  # of classifier-free guidance; 1 is none
+    label: str = EACH  # `EACH`, `NONE` or class names, separated by commas
+    seed: int = 0  # of the noise
+    num: int = 16  # how many samples
 
     def __post_init__(self) -> None:
         bounded(self)
@@ -74,24 +63,15 @@ class Choice(Typed):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """A choice on a model, ready to run.
+    """A choice on a model, ready to run."""
 
-    Attributes:
-        model, choice: what it was made of.
-        name: of the solver, in `fewstep.SOLVERS`.
-        solver: the table to run, or a driver, which has none before the run.
-        labels: a class number for each sample, or None for none.
-        final: "zero" where the last step goes to sigma = 0, else "state".
-        denoiser: the model's, with its labels and its guidance.
-    """
-
-    model: Model
+    model: Model  # what it was made of
     choice: Choice
-    name: str
-    solver: Tableau | Driver
-    labels: list[int] | None
-    final: str
-    denoiser: Callable[[Tensor, Any], Tensor]
+    name: str  # of the solver, in `fewstep.SOLVERS`
+    solver: Tableau | Driver  # the table to run, or a driver, which has none before the run
+    labels: list[int] | None  # a class number for each sample, or None for none
+    final: str  # "zero" where the last step goes to sigma = 0, else "state"
+    denoiser: Callable[[Tensor, Any], Tensor]  # the model's, with its labels and its guidance
 
     @staticmethod
     def of(choice: Choice, model: Model) -> Run:

@@ -56,20 +56,13 @@ class _Refused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """An ASGI application in front of another.
+    """An ASGI application in front of another."""
 
-    Attributes:
-        app: the page.
-        host: the name it is served on, as given at the start.
-        address: the IP address that name stands for.
-        port: where.
-        token: what a visitor must bring; by default a random one where others than this machine reach the address.
-    """
-
-    app: Callable[..., Awaitable[None]]
-    host: str
-    address: str
-    port: int
+    app: Callable[..., Awaitable[None]]  # the page
+    host: str  # the name it is served on, as given at the start
+    address: str  # the IP address that name stands for
+    port: int  # where
+    # what a visitor must bring; by default a random one where others than this machine reach the address
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

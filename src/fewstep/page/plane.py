@@ -108,23 +108,14 @@ MIXTURES: dict[str, Callable[[], Shape]] = {"ring of eight": _ring, "spiral": _s
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Walk:
-    """A run in the plane.
+    """A run in the plane."""
 
-    Attributes:
-        shape: the mixture.
-        angles: phi of every network call and of the end.
-        points: (calls + 1, n, 2), the states there.
-        exact: the ODE's paths from the same starts (steps + 1, n, 2), or None for a solver that adds noise.
-        calls: network calls.
-        distance: root mean square distance of the samples to the ends of the exact paths.
-    """
-
-    shape: Shape
-    angles: list[float]
-    points: Tensor
-    exact: Tensor | None
-    calls: int
-    distance: float | None
+    shape: Shape  # the mixture
+    angles: list[float]  # phi of every network call and of the end
+    points: Tensor  # (calls + 1, n, 2), the states there
+    exact: Tensor | None  # the ODE's paths from the same starts (steps + 1, n, 2), or None for a solver that adds noise
+    calls: int  # network calls
+    distance: float | None  # root mean square distance of the samples to the ends of the exact paths
 
     def __str__(self) -> str:
         if self.distance is None:

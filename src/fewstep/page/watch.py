@@ -77,19 +77,12 @@ class Finished:
 
 @dataclass(frozen=True, eq=False)
 class Watched(Around):
-    """A denoiser that keeps what it returned last in `seen` (num, *shape), and is the same otherwise.
+    """A denoiser that keeps what it returned last in `seen` (num, *shape), and is the same otherwise."""
 
-    Args:
-        denoiser: what is watched.
-        process: its process.
-        seen: x0_hat of every sample of the run, in data space.
-        index: the samples that this one is for, as `of_samples` chose them.
-    """
-
-    denoiser: Denoiser
-    process: Process
-    seen: Tensor
-    index: Tensor
+    denoiser: Denoiser  # what is watched
+    process: Process  # its process
+    seen: Tensor  # x0_hat of every sample of the run, in data space
+    index: Tensor  # the samples that this one is for, as `of_samples` chose them
 
     def select(self, index: Tensor) -> Watched:
         """The same for some of its samples."""

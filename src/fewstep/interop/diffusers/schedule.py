@@ -22,19 +22,12 @@ Clipping = Callable[[Denoises], Denoiser]
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """A table and the time step of each of its calls, as the network is told it.
+    """A table and the time step of each of its calls, as the network is told it."""
 
-    Attributes:
-        table: begins at a row that is evaluated.
-        timesteps: (nfe,) float64 time steps of the calls.
-        convention: of the network.
-        clipping: what makes a denoiser whose x0_hat is clipped of one.
-    """
-
-    table: Tableau
-    timesteps: Tensor
-    convention: Convention
-    clipping: Clipping | None = None
+    table: Tableau  # begins at a row that is evaluated
+    timesteps: Tensor  # (nfe,) float64 time steps of the calls
+    convention: Convention  # of the network
+    clipping: Clipping | None = None  # what makes a denoiser whose x0_hat is clipped of one
 
     @staticmethod
     def of(table: Tableau, convention: Convention, clipping: Clipping | None = None) -> Schedule:
