@@ -10,7 +10,7 @@ import torch
 
 import fewstep as fs
 from fewstep.bench.cell import Study
-from fewstep.bench.contender import Contender, Run, exact, ours
+from fewstep.bench.contender import Contender, Prepared, exact, ours
 from fewstep.bench.features import features_of
 from fewstep.bench.peers import peers
 from fewstep.bench.run import Entry, Made
@@ -37,7 +37,7 @@ def study(tmp_path, **changes) -> Study:
     return replace(made, **changes)
 
 
-def the(name: str, calls: int, subject: Subject | None = None) -> Run:
+def the(name: str, calls: int, subject: Subject | None = None) -> Prepared:
     (contender,) = ours([name], subject or toy())
     return contender.prepare((subject or toy()).process, calls)
 

@@ -19,9 +19,8 @@ from fewstep.bench.cell import Cell
 from fewstep.bench.features import features_of, real
 from fewstep.check import matrix
 from fewstep.files import load_tensors, save_tensors
-from fewstep.fitting.saved import Saved
+from fewstep.saved import Saved
 from fewstep.stats import measure
-from fewstep.stats.measurement import _Part
 from fewstep.train import train
 from fewstep.train.loop import read_header
 
@@ -71,29 +70,15 @@ def test_a_damaged_part_of_a_fit_is_as_good_as_none(tmp_path, capsys):
         path.write_bytes(content)
         assert saved.read() == {}
     assert "made anew" in capsys.readouterr().err
-    for changed in ({"said": torch.tensor(1.5)}, {"said": torch.tensor([-1, 300])}, {"said": None}, {"ends": None}):
+    for changed in ({"said": torch.tensor(1.5)}, {"said": torch.tensor([-1, 300])}, {"said": None}, {"ends": None},
+                    {"ends": torch.tensor(0.5)}):  # fmt: skip
         path.write_bytes(whole)
         unsealed(path, **changed)
         assert saved.read() == {}
 
 
 def test_a_damaged_part_of_a_measurement_is_as_good_as_none(tmp_path, capsys, monkeypatch):
-    path, said = tmp_path / "a.part", {"nodes": "3"}
-    part = _Part(path, said)
-    part.rows = [{"e2": torch.tensor(0.5), "e": torch.zeros(2)}]
-    part.save()
-    whole = path.read_bytes()
-    assert len(_Part(path, said).rows) == 1
-    for content in damaged(whole, 60):
-        path.write_bytes(content)
-        assert _Part(path, said).rows == []
-    assert "made anew" in capsys.readouterr().err
-    for changed in ({"said": torch.tensor(1.5)}, {"said": None}, {"e2": torch.tensor(0.5)}, {"e": torch.zeros(7, 9)}):
-        path.write_bytes(whole)
-        unsealed(path, **changed)
-        assert _Part(path, said).rows == []
-
-    monkeypatch.setattr("fewstep.stats.measurement._EVERY", -1.0)
+    monkeypatch.setattr("fewstep.saved._EVERY", -1.0)
     p = fs.VP()
     denoiser, out = oracle.denoiser(p), tmp_path / "statistics.safetensors"
     data = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)

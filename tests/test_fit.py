@@ -12,14 +12,16 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep import saved
 from fewstep.check.exactness import check_point_mass
 from fewstep.denoiser.base import fingerprint
-from fewstep.fitting import descent, objective, saved
+from fewstep.fitting import descent, objective
 from fewstep.fitting.freedom import Freedom
 from fewstep.fitting.starts import _grids
 from fewstep.fitting.teacher import FIRST, Task, record
 from fewstep.loop.plan import Plan
 from fewstep.loop.walk import walk
+from fewstep.saved import Saved
 
 VP = fs.VP()
 PROCESSES = {
@@ -183,14 +185,14 @@ def test_a_recording_goes_on_and_another_task_starts_anew(tmp_path, monkeypatch)
     task = Task(conditioned=lambda _: counted, process=VP, shape=(2,), samples=20, held_out=9, batch=8, seed=0)
     table = fs.tabulate("ddim", VP, steps=10)
     with pytest.raises(KeyboardInterrupt):
-        record(task, table, tmp_path / "t", {"a": 1}, progress=False)
-    ends = record(task, table, tmp_path / "t", {"a": 1}, progress=False)
+        record(task, table, Saved(tmp_path / "t", {"a": 1}), progress=False)
+    ends = record(task, table, Saved(tmp_path / "t", {"a": 1}), progress=False)
     assert calls[25:] == [4] * 10 + [8] * 10 + [1] * 10
-    torch.testing.assert_close(ends, record(task, table, None, {}, progress=False), rtol=0, atol=0)
+    torch.testing.assert_close(ends, record(task, table, Saved(None, {}), progress=False), rtol=0, atol=0)
     seen = len(calls)
-    record(task, table, tmp_path / "t", {"a": 1}, progress=False)
+    record(task, table, Saved(tmp_path / "t", {"a": 1}), progress=False)
     assert len(calls) == seen
-    record(task, table, tmp_path / "t", {"a": 2}, progress=False)
+    record(task, table, Saved(tmp_path / "t", {"a": 2}), progress=False)
     assert len(calls) == seen + 50
 
 
@@ -206,7 +208,7 @@ def test_a_recording_of_other_noise_is_not_taken(tmp_path, monkeypatch):
     options = {"steps": 3, "shape": (2,), "solver": "ddim", "grid": "logistic", "samples": 8, "held_out": 4,
                "teacher_steps": 4, "descent": fs.Descent(iterations=1), "progress": False}  # fmt: skip
     for stream in (1, fs.noise.STREAM):
-        monkeypatch.setattr("fewstep.fitting.door.STREAM", stream)
+        monkeypatch.setattr("fewstep.fitting.card.STREAM", stream)
         table = fs.fit(mixture(), VP, out=tmp_path / "a.table", **options)
         assert table.card["noise_stream"] == stream
     assert len(list(tmp_path.glob("teacher-*"))) == 2

@@ -18,7 +18,7 @@ import fewstep as fs
 from fewstep.cli import main
 from fewstep.denoiser import Counted
 from fewstep.page import figures, html
-from fewstep.page.choice import NONE, Choice, Run
+from fewstep.page.choice import NONE, Choice, Job
 from fewstep.page.plane import MIXTURES, SCALAR, Plane
 from fewstep.page.watch import Finished, Frame, frames, side_by_side
 
@@ -44,7 +44,7 @@ def model(monkeypatch) -> fs.Model:
 
 
 def watched(choice: Choice, model: fs.Model) -> tuple[list[Frame], Finished]:
-    *under_way, end = frames(Run.of(choice, model))
+    *under_way, end = frames(Job.of(choice, model))
     assert isinstance(end, Finished)
     assert all(isinstance(frame, Frame) for frame in under_way)
     return under_way, end
@@ -68,7 +68,7 @@ CHOICES = {
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
 def test_the_python_repeats_the_run_to_the_bit(model, choice):
     _, end = watched(choice, model)
-    run = Run.of(choice, model)
+    run = Job.of(choice, model)
     assert run.python.count("\n") == 5
     names: dict[str, Tensor] = {}
     exec(run.python, names)
@@ -79,7 +79,7 @@ def test_the_python_repeats_the_run_to_the_bit(model, choice):
 def test_a_frame_is_what_the_network_makes_of_the_state_at_that_call(model):
     choice = Choice(solver="ddim", steps=5)
     under_way, end = watched(choice, model)
-    run, seen = Run.of(choice, model), []
+    run, seen = Job.of(choice, model), []
     fs.sample(
         run.denoiser, model.process, solver=run.solver, shape=(16, 1, 4, 4), callback=lambda *row: seen.append(row[3])
     )
@@ -102,7 +102,7 @@ def test_a_watched_call_evaluates_what_an_unwatched_one_does(model, monkeypatch)
     monkeypatch.setattr(Net, "forward", lambda self, *x, **y: seen.append(len(x[0])) or forward(self, *x, **y))
     watched(Choice(solver="ddim-cfgpp", scale=2.0, steps=3, label="shoe"), model)
     watching, seen[:] = list(seen), []
-    run = Run.of(Choice(solver="ddim-cfgpp", scale=2.0, steps=3, label="shoe"), model)
+    run = Job.of(Choice(solver="ddim-cfgpp", scale=2.0, steps=3, label="shoe"), model)
     run.solve(run.denoiser, lambda _: None)
     assert sum(watching) == sum(seen) == 3 * 2 * 16
 
@@ -116,9 +116,9 @@ def test_a_driver_shows_every_sample(model):
 
 
 def test_a_run_that_nobody_watches_ends_at_its_next_call(model):
-    run = Run.of(Choice(steps=50), model)
+    run = Job.of(Choice(steps=50), model)
     counted = Counted(run.denoiser)
-    watching = frames(Run(**{**vars(run), "denoiser": counted}))
+    watching = frames(Job(**{**vars(run), "denoiser": counted}))
     next(watching)
     next(watching)
     watching.close()
@@ -126,7 +126,7 @@ def test_a_run_that_nobody_watches_ends_at_its_next_call(model):
 
 
 def test_two_runs_go_in_turns_from_the_same_noise(model):
-    runs = [Run.of(Choice(solver=name, steps=4), model) for name in ("ddim", "ddim", "dpmpp-2m")]
+    runs = [Job.of(Choice(solver=name, steps=4), model) for name in ("ddim", "ddim", "dpmpp-2m")]
     seen = list(side_by_side(runs))
     assert [frame.share for frame in seen[1] if isinstance(frame, Frame)] == [0.5, 0.5, 0.5]
     same, again, other = seen[-1]
@@ -161,18 +161,18 @@ def test_two_runs_go_in_turns_from_the_same_noise(model):
 )
 def test_a_choice_without_effect_or_sense_is_refused_in_a_sentence(model, choice, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Run.of(Choice(**choice), model)
+        Job.of(Choice(**choice), model)
 
 
 def test_what_a_network_does_not_return_is_said_by_the_run(model):
     with pytest.raises(ValueError, match="reads output 'sn', which the denoiser does not return"):
-        list(frames(Run.of(Choice(solver="sn-ddpm"), model)))
+        list(frames(Job.of(Choice(solver="sn-ddpm"), model)))
 
 
 def test_pictures_alone_are_shown(model):
     latent = fs.Model(**{**vars(model), "shape": (4, 4, 4)})
     with pytest.raises(ValueError, match="the page shows pictures of 1 or 3 channels"):
-        Run.of(Choice(), latent)
+        Job.of(Choice(), latent)
 
 
 def test_the_files_hold_the_run(model, tmp_path):

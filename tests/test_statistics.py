@@ -151,7 +151,7 @@ def test_statistics_that_are_none_are_refused(values, sentence):
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
     """The same numbers, and only the missing calls; other settings start anew."""
-    monkeypatch.setattr("fewstep.stats.measurement._EVERY", 0.0)
+    monkeypatch.setattr("fewstep.saved._EVERY", 0.0)
     p = fs.VP()
     mixture = oracle.denoiser(p)
     data, out = data_of(mixture, 6), tmp_path / "statistics.safetensors"

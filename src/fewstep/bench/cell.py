@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.bench.contender import Run
+from fewstep.bench.contender import Prepared
 from fewstep.bench.features import Features
 from fewstep.bench.subject import Subject
 from fewstep.denoiser import Counted
@@ -35,7 +35,7 @@ SHOWN = 32  # samples of a seed that are kept themselves, for the sheet
 class Cell:
     """What is measured together: a run on one seed."""
 
-    run: Run  # the contender, ready
+    run: Prepared  # the contender, ready
     seed: int  # of noises and classes
     seen: bool = True  # whether features are taken
 
@@ -46,7 +46,7 @@ class Study:
 
     subject: Subject  # what is sampled
     features: Features  # the feature space
-    exact: Run  # the run whose end stands for the exact one
+    exact: Prepared  # the run whose end stands for the exact one
     kept: Path  # the folder of the parts
     batch: int = 128  # samples a network call
     device: str = "cpu"  # where the network runs

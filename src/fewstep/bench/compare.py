@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.bench.cell import Cell, Study
-from fewstep.bench.contender import Contender, Run, exact, ours, without
+from fewstep.bench.contender import Contender, Prepared, exact, ours, without
 from fewstep.bench.features import Real, features_of, real
 from fewstep.bench.measure import Meter, Row
 from fewstep.bench.peers import peers
@@ -238,9 +238,9 @@ def _contenders(asked: Asked, sampled: Subject) -> tuple[list[Contender], dict[s
     return found, missing
 
 
-def _first_of_each_group(ready: Sequence[tuple[Entry, Run]], most: int) -> list[tuple[Entry, Run]]:
+def _first_of_each_group(ready: Sequence[tuple[Entry, Prepared]], most: int) -> list[tuple[Entry, Prepared]]:
     """The first entries of each group and number of calls."""
-    found: dict[tuple[str, int], list[tuple[Entry, Run]]] = {}
+    found: dict[tuple[str, int], list[tuple[Entry, Prepared]]] = {}
     for entry, run in ready:
         found.setdefault((entry.contender.group, entry.calls), []).append((entry, run))
     return [pair for pairs in found.values() for pair in pairs[:most]]

@@ -36,7 +36,7 @@ from fewstep.words import pick
 if TYPE_CHECKING:
     from fewstep.bench.subject import Subject
 
-__all__ = ["FITTED", "OURS", "PEERS", "SAME", "Contender", "Run", "exact", "is_table", "ours", "run_of", "without"]
+__all__ = ["FITTED", "OURS", "PEERS", "SAME", "Contender", "Prepared", "exact", "is_table", "ours", "run_of", "without"]
 
 OURS, FITTED, PEERS, SAME = "fewstep", "fitted", "peers", "peers on our grid"
 ENDS: dict[str, Callable[[Grid], Grid]] = {
@@ -48,7 +48,7 @@ _DRIVER = "got {} to compare at equal calls: it chooses its steps while it runs 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Prepared:
     """A contender made ready for one process and one number of network calls."""
 
     calls: int  # network calls of a sample, at most what was asked
@@ -67,7 +67,7 @@ class Contender:
 
     name: str
     group: str
-    prepare: Callable[[Process, int], Run]
+    prepare: Callable[[Process, int], Prepared]
     counts: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ def ours(specs: Sequence[str], subject: Subject) -> list[Contender]:
     return list(found.values())
 
 
-def exact(subject: Subject, calls: int, grid: str = "default") -> Run:
+def exact(subject: Subject, calls: int, grid: str = "default") -> Prepared:
     """The run whose end stands for the exact one: a multistep method of order 3 with corrector at many calls."""
     run = _prepare("multistep-pc-3", grid, subject, subject.process, calls)
     return replace(run, digest=f"exact {run.digest}")  # other cells than that solver's as a contender
@@ -142,7 +142,7 @@ def _solver(name: str, grid: str, subject: Subject) -> Contender:
     return Contender(name=shown, group=OURS, prepare=partial(_prepare, name, grid, subject))
 
 
-def _prepare(name: str, grid: str, subject: Subject, process: Process, calls: int) -> Run:
+def _prepare(name: str, grid: str, subject: Subject, process: Process, calls: int) -> Prepared:
     solver = load_solver(name) if ":" in name else TABLES[name]()
     if isinstance(solver, Driver):
         raise ValueError(_DRIVER.format(name))
@@ -158,7 +158,7 @@ def _table(path: Path, name: str, subject: Subject) -> Contender:
     return Contender(name=name, group=FITTED, prepare=lambda process, calls: run_of(table), counts=(table.nfe,))
 
 
-def run_of(table: Tableau) -> Run:
+def run_of(table: Tableau) -> Prepared:
     """A table made ready."""
     bare = replace(table, card=None)  # whose it is has been said
 
@@ -168,4 +168,4 @@ def run_of(table: Tableau) -> Run:
         return table.process.to_data(z)
 
     end = "data" if table.process.log_snr(float(table.grid[-1])) == math.inf else "state"
-    return Run(calls=table.nfe, digest=hashlib.sha256(to_bytes(table)).hexdigest(), end=end, go=go)
+    return Prepared(calls=table.nfe, digest=hashlib.sha256(to_bytes(table)).hexdigest(), end=end, go=go)

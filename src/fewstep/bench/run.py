@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.bench.cell import Cell, Study
-from fewstep.bench.contender import Contender, Run
+from fewstep.bench.contender import Contender, Prepared
 from fewstep.process import Process
 from fewstep.quality import Yardstick
 
@@ -30,7 +30,7 @@ class Entry:
 
     contender: Contender
     calls: int
-    run: Run | None = None
+    run: Prepared | None = None
     failed: str = ""
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from types import ModuleType
 
 from fewstep.cli import bench, check, demo, explain, export, fit, listing, sample, stats, train, ui
 from fewstep.cli.common import Parser, Usage, pick
@@ -23,17 +23,7 @@ from fewstep.words import VERSION, sentence
 __all__ = ["COMMANDS", "main"]
 
 
-class Command(Protocol):
-    """A module of this package that is one command."""
-
-    def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the arguments of the command to its parser."""
-
-    def run(self, args: argparse.Namespace) -> None:
-        """Does what the command says."""
-
-
-COMMANDS: dict[str, Command] = {
+COMMANDS: dict[str, ModuleType] = {
     "sample": sample,
     "demo": demo,
     "explain": explain,

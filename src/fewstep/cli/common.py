@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fewstep import words
 
@@ -19,29 +19,24 @@ if TYPE_CHECKING:
     from fewstep.solver import Solver
     from fewstep.tableau import Tableau
 
-__all__ = [
-    "Parser",
-    "Usage",
-    "at_least",
-    "build",
-    "check_device",
-    "guidance_argument",
-    "guidance_of",
-    "option",
-    "pace_arguments",
-    "pace_of",
-    "pick",
-    "sampler_arguments",
-    "size",
-    "solver_or_table",
-    "usage",
-]
-
-T = TypeVar("T")
+__all__ = ["Parser", "Usage", "at_least", "build", "check_device", "guidance_argument", "guidance_of", "option",
+           "pace_arguments", "pace_of", "pick", "sampler_arguments", "size", "solver_or_table", "usage"]  # fmt: skip
 
 
 class Usage(ValueError):
     """The command line itself is wrong: exit code 2."""
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Makes a ValueError one of the command line."""
+    try:
+        yield
+    except ValueError as error:
+        raise Usage(str(error)) from None
+
+
+pick, build, check_device = usage()(words.pick), usage()(words.build), usage()(words.usable_device)
 
 
 class Parser(argparse.ArgumentParser):
@@ -157,24 +152,6 @@ def guidance_of(asked: float | None, solvers: Mapping[Any, Any], *, classes: boo
     return float(scale)
 
 
-def pick(registry: Mapping[str, T], name: str, what: str) -> T:
-    """Returns `registry[name]`; an unknown name is a usage error that suggests the nearest ones."""
-    with usage():
-        return words.pick(registry, name, what)
-
-
-def check_device(name: str) -> None:
-    """Refuses a device that cannot hold a tensor here."""
-    with usage():
-        words.usable_device(name)
-
-
-def build(registry: Mapping[str, Callable[..., Any]], name: str, what: str, options: Sequence[tuple[str, Any]]) -> Any:
-    """Makes the entry `name` of a registry of dataclasses, its defaults replaced by `options`."""
-    with usage():
-        return words.build(registry, name, what, options)
-
-
 def solver_or_table(args: argparse.Namespace, fixed: Sequence[str]) -> Solver | Tableau | None:
     """Returns what `args.solver` says: a solver by name, with `args.option`, or the table in an existing file.
 
@@ -192,12 +169,3 @@ def solver_or_table(args: argparse.Namespace, fixed: Sequence[str]) -> Solver | 
     if given := [name for name in fixed if getattr(args, name)]:
         raise Usage(f"got --{given[0]} with the table file {args.solver}, which fixes it: leave --{given[0]} out")
     return Tableau.load(args.solver)
-
-
-@contextmanager
-def usage() -> Iterator[None]:
-    """Makes a ValueError one of the command line."""
-    try:
-        yield
-    except ValueError as error:
-        raise Usage(str(error)) from None

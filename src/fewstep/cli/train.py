@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from fewstep.cli.common import at_least, check_device, pace_arguments, pace_of
 
@@ -48,31 +49,11 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.train import train
 
     check_device(args.device)
-    folder = train(
-        args.data,
-        args.out,
-        process=args.process,
-        predicts=args.predicts,
-        law=args.law,
-        images=args.images,
-        hours=args.hours,
-        batch=args.batch,
-        lr=args.lr,
-        warmup=args.warmup,
-        ema=args.ema,
-        drop_label=args.drop_label,
-        seed=args.seed,
-        channels=args.channels,
-        layers=args.layers,
-        patch=args.patch,
-        resume=not args.anew,
-        save_every=args.save_every,
-        sheet_every=args.sheet_every or None,
-        device=args.device,
-        pace=pace_of(args),
-        quiet=args.quiet,
-    )
-    print(folder)
+    names = ("process", "predicts", "law", "images", "hours", "batch", "lr", "warmup", "ema", "drop_label", "seed",
+             "channels", "layers", "patch", "save_every", "device", "quiet")  # fmt: skip
+    given: dict[str, Any] = {name: getattr(args, name) for name in names}
+    print(train(args.data, args.out, resume=not args.anew, sheet_every=args.sheet_every or None, pace=pace_of(args),
+                **given))  # fmt: skip
 
 
 def channels(text: str) -> tuple[int, ...]:

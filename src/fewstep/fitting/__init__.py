@@ -7,8 +7,7 @@
 - `starts`: which published solver and grid to begin with;
 - `freedom`: what is free, as a vector, and the tables it says (the formulas are in `fewstep.solver.fitted`);
 - `objective`: how far end states are from the teacher's;
-- `descent`: gradient descent, resumable;
-- `saved`: what is kept on disk while it works.
+- `descent`: gradient descent, resumable.
 
 The package is `fitting` because the function is `fit` (importing a submodule sets its name on the package).
 """

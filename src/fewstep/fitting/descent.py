@@ -14,9 +14,7 @@ Gradients come from the loop itself on a table of tensors (`fewstep.fitting.free
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +23,10 @@ from torch.utils.checkpoint import checkpoint
 
 from fewstep.fitting.freedom import Freedom
 from fewstep.fitting.objective import Objective, paired
-from fewstep.fitting.saved import Saved
 from fewstep.fitting.teacher import Task
 from fewstep.loop.plan import Plan
 from fewstep.loop.walk import walk
+from fewstep.saved import Saved
 from fewstep.tableau import Tableau
 from fewstep.terminal import Bar
 from fewstep.words import Typed, whole
@@ -73,15 +71,13 @@ def descend(
     objective: Objective,
     descent: Descent,
     *,
-    path: Path | None,
-    said: dict[str, Any],
+    saved: Saved,
     progress: bool = True,
 ) -> tuple[Tableau, Tensor]:
     """The best table on the held-out runs, and the looks on the way, (looks, 2): iteration and held-out loss.
 
-    With `path` the same call goes on where a stopped one was, to the same numbers.
+    With what was `saved` the same call goes on where a stopped one was, to the same numbers.
     """
-    saved = Saved(path, said)
     now = saved.read()
     if not now:
         now = _beginning(freedom, task, ends, objective, progress)
@@ -153,25 +149,18 @@ def _gradient(
     freedom: Freedom, task: Task, vector: Tensor, where: slice, wanted: Tensor, objective: Objective
 ) -> Tensor:
     """The gradient of the objective on a batch."""
-    vector = vector.clone().requires_grad_()
-    start = task.start(where)
-    calls = _Checkpointed(task.conditioned(where))
-    plan = Plan.of(freedom.table(vector), calls, like=start, reuse=False)
+    vector, start, denoiser = vector.clone().requires_grad_(), task.start(where), task.conditioned(where)
+
+    def checkpointed(z: Tensor, t: Tensor) -> Any:
+        """The denoiser, its times differentiated too, its activations made again on the way back."""
+        return checkpoint(denoiser, z, t.expand(len(z)), use_reentrant=False)
+
+    plan = Plan.of(freedom.table(vector), checkpointed, like=start, reuse=False)
     end = task.process.to_data(walk(plan, start))
-    (found,) = torch.autograd.grad(objective(end, wanted.to(end)), vector)
-    if not bool(found.isfinite().all()):
+    (gradient,) = torch.autograd.grad(objective(end, wanted.to(end)), vector)
+    if not bool(gradient.isfinite().all()):
         raise ValueError("got a gradient that is not finite: give a smaller Descent(rate=...), or a float32 network")
-    return found
-
-
-@dataclass(frozen=True)
-class _Checkpointed:
-    """A denoiser whose times are differentiated too, its activations made again on the way back."""
-
-    original: Callable[[Tensor, Tensor], Any]
-
-    def __call__(self, z: Tensor, t: Tensor) -> Any:
-        return checkpoint(self.original, z, t.expand(len(z)), use_reentrant=False)
+    return gradient
 
 
 def _step(now: dict[str, Tensor], gradient: Tensor, size: float) -> None:

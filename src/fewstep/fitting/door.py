@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Denoises, fingerprint
+from fewstep.denoiser.base import Denoises
+from fewstep.fitting.card import card, digest, origin
 from fewstep.fitting.descent import Descent, descend, judge
 from fewstep.fitting.objective import Features, objective as objective_of, paired, perceived
 from fewstep.fitting.starts import FOUND, best_start
-from fewstep.fitting.teacher import FIRST, Task, record
+from fewstep.fitting.teacher import Task, record
 from fewstep.grid import GRIDS, Grid, to_zero
 from fewstep.loop import tabulate
-from fewstep.noise import STREAM
 from fewstep.process.base import Process
-from fewstep.process.config import process_to_json
+from fewstep.saved import Saved
 from fewstep.solver import Solver
 from fewstep.tableau import Tableau
 from fewstep.words import typed, usable_device, whole
@@ -133,77 +130,38 @@ def fit(
         dtype=dtype,
         device=usable_device(device),
     )
-    weights = fingerprint(task.conditioned(slice(0, 1)))
     ideal = teacher
     if not isinstance(ideal, Tableau):
         ideal = tabulate(ideal, process, steps=teacher_steps, grid=FINALS[final](GRIDS["default"]))
-    made = {
-        "process": process_to_json(process),
-        "weights": weights,
-        "answer": _answer(task),
-        "teacher": {"solver": ideal.solver.config() if ideal.solver else None, "times": ideal.grid.tolist()},
-        "samples": samples,
-        "held_out": held_out,
-        "seed": seed,
-        "noise_stream": STREAM,
-        "dtype": str(dtype),
-        **(about or {}),
-    }
-    beside = lambda kind: None if out is None else out.with_name(f"{out.name}.{kind}")  # noqa: E731
-    try:
-        text = json.dumps(made, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"got an about that is not ready for JSON ({error}): give words and finite numbers") from None
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    kept = None if out is None else out.with_name(f"teacher-{digest[:12]}.safetensors")
-    ends = record(task, ideal, kept, made, progress=progress)
+    source = origin(task, ideal, about or {})
+    kept, part, tried = (None if out is None else out.with_name(name.format(out.name)) for name in (
+        f"teacher-{digest(source)[:12]}.safetensors", "{}.part", "{}.starts"))  # fmt: skip
+    ends = record(task, ideal, Saved(kept, source), progress=progress)
     grids = tuple(FOUND) if method == "dp" and grid is None else grid
     freedom, names = best_start(
         task, ends, paired if features is None else partial(perceived, features=features),
         calls=calls, mode=mode, solver=solver, grid=grids, end=FINALS[final],
-        path=beside("starts"), said={**made, "mode": mode, "calls": calls, "objective": objective}, progress=progress,
+        path=tried, about={**source, "mode": mode, "calls": calls, "objective": objective}, progress=progress,
     )  # fmt: skip
     start = freedom.fitted(freedom.origin)
-    how = {"mode": mode, "objective": objective, "start": names, "batch": batch, **descent.__dict__}
     table, looks = start, torch.tensor([[0.0, 0.0]])
     if method == "gradient":
-        seen = f"{getattr(features, '__module__', '')}:{getattr(features, '__qualname__', type(features).__name__)}"
-        seen = [seen, None if real is None else hashlib.sha256(real.double().cpu().numpy().tobytes()).hexdigest()]
-        said = {**made, **how, "solver": freedom.solver.config(), "grid": freedom.grid.tolist(), "features": seen}
-        table, looks = descend(freedom, task, ends, loss, descent, path=beside("part"), said=said, progress=progress)
+        space = f"{getattr(features, '__module__', '')}:{getattr(features, '__qualname__', type(features).__name__)}"
+        digest_of_real = None if real is None else hashlib.sha256(real.double().cpu().numpy().tobytes()).hexdigest()
+        about = {**source, "mode": mode, "objective": objective, "start": names, "batch": batch, **descent.__dict__,
+                 "solver": freedom.solver.config(), "grid": freedom.grid.tolist(),
+                 "features": [space, digest_of_real]}  # fmt: skip
+        table, looks = descend(freedom, task, ends, loss, descent, saved=Saved(part, about), progress=progress)
     errors = [math.sqrt(judge(one, task, ends, paired)) for one in (start, table)]
-    card = {
-        **{k: v for k, v in made.items() if k not in ("process", "teacher", "answer")},
-        "mode": mode,
-        "final": final,
-        "objective": objective,
-        "real": 0 if real is None else len(real),
-        "method": method,
-        "calls": calls,
-        "start": names,
-        "teacher": {"solver": type(ideal.solver).__name__, "calls": ideal.nfe},
-        "first": FIRST,
-        "rmse": {"start": errors[0], "fitted": errors[1]},
-        **({"loss": {"start": float(looks[0, 1]), "fitted": float(looks[:, 1].min())}} if method == "gradient" else {}),
-        "iterations": int(looks[-1, 0]),
-        "seconds": round(time.perf_counter() - began, 1),
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, {device}",
-        "versions": {"torch": torch.__version__},
-        **(remarks or {}),
-    }
-    table = replace(table, card=card)
+    losses = {"loss": {"start": float(looks[0, 1]), "fitted": float(looks[:, 1].min())}}
+    table = replace(table, card=card(source, task, ideal, {
+        "mode": mode, "final": final, "objective": objective, "real": 0 if real is None else len(real),
+        "method": method, "calls": calls, "start": names, "rmse": {"start": errors[0], "fitted": errors[1]},
+        **(losses if method == "gradient" else {}), "iterations": int(looks[-1, 0]),
+        "seconds": round(time.perf_counter() - began, 1), **(remarks or {}),
+    }))  # fmt: skip
     if out is not None:
         table.save(out)
-        for kind in ("part", "starts"):
-            out.with_name(f"{out.name}.{kind}").unlink(missing_ok=True)
+        for path in (part, tried):
+            Saved(path, {}).remove()
     return table
-
-
-def _answer(task: Task) -> str:
-    """A hash of what the denoiser says to the first noise: what is on disk belongs to this denoiser and no other."""
-    middle = (task.process.t_max + task.process.t_min) / 2
-    with torch.no_grad():
-        d = task.conditioned(slice(0, 1))(task.start(slice(0, 1)), middle)
-    d = d["x0"] if isinstance(d, Mapping) else d
-    return hashlib.sha256(d.double().cpu().numpy().tobytes()).hexdigest()

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from fewstep.fitting.freedom import Freedom
 from fewstep.fitting.objective import Objective
-from fewstep.fitting.saved import Saved
 from fewstep.fitting.search import gits, klub
 from fewstep.fitting.teacher import FIRST, Task
 from fewstep.grid import GRIDS, Grid
 from fewstep.loop import tabulate
 from fewstep.loop.tabulate import informed
+from fewstep.saved import Saved
 from fewstep.solver import SOLVERS, Solver
 from fewstep.terminal import Bar
 from fewstep.words import pick
@@ -44,7 +44,7 @@ def best_start(
     grid: str | Tensor | Grid | Sequence[str] | None,
     end: Callable[[Grid], Grid],
     path: Path | None,
-    said: dict[str, Any],
+    about: dict[str, Any],
     progress: bool,
 ) -> tuple[Freedom, dict[str, str]]:
     """The start that is nearest to the teacher on the first held-out runs, and the names of its solver and grid.
@@ -52,9 +52,8 @@ def best_start(
     A named solver, and any grid that is given, is the only one that is tried; named grids end as `end` makes them.
     """
     grids = _grids(task, grid, calls, end)
-    names = _SOLVERS if solver is None else (solver,)
-    named = {n if isinstance(n, str) else type(n).__name__: pick(SOLVERS, n, "solver")() if isinstance(n, str) else n
-             for n in names}  # fmt: skip
+    named = {name: pick(SOLVERS, name, "solver")() for name in (_SOLVERS if solver is None else (solver,))
+             if isinstance(name, str)} or {type(solver).__name__: solver}  # fmt: skip
     tried: list[tuple[Freedom, dict[str, str]]] = []
     refused: ValueError | None = None
     for label, one in named.items():
@@ -70,7 +69,20 @@ def best_start(
                 refused = error
     if not tried:
         raise refused or ValueError("got no solver to start from: give one, as 'multistep-3'")
-    return tried[0] if len(tried) == 1 else tried[_nearest(task, ends, distance, tried, path, said, progress)]
+    if len(tried) == 1:
+        return tried[0]
+    saved = Saved(path, {**about, "tried": [(names, freedom.grid.tolist()) for freedom, names in tried]})
+    errors = saved.read().get("errors", torch.zeros(0, dtype=torch.float64)).tolist()
+    runs = slice(task.samples, task.samples + min(_RUNS, task.held_out))
+    with Bar(len(tried) - len(errors), "choosing a start") as bar:
+        for freedom, _ in tried[len(errors) :]:
+            errors.append(math.inf)  # of a start that blows up
+            with suppress(ValueError):
+                errors[-1] = float(distance(task.run(freedom.fitted(freedom.origin), runs).cpu(), ends[runs]))
+            saved.write({"errors": torch.tensor(errors, dtype=torch.float64)}, now=len(errors) == len(tried))
+            if progress:
+                bar.advance()
+    return tried[min(range(len(errors)), key=errors.__getitem__)]
 
 
 def _grids(task: Task, grid: str | Tensor | Grid | Sequence[str] | None, calls: int, end: Any) -> dict[str, Any]:
@@ -92,26 +104,3 @@ def _grids(task: Task, grid: str | Tensor | Grid | Sequence[str] | None, calls: 
                 seed=task.seed, first=FIRST, dtype=task.dtype, device=task.device, progress=False,
             ))  # fmt: skip
     return grids
-
-
-def _nearest(
-    task: Task,
-    ends: Tensor,
-    distance: Objective,
-    tried: Sequence[tuple[Freedom, Any]],
-    path: Path | None,
-    said: dict[str, Any],
-    progress: bool,
-) -> int:
-    saved = Saved(path, {**said, "tried": [(names, freedom.grid.tolist()) for freedom, names in tried]})
-    errors = saved.read().get("errors", torch.zeros(0, dtype=torch.float64)).tolist()
-    where = slice(task.samples, task.samples + min(_RUNS, task.held_out))
-    with Bar(len(tried) - len(errors), "choosing a start") as bar:
-        for freedom, _ in tried[len(errors) :]:
-            errors.append(math.inf)  # of a start that blows up
-            with suppress(ValueError):
-                errors[-1] = float(distance(task.run(freedom.fitted(freedom.origin), where).cpu(), ends[where]))
-            saved.write({"errors": torch.tensor(errors, dtype=torch.float64)}, now=len(errors) == len(tried))
-            if progress:
-                bar.advance()
-    return min(range(len(errors)), key=errors.__getitem__)

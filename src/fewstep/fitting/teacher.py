@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.fitting.saved import Saved
 from fewstep.loop import sample
 from fewstep.noise import Noise
 from fewstep.process.base import Process
+from fewstep.saved import Saved
 from fewstep.tableau import Tableau
 from fewstep.terminal import Bar
 
@@ -53,9 +52,8 @@ class Task:
         return self.process.to_data(z)
 
 
-def record(task: Task, table: Tableau, path: Path | None, said: dict[str, Any], *, progress: bool = True) -> Tensor:
-    """The end states of all runs, (samples + held_out, *shape) on the CPU; kept in `path`, and taken up from there."""
-    saved = Saved(path, said)
+def record(task: Task, table: Tableau, saved: Saved, *, progress: bool = True) -> Tensor:
+    """The end states of all runs, (samples + held_out, *shape) on the CPU; kept, and taken up, where `saved` says."""
     ends: list[Tensor] = [t for t in saved.read().values() for t in t.split(task.batch)]
     done = sum(map(len, ends))
     parts = (*task.slices(held_out=False), *task.slices(held_out=True))

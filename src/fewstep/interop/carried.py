@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.process.base import ScalarProcess, to_tensor
 from fewstep.tableau import Tableau
@@ -40,16 +39,14 @@ def carried(table: Tableau, process: ScalarProcess) -> Tableau:
             "one on a scalar process that reads x0 and starts from a state can be carried"
         )
     origin: ScalarProcess = source
+    norm = lambda p, t: math.hypot(p.alpha(t), p.sigma(t))  # noqa: E731
 
     def clock(t: float) -> float:
         return float(process.inverse_log_snr(origin.log_snr(t)))
 
     def scale(t: float) -> float:
         """z_A / z_B: alpha_A / alpha_B, by their norms, which are in the same proportion and never 0."""
-        here, there = clock(t), t
-        return math.hypot(origin.alpha(there), origin.sigma(there)) / math.hypot(
-            process.alpha(here), process.sigma(here)
-        )
+        return norm(origin, t) / norm(process, clock(t))
 
     scales = [scale(row.t if row.at is None else row.at) for row in table.rows]
     rows = []
@@ -62,11 +59,7 @@ def carried(table: Tableau, process: ScalarProcess) -> Tableau:
         rows=tuple(rows),
         noises=tuple(replace(n, t=clock(n.t), s=clock(n.s)) for n in table.noises),
         process=process,
-        grid=_levels(table.grid, origin, process),
+        grid=torch.as_tensor(process.inverse_log_snr(to_tensor(origin.log_snr(table.grid))), dtype=torch.float64),
         solver=None,
         heads={(j, head): (p * scales[j], q) for (j, head), (p, q) in table.heads.items()},
     )
-
-
-def _levels(grid: Tensor, source: ScalarProcess, process: ScalarProcess) -> Tensor:
-    return torch.as_tensor(process.inverse_log_snr(to_tensor(source.log_snr(grid))), dtype=torch.float64)

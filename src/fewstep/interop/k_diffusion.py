@@ -76,35 +76,22 @@ def sample(name: str) -> Callable[..., Tensor]:
     make = pick(SAMPLERS, name, "sampler")
     options = inspect.signature(make).parameters
 
-    def sampler(
-        model: Callable[..., Tensor],
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callback | None = None,
-        disable: bool | None = None,
-        *,
-        s_noise: float = 1.0,
-        noise_sampler: NoiseSampler | None = None,
-        seed: int | None = None,
-        process: ScalarProcess | None = None,
-        **chosen: Any,
-    ) -> Tensor:
+    _, *shared = inspect.signature(march).parameters.values()
+    names = {p.name for p in shared}
+
+    def sampler(*args: Any, **given: Any) -> Tensor:
+        chosen = {key: given.pop(key) for key in [*given] if key not in names}
         for key in chosen:
             if not options:
                 raise ValueError(f"got an option {key!r} for sample_{name}, which has none of its own: leave it out")
             pick(options, key, f"option of sample_{name}")
         solver = make(**chosen)
-        if isinstance(process, Flow) and isinstance(solver, Ancestral) and name in ALIASES:
+        if isinstance(given.get("process"), Flow) and isinstance(solver, Ancestral) and name in ALIASES:
             solver = replace(solver, down="flow")
         if name in IDLE and not solver.stochastic:
-            s_noise, noise_sampler = 1.0, None
-        return march(
-            solver, model, x, sigmas, extra_args, callback, disable,
-            s_noise=s_noise, noise_sampler=noise_sampler, seed=seed, process=process,
-        )  # fmt: skip
+            given |= {"s_noise": 1.0, "noise_sampler": None}
+        return march(solver, *args, **given)
 
-    shared = list(inspect.signature(sampler).parameters.values())[:-1]
     own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in options.values()]
     sampler.__dict__["__signature__"] = inspect.Signature([*shared, *own], return_annotation=Tensor)
     sampler.__name__ = sampler.__qualname__ = f"sample_{name}"

@@ -53,10 +53,6 @@ def _runge_kutta(
     return EDMHeun(method=method, churn=float(s_churn), churn_min=float(s_tmin), churn_max=float(s_tmax))
 
 
-def _lms(order: int = 4) -> Multistep:
-    return Multistep(points=order, form="noise", clock="rho")
-
-
 def _dpm_adaptive(
     order: int = 3,
     rtol: float = 0.05,
@@ -80,38 +76,10 @@ def _sde(points: int, eta: float = 1.0, solver_type: str = "midpoint") -> SDEMul
     return SDEMultistep(points=points, eta=float(eta), type=solver_type)
 
 
-def _dpmpp_3m_sde(eta: float = 1.0) -> SDEMultistep:
-    return _sde(3, eta, "heun")
-
-
 def _seeds_2(eta: float = 1.0, solver_type: str = "phi_1") -> SEEDS:
     if solver_type not in ("phi_1", "phi_2"):
         raise ValueError(f"got solver_type={solver_type!r}: choose phi_1 or phi_2")
     return SEEDS(eta=float(eta), type="midpoint" if solver_type == "phi_1" else "heun")
-
-
-def _er_sde(max_stage: int = 3) -> ERSDE:
-    return ERSDE(points=max_stage)
-
-
-def _sa_solver(predictor_order: int = 3) -> SASolver:
-    return SASolver(points=predictor_order)
-
-
-def _deis(max_order: int = 3) -> Multistep:
-    return Multistep(points=max_order, form="noise", clock="rho")
-
-
-def _ipndm(weights: str, max_order: int = 4) -> PNDM:
-    return PNDM(points=max_order, start="ramp", weights=weights)
-
-
-def _gradient_estimation(ge_gamma: float = 2.0) -> GradientEstimation:
-    return GradientEstimation(gamma=float(ge_gamma))
-
-
-def _gradient_estimation_cfg_pp(ge_gamma: float = 2.0) -> CFGPlusPlus:
-    return CFGPlusPlus(inner=_gradient_estimation(ge_gamma))
 
 
 def _ancestral(points: int, form: str, eta: float = 1.0) -> Ancestral:
@@ -126,7 +94,7 @@ ALIASES: dict[str, str | Callable[..., Solver | Driver]] = {
     "heunpp2": "heunpp2",
     "dpm_2": "dpm-2",
     "dpm_2_ancestral": partial(_ancestral, 2, "noise"),
-    "lms": _lms,
+    "lms": lambda order=4: Multistep(points=order, form="noise", clock="rho"),
     "dpm_fast": partial(Singlestep, points=3, form="noise", stages="grid"),
     "dpm_adaptive": _dpm_adaptive,
     "dpmpp_2s_ancestral": partial(_ancestral, 2, "data"),
@@ -134,23 +102,23 @@ ALIASES: dict[str, str | Callable[..., Solver | Driver]] = {
     "dpmpp_2m": partial(DPMMultistep, points=2, final_ramp=False),
     "dpmpp_2m_sde": partial(_sde, 2),
     "dpmpp_2m_sde_heun": partial(_sde, 2, solver_type="heun"),
-    "dpmpp_3m_sde": _dpmpp_3m_sde,
+    "dpmpp_3m_sde": lambda eta=1.0: _sde(3, eta, "heun"),
     "ddpm": "ddpm",
     "lcm": "lcm",
     "ddim": "ddim",
     "plms": "plms",
     "uni_pc": "unipc-bh1-3",
     "uni_pc_bh2": "unipc-3",
-    "ipndm": partial(_ipndm, "adams"),
-    "ipndm_v": partial(_ipndm, "variable"),
-    "deis": _deis,
+    "ipndm": lambda max_order=4: PNDM(points=max_order, start="ramp", weights="adams"),
+    "ipndm_v": lambda max_order=4: PNDM(points=max_order, start="ramp", weights="variable"),
+    "deis": lambda max_order=3: Multistep(points=max_order, form="noise", clock="rho"),
     "res_multistep": "res-multistep",
-    "gradient_estimation": _gradient_estimation,
-    "gradient_estimation_cfg_pp": _gradient_estimation_cfg_pp,
-    "er_sde": _er_sde,
+    "gradient_estimation": lambda ge_gamma=2.0: GradientEstimation(gamma=float(ge_gamma)),
+    "gradient_estimation_cfg_pp": lambda ge_gamma=2.0: CFGPlusPlus(inner=GradientEstimation(gamma=float(ge_gamma))),
+    "er_sde": lambda max_stage=3: ERSDE(points=max_stage),
     "seeds_2": _seeds_2,
     "seeds_3": "seeds-3",
-    "sa_solver": _sa_solver,
+    "sa_solver": lambda predictor_order=3: SASolver(points=predictor_order),
     "restart": "restart",
     "euler_cfg_pp": "ddim-cfgpp",
     "euler_ancestral_cfg_pp": "euler-ancestral-cfgpp",

@@ -12,8 +12,8 @@
 
 from __future__ import annotations
 
-from fewstep.page.choice import Choice, Run
+from fewstep.page.choice import Choice, Job
 from fewstep.page.plane import Plane
 from fewstep.page.watch import Finished, Frame, frames
 
-__all__ = ["Choice", "Finished", "Frame", "Plane", "Run", "frames"]
+__all__ = ["Choice", "Finished", "Frame", "Plane", "Job", "frames"]

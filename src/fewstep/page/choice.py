@@ -25,7 +25,7 @@ from fewstep.stats import attach
 from fewstep.tableau import Tableau
 from fewstep.words import Typed, build, pick
 
-__all__ = ["DEFAULT", "EACH", "NONE", "Choice", "Run", "bounded"]
+__all__ = ["DEFAULT", "EACH", "NONE", "Choice", "Job", "bounded"]
 
 DEFAULT = "default"  # the solver or grid of the model's process
 EACH, NONE = "every class in turn", "no class"  # the labels that are no class's name
@@ -62,7 +62,7 @@ class Choice(Typed):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class Job:
     """A choice on a model, ready to run."""
 
     model: Model  # what it was made of
@@ -74,7 +74,7 @@ class Run:
     denoiser: Callable[[Tensor, Any], Tensor]  # the model's, with its labels and its guidance
 
     @staticmethod
-    def of(choice: Choice, model: Model) -> Run:
+    def of(choice: Choice, model: Model) -> Job:
         """The run that a choice stands for; a ValueError for one that makes no sense."""
         if len(model.shape) != 3 or model.shape[0] not in (1, 3):
             raise ValueError(f"got a model of samples {model.shape}: the page shows pictures of 1 or 3 channels")
@@ -96,7 +96,7 @@ class Run:
             final = "zero" if to_zero else "state"
             solver = tabulated(solver, model.process, to_zero=to_zero, grid=choice.grid, steps=choice.steps)
         denoiser = conditioned(model, labels, choice.scale)
-        return Run(model=model, choice=choice, name=name, solver=solver, labels=labels, final=final, denoiser=denoiser)
+        return Job(model=model, choice=choice, name=name, solver=solver, labels=labels, final=final, denoiser=denoiser)
 
     def solve(self, denoiser: Callable[[Tensor, Any], Any], progress: Callable[[float], object]) -> Outcome:
         """Runs with a denoiser that stands for this one's; a ValueError where a sample did not reach the end."""

@@ -16,7 +16,7 @@ from fewstep.grid import GRIDS
 from fewstep.interop.load import load
 from fewstep.model import Model
 from fewstep.page import figures, html
-from fewstep.page.choice import DEFAULT, EACH, NONE, Choice, Run
+from fewstep.page.choice import DEFAULT, EACH, NONE, Choice, Job
 from fewstep.page.plane import MIXTURES, SCALAR, Plane
 from fewstep.page.watch import Finished, Frame, side_by_side
 from fewstep.solver import SOLVERS, TABLES
@@ -92,7 +92,7 @@ def _samples(gr: Any, models: Mapping[str, str | Path | None], folder: Path) -> 
         fields = dict(zip(("grid", "steps", "label", "scale", "seed", "num"), rest, strict=True))
         choice = Choice(solver=solver, options=options, **fields)
         chosen = [choice] if second == NOTHING else [choice, replace(choice, solver=second, options="")]
-        runs = [Run.of(one, _model(models, name)) for one in chosen]
+        runs = [Job.of(one, _model(models, name)) for one in chosen]
         yield {placement: ""} | sides[0].empty(shown=True) | sides[1].empty(shown=len(runs) > 1)
         seen: list[Frame | Finished] = []
         for seen in side_by_side(runs):

@@ -21,7 +21,7 @@ from torch import Tensor
 from fewstep.denoiser.base import Around, Denoiser, as_denoiser, of_samples
 from fewstep.files import Results
 from fewstep.model.record import npz
-from fewstep.page.choice import Run
+from fewstep.page.choice import Job
 from fewstep.process import Process
 from fewstep.process.base import Time
 from fewstep.process.operator import apply
@@ -37,7 +37,7 @@ __all__ = ["Finished", "Frame", "Watched", "frames", "side_by_side"]
 class Frame:
     """A run under way: the share of it that is done, and x0_hat (num, *shape) as each sample's last call left it."""
 
-    run: Run
+    run: Job
     share: float
     samples: Tensor
 
@@ -51,7 +51,7 @@ class Frame:
 class Finished:
     """A run at its end: what became of it, the samples in data space, and the seconds it ran for."""
 
-    run: Run
+    run: Job
     outcome: Outcome
     samples: Tensor
     seconds: float
@@ -123,7 +123,7 @@ class _Ended(Exception):
     """Nobody watches any more."""
 
 
-def frames(run: Run) -> Generator[Frame | Finished, None, None]:
+def frames(run: Job) -> Generator[Frame | Finished, None, None]:
     """Runs, and gives a frame after each call, `Finished` at the end; closing it ends the run at its next call.
 
     The run waits while nobody asks for the next frame, so that two runs taken in turns do not slow each other.
@@ -173,7 +173,7 @@ def frames(run: Run) -> Generator[Frame | Finished, None, None]:
         thread.join()
 
 
-def side_by_side(runs: Sequence[Run]) -> Generator[list[Frame | Finished], None, None]:
+def side_by_side(runs: Sequence[Job]) -> Generator[list[Frame | Finished], None, None]:
     """Runs in turns, and gives what each was seen at last; all have finished in the last that is given."""
     with ExitStack() as stack:
         watched = [stack.enter_context(closing(frames(run))) for run in runs]

@@ -18,8 +18,6 @@ Analytic-DPM, 2022, https://arxiv.org/abs/2201.06503.
 from __future__ import annotations
 
 import hashlib
-import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +28,10 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.denoiser.base import Denoises
-from fewstep.files import Results, kept_tensors, save_tensors
+from fewstep.files import Results
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
+from fewstep.saved import Saved
 from fewstep.solver.statistics import Statistics
 from fewstep.terminal import Bar
 from fewstep.words import typed, whole
@@ -41,7 +40,6 @@ __all__ = ["measure"]
 
 _MOMENTS = ("e", "d", "y", "ee", "ey", "yy", "ed", "yd", "l")  # eps, eps', y, their products, and l
 _STEEPEST = 4.0  # f grows like e^2lambda in pure noise and falls like it near data; beyond, s is its sampling error
-_EVERY = 30.0  # seconds between saves
 
 
 @typed
@@ -89,36 +87,35 @@ def measure(
     batch = whole("batch", batch)
     ends = [min(max(float(process.log_snr(t)), -10.0), 10.0) for t in (process.t_max, process.t_min)]
     lam = torch.linspace(ends[0], ends[1], nodes, dtype=torch.float64)
-    said = {"process": repr(process), "v3": v3, "seed": seed, "weights": weights, "batch": batch, "data": _hash(data),
-            "labels": None if labels is None else list(labels)}  # fmt: skip
-    said = {k: str(v) for k, v in said.items()} | {"nodes": json.dumps(lam.tolist())}
-    part = _Part(None if out is None else Path(f"{out}.part"), said)
-    starts = range(0, len(data), batch)
-    with Bar((nodes - len(part.rows)) * len(starts), "measuring statistics") as bar:
-        for i in range(len(part.rows), nodes):
+    digest = hashlib.sha256(data.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    about = {"process": repr(process), "v3": v3, "seed": seed, "weights": weights, "batch": batch, "data": digest,
+             "labels": None if labels is None else list(labels), "nodes": lam.tolist()}  # fmt: skip
+    saved = Saved(None if out is None else Path(f"{out}.part"), about)
+    if out is not None:
+        with Results(Path(out).parent):  # one that cannot be written is refused before the work
+            pass
+    mean, starts = saved.read(), range(0, len(data), batch)
+    done = len(next(iter(mean.values()), ()))
+    with Bar((nodes - done) * len(starts), "measuring statistics") as bar:
+        for lam_i in lam[done:].tolist():
             total: dict[str, Tensor] = {}
             for start in starts:
                 where = slice(start, min(start + batch, len(data)))
-                found = _node(
-                    conditioned(where) if conditioned else denoiser,
-                    process,
-                    data[where],
-                    float(lam[i]),
-                    seed=seed * 65537 + start,
-                    v3=v3,
-                )
-                total = {k: v + total[k] if total else v for k, v in found.items()}
+                part = conditioned(where) if conditioned else denoiser
+                sums = _node(part, process, data[where], lam_i, seed=seed * 65537 + start, v3=v3)
+                total = {k: v + total[k] if total else v for k, v in sums.items()}
                 if progress:
                     bar.advance()
-            part.add({k: v / len(data) for k, v in total.items()})
-    mean = {k: torch.stack([row[k] for row in part.rows]) for k in part.rows[0]}
+            row = {k: v[None] / len(data) for k, v in total.items()}
+            mean = {k: torch.cat([mean[k], v]) if mean else v for k, v in row.items()}
+            saved.write(mean)
     l, s, b = _v3(lam, mean) if v3 else (None, None, None)  # noqa: E741
     found = Statistics(
         log_snr=lam, eps2=_eps2(mean), error2=mean["r2"], l=l, s=s, b=b, samples=len(data), weights=weights
     )
     if out is not None:
         found.save(out)
-    part.remove()
+    saved.remove()
     return found
 
 
@@ -134,24 +131,19 @@ def _node(denoiser: Any, process: Process, x0: Tensor, lam: float, *, seed: int,
             e = _noise(process, denoiser, z, t).double().cpu()
         return _squares(process, e, eps)
     v = (torch.rand(shape, generator=generator) < 0.5).to(x0) * 2 - 1
-    rho, y = _exp(-lam), z / process.M(t)
-    eps_of = lambda y, lam: _noise_at(process, denoiser, y, lam)  # noqa: E731
     at = torch.full((len(z),), lam, dtype=torch.float64)
+    rho, y = float((-at[0]).exp()), z / process.M(t)
+
+    def eps_of(y: Tensor, lam: Tensor) -> Tensor:
+        """The noise as a function of y = x/alpha and log-SNRs (batch,)."""
+        t = process.inverse_log_snr(lam)
+        return _noise(process, denoiser, apply(process.M(t), y), t)
+
     e, turned = _directional(eps_of, (y, at), (v, torch.zeros_like(at)))
     _, d = _directional(eps_of, (y, at), (-rho * e, torch.ones_like(at)))
     e, d, y, turned, v = (x.double().cpu() for x in (e, d, y, turned, v))
-    sums = {
-        "e": e,
-        "d": d,
-        "y": y,
-        "ee": e * e,
-        "ey": e * y,
-        "yy": y * y,
-        "ed": e * d,
-        "yd": y * d,
-        "l": rho * turned * v,
-    }
-    return {k: x.sum(0) for k, x in sums.items()} | _squares(process, e, eps)
+    moments = (e, d, y, e * e, e * y, y * y, e * d, y * d, rho * turned * v)
+    return {k: x.sum(0) for k, x in zip(_MOMENTS, moments, strict=True)} | _squares(process, e, eps)
 
 
 def _v3(lam: Tensor, mean: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,12 +166,6 @@ def _noise(process: Process, denoiser: Any, z: Tensor, t: Time) -> Tensor:
     d = denoiser(z, t)
     d = process.coordinates((d if isinstance(d, Tensor) else d["x0"]).to(z.dtype))
     return apply(inverse(process.R(t)), z - apply(process.M(t), d))
-
-
-def _noise_at(process: Process, denoiser: Any, y: Tensor, lam: Tensor) -> Tensor:
-    """The same as a function of y = x/alpha and log-SNRs (batch,)."""
-    t = process.inverse_log_snr(lam)
-    return _noise(process, denoiser, apply(process.M(t), y), t)
 
 
 def _squares(process: Process, e: Tensor, eps: Tensor) -> dict[str, Tensor]:
@@ -215,50 +201,3 @@ def _directional(
         value = f(*(forward_ad.make_dual(x, v.to(x)) for x, v in zip(at, along, strict=True)))
         primal, tangent = forward_ad.unpack_dual(value)
     return primal, torch.zeros_like(primal) if tangent is None else tangent
-
-
-def _exp(x: float) -> float:
-    return float(torch.tensor(x, dtype=torch.float64).exp())
-
-
-def _hash(data: Tensor) -> str:
-    return hashlib.sha256(data.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-
-
-class _Part:
-    """The finished nodes of a run; kept in a file that another call with the same settings takes up."""
-
-    def __init__(self, path: Path | None, said: dict[str, str]) -> None:
-        self.path, self.said, self.rows = path, said, []
-        self._saved = time.monotonic()
-        if path is not None:
-            with Results(path.parent):  # one that cannot be written is refused before the work
-                self.rows = self._read(path)
-
-    def _read(self, path: Path) -> list[dict[str, Tensor]]:
-        tensors = kept_tensors(path)
-        if not torch.equal(tensors.pop("said", torch.empty(0)), self._said()) or not tensors:
-            return []
-        count = len(next(iter(tensors.values())))
-        return [{k: v[i] for k, v in tensors.items()} for i in range(count)]
-
-    def add(self, row: dict[str, Tensor]) -> None:
-        """Keeps a finished node, and saves from time to time."""
-        self.rows.append(row)
-        if self.path is not None and time.monotonic() - self._saved > _EVERY:
-            self.save()
-
-    def save(self) -> None:
-        """Writes the finished nodes, atomically."""
-        assert self.path is not None
-        rows = {k: torch.stack([row[k] for row in self.rows]) for k in self.rows[0]}
-        save_tensors(self.path, rows | {"said": self._said()}, sealed=True)
-        self._saved = time.monotonic()
-
-    def _said(self) -> Tensor:
-        return torch.tensor(list(json.dumps(self.said).encode()), dtype=torch.uint8)
-
-    def remove(self) -> None:
-        """Deletes the file of a run that is over."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)

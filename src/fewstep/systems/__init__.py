@@ -12,16 +12,17 @@ A chapter is a TOML file beside this one and a row of it a system, so that addin
     figure = "what it reached here"     # left out: not measured
     record = "tests/test_x.py::test_y"  # the file in which the figure's numbers stand, and its test or line there
 
-`SYSTEMS` is read without torch; `place` finds a name by reading source, so nothing is imported for it either.
+`SYSTEMS` is read when it is asked for, without torch; `place` finds a name by reading source, so nothing is imported
+for it either.
 """
 
 from __future__ import annotations
 
 import ast
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 __all__ = ["CHAPTERS", "SYSTEMS", "System", "place"]
 
@@ -35,6 +36,9 @@ CHAPTERS = {
     "applications": "Applications",
 }
 PACKAGE = Path(__file__).parent.parent
+
+if TYPE_CHECKING:
+    SYSTEMS: dict[str, System]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +104,15 @@ def _defined(node: ast.stmt) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def _read(chapter: str) -> dict[str, System]:
-    rows = tomllib.loads(Path(__file__).with_name(f"{chapter}.toml").read_text(encoding="utf-8"))
-    return {
-        id: System(id=id, chapter=chapter, **{**row, "code": tuple(row.get("code", ()))}) for id, row in rows.items()
+def __getattr__(name: str) -> dict[str, System]:
+    """Reads `SYSTEMS`."""
+    if name != "SYSTEMS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import tomllib
+
+    systems = globals()[name] = {
+        id: System(id=id, chapter=chapter, **{**row, "code": tuple(row.get("code", ()))})
+        for chapter in CHAPTERS
+        for id, row in tomllib.loads(Path(__file__).with_name(f"{chapter}.toml").read_text(encoding="utf-8")).items()
     }
-
-
-SYSTEMS: dict[str, System] = {id: row for chapter in CHAPTERS for id, row in _read(chapter).items()}
+    return systems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fewstep.systems import CHAPTERS, SYSTEMS, System
+from fewstep import systems
 from fewstep.words import pick
 
 __all__ = ["arguments", "run"]
@@ -16,10 +16,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("system", nargs="?", type=known, metavar="ID", help=text)
 
 
-def known(name: str) -> System:
+def known(name: str) -> systems.System:
     """Argparse type: a system of the book."""
     try:
-        return pick(SYSTEMS, name, "system")
+        return pick(systems.SYSTEMS, name, "system")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -30,16 +30,17 @@ def run(args: argparse.Namespace) -> None:
     Without ID: a line a system, `not yet` where there is no code. docs/systems.md is the same as a page.
     """
     if args.system is None:
-        width, blocks = max(map(len, SYSTEMS)), []
-        for chapter, title in CHAPTERS.items():
-            rows = [system for system in SYSTEMS.values() if system.chapter == chapter]
+        book, blocks = systems.SYSTEMS, []
+        width = max(map(len, book))
+        for chapter, title in systems.CHAPTERS.items():
+            rows = [system for system in book.values() if system.chapter == chapter]
             lines = [f"  {row.id:<{width}}  {row.state:<7}  {row.what}; {row.reached}" for row in rows]
             blocks.append("\n".join([f"{title}:", *lines]))
         print("\n\n".join(blocks))
         return
     system = args.system
     print(f"{system.id} ({system.state}): {system.what}\n")
-    said = {
+    about = {
         "paper": system.paper,
         "published": system.claim,
         "here": "\n           ".join(system.places),
@@ -47,4 +48,4 @@ def run(args: argparse.Namespace) -> None:
         "shown by": system.show,
         "reached": f"{system.figure} ({system.source})" if system.figure else system.reached,
     }
-    print("\n".join(f"{name:<9}  {text}" for name, text in said.items() if text))
+    print("\n".join(f"{name:<9}  {text}" for name, text in about.items() if text))

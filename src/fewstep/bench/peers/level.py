@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.bench.contender import PEERS, SAME, Contender, Run
+from fewstep.bench.contender import PEERS, SAME, Contender, Prepared
 from fewstep.denoiser.base import Denoises
 from fewstep.grid import GRIDS
 from fewstep.grid.spacing import finite_range
@@ -76,7 +76,7 @@ def peer(name: str, version: str, march: March) -> Contender:
     `march(denoiser, levels, noise, steps)` returns z or x0 and which of the two it is: "state" or "data".
     """
 
-    def prepare(process: Process, calls: int) -> Run:
+    def prepare(process: Process, calls: int) -> Prepared:
         if not isinstance(process, ScalarProcess):
             raise ValueError(f"{type(process).__name__} is no scalar process, and this library knows no other")
         levels, failure = Levels(process), ValueError(f"it takes more than {calls} calls at one step")
@@ -93,12 +93,12 @@ def peer(name: str, version: str, march: March) -> Contender:
     return Contender(name=name, group=SAME if name.endswith(f"@{SAME_GRID}") else PEERS, prepare=prepare)
 
 
-def _run(name: str, version: str, march: March, levels: Levels, steps: int, calls: int, end: str) -> Run:
+def _run(name: str, version: str, march: March, levels: Levels, steps: int, calls: int, end: str) -> Prepared:
     def go(denoiser: Denoises, noise: Tensor, seed: int, first: int) -> Tensor:
         with torch.inference_mode():
             return march(denoiser, levels, noise, steps)[0].to(noise.dtype)
 
-    return Run(calls=calls, digest=f"{name} {version} {steps} {levels.process}", end=end, go=go)
+    return Prepared(calls=calls, digest=f"{name} {version} {steps} {levels.process}", end=end, go=go)
 
 
 def _count(march: March, levels: Levels, steps: int) -> tuple[int, str]:

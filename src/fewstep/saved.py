@@ -1,4 +1,4 @@
-"""What a fit has so far, in a file that the same command takes up: tensors, and what they belong to."""
+"""What long work has so far, in a file that the same command takes up: tensors, and what they belong to."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ _EVERY = 20.0  # seconds between saves
 
 
 class Saved:
-    """Tensors in a file, read back only for the same `said`; without a path nothing is kept.
+    """Tensors in a file, read back only for what is the same `about`; without a path nothing is kept.
 
     A file that is of something else or broken is as good as none: it is written anew.
     """
 
-    def __init__(self, path: Path | None, said: dict[str, Any]) -> None:
-        self.path, self.said = path, json.dumps(said, sort_keys=True)
+    def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
+        self.path = path
+        self._about = torch.tensor(list(json.dumps(about, sort_keys=True).encode()), dtype=torch.uint8)
         self._last = time.monotonic()
 
     def read(self) -> dict[str, Tensor]:
         """The tensors, or nothing."""
         tensors = kept_tensors(self.path) if self.path is not None else {}
-        said = tensors.pop("said", torch.empty(0))
-        return tensors if torch.equal(said, _bytes(self.said)) else {}
+        return tensors if torch.equal(tensors.pop("said", torch.empty(0)), self._about) else {}
 
     def write(self, tensors: dict[str, Tensor], *, now: bool = False) -> None:
         """Keeps the tensors, whole or not at all: from time to time, or `now`."""
         if self.path is None or not (now or time.monotonic() - self._last > _EVERY):
             return
-        save_tensors(self.path, {**tensors, "said": _bytes(self.said)}, sealed=True)
+        save_tensors(self.path, {**tensors, "said": self._about}, sealed=True)
         self._last = time.monotonic()
 
-
-def _bytes(text: str) -> Tensor:
-    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+    def remove(self) -> None:
+        """Deletes the file of work that is over."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
