@@ -13,13 +13,13 @@ import mutators
 import numpy as np
 import safetensors.torch
 import torch
-from fewstep.saved import Saved
 from kind import Files, Kind, reading, running
 
 import fewstep as fs
 from fewstep.files import read_json
 from fewstep.process.config import process_from_json, process_to_json
 from fewstep.process.operator import Diagonal
+from fewstep.saved import Saved
 from fewstep.solver import ALIASES, Analytic, DPMSolverV3
 from fewstep.solver.config import solver_from_config
 from fewstep.stats import Statistics, measure
