@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from functools import partial
 
@@ -272,6 +273,39 @@ def test_a_sample_of_a_table_that_is_not_finite_takes_no_other_with_it(solver, s
     assert torch.allclose(out.state[[0, 2]], want[[0, 2]], atol=1e-6)
     with pytest.raises(ValueError, match="not finite"):
         fs.sample(broken, p, **run)
+
+
+WAYS = {
+    "table": {"solver": "ddim", "steps": 5},
+    "noise": {"solver": "ddpm", "steps": 5},
+    "driver": {"solver": "rk45"},
+    "given driver": {"solver": "predictor-corrector", "steps": 6},
+    "parallel": {"solver": "ddim", "steps": 5, "parallel": 2},
+}
+
+
+@pytest.mark.parametrize("final", ["state", "denoise"])
+@pytest.mark.parametrize("bad", [1, 3])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_network_that_is_not_finite_has_one_outcome_and_one_sentence(way, bad, final):
+    p, add = fs.VP(), torch.tensor([[math.nan]] * bad + [[0.0]] * (3 - bad))
+    broken = fs.wrap(partial(lambda x, t, add: torch.tanh(x) + add, add=add), p)  # noqa: ARG005
+    run = WAYS[way] | {"shape": (3, 2), "final": final}
+    out = fs.solve(broken, p, **run)
+    assert out.status == ("not finite",) * bad + ("reached the end",) * (3 - bad)
+    said = rf"^{bad} of 3 samples did not reach the end \({bad} with 'not finite'\): .*not finite.*: check the network"
+    with pytest.raises(ValueError, match=said):
+        out.checked()
+    with pytest.raises(ValueError, match=said):
+        fs.sample(broken, p, **run)
+
+
+def test_sample_takes_what_solve_takes():
+    one, other = (inspect.signature(f) for f in (fs.sample, fs.solve))
+    assert one.parameters == other.parameters
+    assert (one.return_annotation, other.return_annotation) == ("Tensor", "Outcome")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stpes'"):
+        fs.sample(lambda z, t: z, fs.VP(), stpes=3)  # noqa: ARG005
 
 
 def test_a_last_call_that_is_not_finite_is_said_of_its_sample():

@@ -11,6 +11,7 @@ import inspect
 import math
 import operator
 import re
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, partial, wraps
@@ -29,11 +30,13 @@ __all__ = [
     "bounded",
     "build",
     "finite",
+    "like",
     "pick",
     "sentence",
     "short",
     "typed",
     "usable_device",
+    "warn",
     "whole",
 ]
 
@@ -178,6 +181,25 @@ def typed(function: Callable[P, T]) -> Callable[P, T]:
         return function(*args, **options)
 
     return checked
+
+
+def like(other: Callable[P, Any]) -> Callable[[Callable[..., T]], Callable[P, T]]:
+    """A decorator: the function takes what another one takes, and says so in its signature."""
+
+    def signed(function: Callable[..., T]) -> Callable[P, T]:
+        result = inspect.signature(function).return_annotation
+        function.__dict__["__signature__"] = inspect.signature(other).replace(return_annotation=result)
+        return function
+
+    return signed
+
+
+def warn(sentence: str) -> None:
+    """Warns of what the line outside of this package did that came here, whichever way it came."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(sentence, stacklevel=level + 1)
 
 
 class Typed:

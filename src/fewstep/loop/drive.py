@@ -86,7 +86,7 @@ def predict(denoiser: Any, process: Process, z: Tensor, t: Time) -> Tensor:
     return process.coordinates(outputs(denoiser, process, z, t)["x0"])
 
 
-def outputs(denoiser: Any, process: Process, z: Tensor, t: Time) -> dict[str, Tensor]:
+def outputs(denoiser: Any, process: Process, z: Tensor, t: Time, *, differentiable: bool = False) -> dict[str, Tensor]:
     """What the denoiser returns: x0 in data space and the state's dtype, and further heads; or a ValueError."""
     where = f"t = {t:g}" if isinstance(t, float) else f"times from {float(t.min()):g} to {float(t.max()):g}"
     try:
@@ -102,7 +102,7 @@ def outputs(denoiser: Any, process: Process, z: Tensor, t: Time) -> dict[str, Te
     if not isinstance(out, Tensor) or tuple(out.shape) != wanted:
         got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
         raise ValueError(f"at {where}: the denoiser returned {got}: it must return a tensor of shape {wanted}")
-    return {name: value.detach() for name, value in heads.items()} | {"x0": out.detach()}
+    return heads if differentiable else {name: value.detach() for name, value in heads.items()}
 
 
 class Driving:

@@ -9,7 +9,6 @@ the data. Whatever the data are, at the first, longest steps their prediction is
 from __future__ import annotations
 
 import math
-import warnings
 from contextlib import suppress
 from functools import partial
 
@@ -25,6 +24,7 @@ from fewstep.process.predict import VARIANCES
 from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver, names
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
+from fewstep.words import warn
 
 __all__ = ["excess", "warn_of_excess"]
 
@@ -156,7 +156,7 @@ def _numbers(c: Coefficient) -> np.ndarray:
     return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def warn_of_excess(table: Tableau, *, stacklevel: int = 3) -> None:
+def warn_of_excess(table: Tableau) -> None:
     """Warns that a table of so few calls widens what it samples, and says from how many it does not.
 
     Once for a solver, a process and a number of calls: what holds in one place says nothing of another.
@@ -172,10 +172,9 @@ def warn_of_excess(table: Tableau, *, stacklevel: int = 3) -> None:
     other = next((s for s in (DEFAULT_SOLVERS[process.kind], "ddim") if _holds(s, process, times, table.nfe)), None)
     advice = [f"at least {enough}, from which it holds"] if enough else []
     advice += [f"{other}, which holds at {table.nfe}"] if other else []
-    warnings.warn(
+    warn(
         f"got {name} with {table.nfe} calls on {type(process).__name__}, which ends {found:.3g} times as wide as the "
-        f"data: give {', or '.join(advice) or 'other times'}",
-        stacklevel=stacklevel + 1,
+        f"data: give {', or '.join(advice) or 'other times'}"
     )
     _SAID.add(said)
 

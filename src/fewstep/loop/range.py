@@ -7,7 +7,6 @@ away from any data.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -16,6 +15,7 @@ from fewstep.denoiser.base import fingerprint, range_of
 from fewstep.process import Process
 from fewstep.process.base import ScalarProcess
 from fewstep.solver import Default
+from fewstep.words import warn
 
 __all__ = ["Beyond", "beyond", "in_range", "limit_of"]
 
@@ -62,12 +62,11 @@ def in_range(denoiser: Any, process: Process, z: Tensor, t: float, *, solver: An
     found, network = beyond(data.detach(), within), fingerprint(denoiser)
     if found and network not in _SAID and (found.largest > FAR * within or found.entries > MANY * data.numel()):
         _SAID.add(network)
-        warnings.warn(
+        warn(
             f"got {found.samples} of {len(data)} samples that leave the data's range of {within:g}, by {found.entries} "
             f"of {data.numel()} entries beyond {found.limit:g} and up to {found.largest:.3g}"
             f"{' (they are set into it)' if bounded else ''}: bound predictions with fs.Thresholded, give more calls, "
-            "or measure the network with `fewstep stats`",
-            stacklevel=4,
+            "or measure the network with `fewstep stats`"
         )
     if not bounded:
         return z

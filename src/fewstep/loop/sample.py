@@ -6,10 +6,10 @@ the row and its time.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Denoises, as_denoiser, fingerprint, of_samples, same_process
+from fewstep.denoiser.base import Denoiser, Denoises, as_denoiser, fingerprint, of_samples, same_process
 from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.watch import watching
 from fewstep.grid import Grid, as_grid
-from fewstep.loop.drive import drive, noises_of, predict
+from fewstep.loop.drive import drive, noises_of, outputs
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel, picard
-from fewstep.loop.plan import SMALL, Plan, on_raw_outputs, under_autograd
+from fewstep.loop.plan import SMALL, Plan, on_raw_outputs
 from fewstep.loop.range import in_range
 from fewstep.loop.start import finite_start, start_state, takes
 from fewstep.loop.tabulate import as_driver, informed, intervals, one_less, sample_shape, tabulate
-from fewstep.loop.walk import After, Callback, all_finite, look_at, walk
+from fewstep.loop.walk import After, Callback, look_at, walk
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
 from fewstep.process.base import Memory, recalling
@@ -37,7 +37,7 @@ from fewstep.solver import Solver
 from fewstep.solver.driver.base import Driver, Outcome, ends_of
 from fewstep.tableau import Tableau
 from fewstep.terminal import telling
-from fewstep.words import typed
+from fewstep.words import like, typed, warn
 
 __all__ = ["same_model", "sample", "solve"]
 
@@ -45,7 +45,7 @@ REMEMBERED = 2**14  # numbers of a process, beyond which a table's runs begin to
 
 
 @typed
-def sample(
+def solve(
     denoiser: Denoises,
     process: Process,
     *,
@@ -69,7 +69,65 @@ def sample(
     memory: int | str | Room | None = None,
     compile: bool = False,
     progress: bool | Callable[[float], object] = True,
-) -> Tensor:
+) -> Outcome:
+    """Samples, and what became of each: its network calls, its steps, its table, how it ended.
+
+    The arguments are those of `sample`. For a driver `steps` is the most network calls a sample may take, and an
+    explicit grid is its two ends; a driver that is given its grid (predictor-corrector) takes both as a solver does.
+    A sample that does not reach the end, or is not finite there, is no error here and takes no other with it: see
+    `Outcome.status` and `Outcome.sentence`. With final="denoise" the states are in data space: x0_hat for the samples
+    that reached the end; the others are there without that call.
+    """
+    if final not in ("state", "denoise"):
+        raise ValueError(f"got final={final!r}: choose state or denoise")
+    takes("callback", callback, 4)
+    takes("after", after, 3)
+    driver, source = as_driver(solver), noise_source(noise, seed, first)
+    if (driver is not None or parallel) and (callback is not None or after is not None or differentiable):
+        raise ValueError("got callback, after or differentiable with a driver or parallel: they have none, leave it")
+    denoiser = as_denoiser(denoiser)
+    same_process(denoiser, process)
+    budget = one_less(final, steps, nfe)
+    if driver is not None:
+        if parallel or given:
+            raise ValueError(f"got parallel or given for {type(driver).__name__}, a driver: these are for tables")
+        table, (driver, times) = None, _placed(driver, process, grid, **budget)
+    else:
+        table = tabulate(informed(solver, denoiser, sample_shape(process, shape, x)), process, grid=grid, **budget)
+        times = table.grid
+        same_model(denoiser, table)
+        warn_of_excess(table)
+    with recollection(table, process):
+        begins = float(times[0]) if table is None else table.rows[0].t
+        start, drawn = start_state(process, begins, shape, x, source, dtype, device), source.snapshot()
+        made = in_pieces(compiled(denoiser) if compile else denoiser, memory, start)
+        how: dict[str, Any] = {"given": given, "callback": callback, "after": after, "compile": compile,
+                               "differentiable": differentiable}  # fmt: skip
+        calls = 100 if table is None or parallel else table.nfe + (final == "denoise")
+        mode = nullcontext() if differentiable else torch.no_grad()
+        with mode, telling(progress, "sampling", total=calls) as tell:
+            if table is None:
+                assert driver is not None
+                outcome = drive(driver, made, process, start, times, source, tell)
+            elif parallel:
+                window = Parallel.of(parallel)
+                window = window.within(made.room.left, start) if memory else window
+                outcome = picard(table, made, start, source, window, given=given, tell=tell)
+            else:
+                done = count(1)
+                state = on_table(table, made, start, source, tick=lambda: tell(next(done) / calls), **how)
+                outcome = _sequential(table, state)
+            if final == "denoise":
+                outcome = _denoised(outcome, made, process, float(times[-1]), differentiable=differentiable)
+    replay = table is not None and not outcome.ok
+    why = partial(_first_fault, table, made, start, source, drawn, final=final, **how) if replay else None
+    made_by = None if table is None else table.solver
+    state = in_range(denoiser, process, outcome.state, float(times[-1]), solver=made_by, final=final)
+    return replace(outcome, state=state, why=why)
+
+
+@like(solve)
+def sample(denoiser: Denoises, process: Process, **options: Any) -> Tensor:
     """Samples: from noise, or from a given state, down the grid.
 
     Args:
@@ -105,46 +163,17 @@ def sample(
         final="denoise", x0_hat in data space. Samples of the default solver end within the range that a network tells
         of its data, as loaded pictures do, on scalar processes (`fewstep.loop.range`); no gradient passes where an
         entry was set into it.
+
+    Raises:
+        ValueError: one sentence, for arguments that make no sense and for samples that do not reach the end.
     """
-    if final not in ("state", "denoise"):
-        raise ValueError(f"got final={final!r}: choose state or denoise")
-    if as_driver(solver) is not None or parallel:
-        finite_start(x)
-        if callback is not None or after is not None or differentiable:
-            raise ValueError(
-                "got callback, after or differentiable with a driver or parallel: they have none, leave it"
-            )
-        outcome = solve(
-            denoiser, process, solver=solver, grid=grid, steps=steps, nfe=nfe, shape=shape, x=x, seed=seed, first=first,
-            noise=noise, given=given, final=final, dtype=dtype, device=device, parallel=parallel,
-            memory=memory, compile=compile, progress=progress
-        )  # fmt: skip
-        if not outcome.ok:
-            raise ValueError(str(outcome))
-        return outcome.state
-    denoiser = as_denoiser(denoiser)
-    same_process(denoiser, process)
-    finite_start(x)
-    takes("callback", callback, 4)
-    takes("after", after, 3)
-    budget = one_less(final, steps, nfe)
-    table = tabulate(informed(solver, denoiser, sample_shape(process, shape, x)), process, grid=grid, **budget)
-    same_model(denoiser, table)
-    warn_of_excess(table)
-    source = noise_source(noise, seed, first)
-    with recollection(table, process):
-        start, drawn = start_state(process, table.rows[0].t, shape, x, source, dtype, device), source.snapshot()
-        made = in_pieces(compiled(denoiser) if compile else denoiser, memory, start)
-        z = on_table(
-            table, made, start, source, given=given, final=final, callback=callback, after=after,
-            differentiable=differentiable, compile=compile, progress=progress, drawn=drawn
-        )  # fmt: skip
-    return in_range(denoiser, process, z, float(table.grid[-1]), solver=table.solver, final=final)
+    finite_start(options.get("x"))
+    return solve(denoiser, process, **options).checked()
 
 
-def recollection(table: Tableau, process: Process) -> AbstractContextManager[None]:
+def recollection(table: Tableau | None, process: Process) -> AbstractContextManager[None]:
     """Where the numbers of a scalar process, which runs of a table ask for again and again, are remembered with it."""
-    if process.kind != "scalar":
+    if table is None or process.kind != "scalar":
         return nullcontext()
     memory = table.notes.get("memory")
     if memory is None or memory.process is not process or len(memory.answers) > REMEMBERED:
@@ -155,26 +184,19 @@ def recollection(table: Tableau, process: Process) -> AbstractContextManager[Non
 
 def on_table(
     table: Tableau,
-    denoiser: Any,
+    denoiser: Denoiser,
     start: Tensor,
     source: NoiseSource,
     *,
-    given: Mapping[str, Tensor] | None = None,
-    final: str = "state",
-    callback: Callback | None = None,
-    after: After | None = None,
-    differentiable: bool = False,
-    compile: bool = False,
-    progress: bool | Callable[[float], object] = True,
-    drawn: Any = None,
-    strict: bool = True,
+    given: Mapping[str, Tensor] | None,
+    callback: Callback | None,
+    after: After | None,
+    differentiable: bool,
+    compile: bool,
+    tick: Callable[[], object] | None = None,
+    look: bool = False,
 ) -> Tensor:
-    """The end of a table's run from a start; see `sample`.
-
-    `strict` raises a ValueError where a sample is not finite, from a replay that starts with the source as `drawn`, a
-    snapshot, has it; without it the samples that are not are left to the caller.
-    """
-    denoiser = as_denoiser(denoiser)
+    """The end of a table's run from a start; with `look` a ValueError at the first row that is not finite."""
     grad = denoiser.needs_grad
     if not differentiable and (start.numel() > SMALL or start.device.type != "cpu"):  # below, it saves nothing
         table = on_raw_outputs(table, denoiser)
@@ -184,117 +206,38 @@ def on_table(
     watched = callback is not None or after is not None  # who may use the tensors outside: no inference tensors
     plain = grad or watched or compile  # nor where a graph would be made for those and another one for the start
     mode = nullcontext() if differentiable else torch.no_grad() if plain else torch.inference_mode()
-
-    last = denoiser.at(float(table.grid[-1])) if final == "denoise" else None
-    last = under_autograd(last) if last and grad and not differentiable else last
-
-    def run(*, look: bool, callback: Callback | None, tick: Callable[[], object] | None) -> Tensor:
+    with mode, watching():
         noises = noises_of(table, source, tuple(start.shape), start.dtype, start.device)
         z = walk(plan, start, noises, given=given, callback=callback, after=after, tick=tick, look=look)
-        if last is None:
-            return z
-        d = last(z)
-        d = d["x0"] if isinstance(d, Mapping) else d
-        if tick is not None:
-            tick()
-        if look:
-            look_at(
-                d, f"the network returned values that are not finite in the last call (t = {float(table.grid[-1]):g})"
-            )
-        return d
-
-    with mode, watching():
-        calls, done = table.nfe + (final == "denoise"), count(1)
-        with telling(progress, "sampling", total=calls) as tell:
-            z = run(look=False, callback=callback, tick=lambda: tell(next(done) / calls))
-        if strict and not all_finite(z):
-            source.restore(drawn)
-            run(look=True, callback=None, tick=None)
-            raise ValueError("the samples are not finite, but a replay of the run was: is the denoiser deterministic?")
     return z.clone() if z.is_inference() and not torch.is_inference_mode_enabled() else z
+
+
+def _first_fault(
+    table: Tableau, denoiser: Denoiser, start: Tensor, source: NoiseSource, drawn: Any, *, final: str, **how: Any
+) -> str:
+    """The first that is not finite in a replay of a table's run, from a source as a snapshot has it."""
+    source.restore(drawn)
+    how["callback"] = None
+    t = float(table.grid[-1])
+    try:
+        z = on_table(table, denoiser, start, source, look=True, **how)
+        if final == "denoise":
+            with torch.no_grad():
+                d = outputs(denoiser, table.process, z, t)["x0"]
+            look_at(d, f"the network returned values that are not finite in the last call (t = {t:g})")
+    except ValueError as error:
+        return str(error)
+    return "a replay of the run was finite: is the denoiser deterministic?"
 
 
 def same_model(denoiser: Any, table: Tableau) -> None:
     """Warns of a table that was fitted to other weights than those it is run with, where both tell."""
     theirs = (table.card or {}).get("weights")
     if theirs and (ours := fingerprint(denoiser)) and ours != theirs:
-        warnings.warn(
+        warn(
             f"got a table fitted to the weights {theirs[:12]} for the weights {ours[:12]}: it runs, but its numbers "
-            "were made for another model; fit one to this model with `fewstep fit`",
-            stacklevel=4,
+            "were made for another model; fit one to this model with `fewstep fit`"
         )
-
-
-@typed
-def solve(
-    denoiser: Denoises,
-    process: Process,
-    *,
-    solver: str | Solver | Driver | Callable[[], Any] | Tableau | Path | None = None,
-    grid: str | Tensor | Grid = "default",
-    steps: int | None = None,
-    nfe: int | None = None,
-    shape: tuple[int, ...] | None = None,
-    x: Tensor | None = None,
-    seed: int = 0,
-    first: int = 0,
-    noise: Noise | NoiseSource | torch.Generator | Tensor | None = None,
-    given: Mapping[str, Tensor] | None = None,
-    final: str = "state",
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    parallel: Parallel | bool | int | None = None,
-    memory: int | str | Room | None = None,
-    compile: bool = False,
-    progress: bool | Callable[[float], object] = True,
-) -> Outcome:
-    """Samples, and what became of each: its network calls, its steps, its table, how it ended.
-
-    The arguments are those of `sample`. For a driver `steps` is the most network calls a sample may take, and an
-    explicit grid is its two ends; a driver that is given its grid (predictor-corrector) takes both as a solver does.
-    A sample that does not reach the end, or is not finite there, is no error here and takes no other with it: see
-    `Outcome.status` and `Outcome.sentence`.
-
-    Args:
-        parallel: for a table: True, a window or a `Parallel` runs it by Picard iteration.
-        final: with "denoise" the states are in data space: x0_hat for the samples that reached the end; the others are
-            there without that call.
-    """
-    if final not in ("state", "denoise"):
-        raise ValueError(f"got final={final!r}: choose state or denoise")
-    driver, source = as_driver(solver), noise_source(noise, seed, first)
-    denoiser = as_denoiser(denoiser)
-    same_process(denoiser, process)
-    budget = one_less(final, steps, nfe)
-    denoiser = compiled(denoiser) if compile else denoiser
-    if driver is not None:
-        if parallel or given:
-            raise ValueError(f"got parallel or given for {type(driver).__name__}, a driver: these are for tables")
-        driver, times = _placed(driver, process, grid, **budget)
-        start = start_state(process, float(times[0]), shape, x, source, dtype, device)
-        denoiser = in_pieces(denoiser, memory, start)
-        with torch.no_grad(), telling(progress, "sampling") as tell:
-            outcome = drive(driver, denoiser, process, start, times, source, tell)
-    else:
-        table = tabulate(informed(solver, denoiser, sample_shape(process, shape, x)), process, grid=grid, **budget)
-        times, start = table.grid, start_state(process, table.rows[0].t, shape, x, source, dtype, device)
-        same_model(denoiser, table)
-        warn_of_excess(table)
-        denoiser = in_pieces(denoiser, memory, start)
-        if parallel:
-            how = Parallel.of(parallel).within(denoiser.room.left, start) if memory else Parallel.of(parallel)
-            with torch.no_grad(), telling(progress, "sampling") as tell:
-                outcome = picard(table, denoiser, start, source, how, given=given, tell=tell)
-        else:
-            with recollection(table, process):
-                state = on_table(
-                    table, denoiser, start, source, given=given, compile=compile, progress=progress, strict=False
-                )
-            outcome = _sequential(table, state)
-    outcome = outcome if final == "state" else _denoised(outcome, denoiser, process, float(times[-1]))
-    made = None if driver is not None else table.solver
-    state = in_range(denoiser, process, outcome.state, float(times[-1]), solver=made, final=final)
-    return replace(outcome, state=state)
 
 
 def _placed(
@@ -322,31 +265,35 @@ def _placed(
     return driver if steps is None else driver.limited(steps), times
 
 
-def _denoised(outcome: Outcome, denoiser: Denoises, process: Process, t: float) -> Outcome:
+def _denoised(
+    outcome: Outcome, denoiser: Denoiser, process: Process, t: float, *, differentiable: bool = False
+) -> Outcome:
     """The outcome in data space, with x0_hat for the samples that reached the end."""
     good = torch.tensor([status == "reached the end" for status in outcome.status])
-    data, index = process.to_data(outcome.state), good.nonzero().flatten()
-    if len(index):
-        rows = index.to(data.device)
-        with torch.no_grad():
-            chosen = denoiser if outcome.ok else of_samples(denoiser, index, len(good))
-            d = process.from_coordinates(predict(chosen, process, outcome.state[rows], t))
-        data = data.index_copy(0, rows, d)
+    if outcome.ok:
+        data = outputs(denoiser, process, outcome.state, t, differentiable=differentiable)["x0"]
+    else:
+        data, index = process.to_data(outcome.state), good.nonzero().flatten()
+        if len(index):
+            rows = index.to(data.device)
+            d = outputs(of_samples(denoiser, index, len(good)), process, outcome.state[rows], t)["x0"]
+            data = data.index_copy(0, rows, d)
     status = tuple(b if a == "reached the end" else a for a, b in zip(outcome.status, ends_of(data), strict=True))
-    calls, rounds = outcome.calls + good, outcome.rounds + bool(len(index))
+    calls, rounds = outcome.calls + good, outcome.rounds + bool(good.any())
     return replace(outcome, state=data, status=status, calls=calls, rounds=rounds)
 
 
 def _sequential(table: Tableau, state: Tensor) -> Outcome:
     """The outcome of a table that was run row by row."""
-    every = torch.ones(len(state), dtype=torch.int64)
+    batch = len(state)
+    full = lambda value: torch.full((batch,), value)  # noqa: E731
     return Outcome(
         state=state,
-        times=table.grid[-1] * every.double(),
+        times=table.grid[-1].expand(batch),
         status=ends_of(state),
-        calls=table.nfe * every,
-        accepted=(len(table.grid) - 1) * every,
-        rejected=0 * every,
+        calls=full(table.nfe),
+        accepted=full(len(table.grid) - 1),
+        rejected=full(0),
         rounds=table.nfe,
         tables=lambda _: table,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from fewstep.noise import NoiseSource
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse
-from fewstep.words import usable_device, whole
+from fewstep.words import usable_device, warn, whole
 
 __all__ = ["finite_start", "start_state", "takes"]
 
@@ -47,9 +46,11 @@ def start_state(
     return process.prior(source.initial(state_shape, dtype, device), t)
 
 
-def finite_start(x: Tensor | None) -> None:
-    """Refuses a start that is not finite."""
-    if x is not None and x.ndim and x.numel() and not bool((good := x.reshape(len(x), -1).isfinite().all(1)).all()):
+def finite_start(x: Any) -> None:
+    """Refuses a start that is not finite; what is no start at all is refused behind it."""
+    if not isinstance(x, Tensor) or not x.ndim or not x.numel():
+        return
+    if not bool((good := x.reshape(len(x), -1).isfinite().all(1)).all()):
         where = int((~good).nonzero()[0])
         raise ValueError(f"got a start x that is not finite, first in sample {where}: give numbers, or leave it out")
 
@@ -83,10 +84,9 @@ def _check_scale(process: Process, t: float, x: Tensor) -> None:
     most = math.sqrt(1 + WIDE**2 * math.exp(2 * process.log_snr(t)))
     if math.isfinite(size) and not low / SLACK <= size <= most * high * SLACK:
         sigma = float(x.detach().norm().double()) / math.sqrt(n) / size if size else 1.0
-        warnings.warn(
+        warn(
             f"got a start x of size {size * sigma:.3g} (its root mean square) at t = {t:g}, where {process} has noise "
-            f"of size {sigma:.3g}: is it scaled as `process.prior` and `process.diffuse` do?",
-            stacklevel=5,
+            f"of size {sigma:.3g}: is it scaled as `process.prior` and `process.diffuse` do?"
         )
 
 

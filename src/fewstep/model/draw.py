@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep.denoiser import Counted, guide
 from fewstep.denoiser.base import range_of
 from fewstep.denoiser.compiled import compiled, with_networks
-from fewstep.loop import sample, solve
+from fewstep.loop import solve
 from fewstep.loop.memory import InPieces, Room
 from fewstep.loop.range import Beyond, beyond
 from fewstep.loop.tabulate import informed
@@ -97,21 +97,14 @@ def draw(
             denoiser = Counted(plain if room is None else InPieces(plain, room))
             arguments: dict[str, Any] = {"solver": solver, "shape": (size, *model.shape), "seed": seed, "first": first,
                                          "final": final, "device": device, **options}  # fmt: skip
-            begun = tally.count
-            try:
-                z = sample(denoiser, model.process, **arguments,
-                           progress=lambda share, k=first, n=size: tell((k + share * n) / num))  # fmt: skip
-            except ValueError:
-                if strict:
-                    raise
-                tally.count, denoiser = begun, Counted(denoiser.denoiser)
-                outcome = solve(denoiser, model.process, **arguments, progress=False)
-                found = _failed(outcome)
-                if len(found) in (0, num):  # an error of the arguments, or of every sample: it says where it begins
-                    raise
-                aside |= {first + k: why for k, why in found.items()}
-                z = outcome.state[[k for k in range(size) if k not in found]]
-            else:
+            outcome = solve(denoiser, model.process, **arguments,
+                            progress=lambda share, k=first, n=size: tell((k + share * n) / num))  # fmt: skip
+            found = _failed(outcome)
+            if found and (strict or len(found) == num):
+                outcome.checked()
+            aside |= {first + k: why for k, why in found.items()}
+            z = outcome.state[[k for k in range(size) if k not in found]] if found else outcome.state
+            if not found:
                 calls.add(denoiser.calls)
             parts.append((model.process.to_data(z) if final == "state" else z).float().cpu())
             samples += denoiser.evaluations

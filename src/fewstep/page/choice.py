@@ -104,8 +104,7 @@ class Job:
         with self.model.pace.threaded():
             outcome = solve(denoiser, self.model.process, solver=self.solver, seed=self.choice.seed,
                                progress=progress, shape=(self.choice.num, *self.model.shape), **driven)  # fmt: skip
-        if not outcome.ok:
-            raise ValueError(str(outcome))
+        outcome.checked()
         return outcome
 
     @property

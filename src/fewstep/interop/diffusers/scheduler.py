@@ -271,7 +271,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
                 f"got other steps than the {table.nfe} of the table this scheduler runs, which has its own times: give "
                 f"num_inference_steps={table.nfe}"
             )
-        warn_of_excess(table, stacklevel=2)
+        warn_of_excess(table)
         self._take(Schedule.of(table, convention, self._clipping), device)
 
     def set_begin_index(self, begin_index: int = 0) -> None:

@@ -10,6 +10,7 @@ of rows made at once; (3) declare its `promise`; (4) add it to `DRIVERS`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
@@ -48,6 +49,7 @@ class Outcome:
         calls: (batch,) network calls of each sample, rejected steps included.
         accepted, rejected: (batch,) steps.
         rounds: batched network calls, one after the other.
+        why: of a table's run that failed: what a replay finds to be the first that is not finite, in a sentence.
     """
 
     state: Tensor
@@ -59,6 +61,7 @@ class Outcome:
     rounds: int
     tables: Callable[[int], Tableau] = field(repr=False)
     noises: Callable[[int], NoiseSource] | None = field(default=None, repr=False)
+    why: Callable[[], str] | None = field(default=None, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -75,6 +78,12 @@ class Outcome:
             raise ValueError("got a run that drew its noise from the seed alone: replay with its seed and first")
         return self.noises(_number(sample, len(self.status)))
 
+    def checked(self) -> Tensor:
+        """The state, or a ValueError that says what became of the samples that did not reach the end."""
+        if self.ok:
+            return self.state
+        raise ValueError(f"{self._failed()}: {self.why()}" if self.why else str(self))
+
     def sentence(self, sample: int) -> str:
         """What happened to a sample, in a sentence."""
         i = _number(sample, len(self.status))
@@ -90,16 +99,19 @@ class Outcome:
                 f"{int(calls.min())} to {int(calls.max())}" if bool(calls.min() < calls.max()) else f"{int(calls[0])}"
             )
             return f"all {len(self.status)} samples reached the end in {spread} network calls each"
-        counts = Counter(status for status in self.status if status != "reached the end")
         first = next(i for i, status in enumerate(self.status) if status != "reached the end")
+        return f"{self._failed()}: {self.sentence(first)}"
+
+    def _failed(self) -> str:
+        counts = Counter(status for status in self.status if status != "reached the end")
         failed = ", ".join(f"{n} with {status!r}" for status, n in counts.items())
-        return (
-            f"{counts.total()} of {len(self.status)} samples did not reach the end ({failed}): {self.sentence(first)}"
-        )
+        return f"{counts.total()} of {len(self.status)} samples did not reach the end ({failed})"
 
 
 def ends_of(state: Tensor) -> tuple[str, ...]:
     """The status of each sample of a run that goes through all its steps, whatever becomes of them."""
+    if math.isfinite(state.sum().item()):  # one pass, where no sum is beyond the largest number
+        return ("reached the end",) * len(state)
     finite = state.reshape(len(state), -1).isfinite().all(1).tolist()
     return tuple("reached the end" if good else "not finite" for good in finite)
 
