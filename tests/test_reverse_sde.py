@@ -161,8 +161,8 @@ def test_bad_options_are_refused_in_a_sentence() -> None:
     for make, match in (
         (lambda: AnnealedLangevin(inner=0), "give at least 1"),
         (lambda: AnnealedLangevin(step=4.0), "of a size in"),
-        (lambda: PredictorCorrector(predictor="heun"), "choose one of"),
-        (lambda: QuasiTaylor(degree=4), "give 1, 2 or 3"),
+        (lambda: PredictorCorrector(predictor="heun"), "choose euler-maruyama, reverse-diffusion or ddpm"),
+        (lambda: QuasiTaylor(degree=4), "choose 1, 2 or 3"),
         (lambda: StochasticQuasiTaylor().tabulate(fs.CLD(), grid(0.5, 0.4)), "no covariance"),
     ):
         with pytest.raises(ValueError, match=match):

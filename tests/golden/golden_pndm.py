@@ -10,11 +10,15 @@ from torch import Tensor
 
 from fewstep.process import Process
 from fewstep.solver import PNDM, Promise, Solver
-from fewstep.solver.ode.pndm import ADAMS, average, transfer
+from fewstep.solver.ode.pndm import ADAMS, transfer
 from fewstep.tableau import Form
 from fewstep.tableau.writer import Writer
 
 __all__ = ["FloorTable", "Overlapping", "StepwisePNDM"]
+
+
+def _average(weights: tuple[float, ...], nodes: list[Form]) -> Form:
+    return Form.total(zip(weights, nodes, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +49,14 @@ class StepwisePNDM(PNDM):
         z, nodes = w.start, []
         for k, (t, s) in enumerate(w.steps):
             nodes = [self._increment(w, z, z, t, t), *nodes[:3]]
-            total = average(ADAMS[3], nodes) if k > 2 else self._runge_kutta(w, z, nodes[0], t, s)
+            total = _average(ADAMS[3], nodes) if k > 2 else self._runge_kutta(w, z, nodes[0], t, s)
             z = w.row(z + (t - s) * total, s)
 
     def _runge_kutta(self, w: Writer, z: Form, d_1: Form, t: float, s: float) -> Form:
         found = [d_1]
         for at in ((t + s) / 2, (t + s) / 2, s):
             found.append(self._increment(w, z, w.row(z + (t - at) * found[-1], at), t, at))
-        return average((1 / 6, 1 / 3, 1 / 3, 1 / 6), found)
+        return _average((1 / 6, 1 / 3, 1 / 3, 1 / 6), found)
 
     @staticmethod
     def _increment(w: Writer, z: Form, stage: Form, t: float, at: float) -> Form:
@@ -86,7 +90,7 @@ class Overlapping(Solver):
                     w.call(stage, at)
                     found.append(w.eps(stage))
                     to = at - (0 if i % 2 else half)
-                    e = average((1 / 6, 1 / 3, 1 / 3, 1 / 6), found) if i == 3 else found[-1]
+                    e = _average((1 / 6, 1 / 3, 1 / 3, 1 / 6), found) if i == 3 else found[-1]
                     stage = w.row(self._move(p, z, e, t, to), to)
                 z, nodes, begin = stage, [found[0], *nodes], 12
         else:
@@ -95,12 +99,12 @@ class Overlapping(Solver):
             nodes = [w.eps(z)]
             stage = w.row(self._move(p, z, nodes[0], first, first - self.step), first - self.step)
             w.call(stage, second)
-            e = average((1 / 2, 1 / 2), [w.eps(stage), nodes[0]])
+            e = _average((1 / 2, 1 / 2), [w.eps(stage), nodes[0]])
             z, begin = w.row(self._move(p, z, e, second + self.step, second), second), 2
         for t in self.times[begin:]:
             w.call(z, t)
             nodes = [w.eps(z), *nodes[:3]]
-            z = w.row(self._move(p, z, average(ADAMS[len(nodes) - 1], nodes), t, t - self.step), t - self.step)
+            z = w.row(self._move(p, z, _average(ADAMS[len(nodes) - 1], nodes), t, t - self.step), t - self.step)
 
     @staticmethod
     def _move(p: Process, z: Form, e: Form, t: float, s: float) -> Form:

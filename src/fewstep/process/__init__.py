@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from fewstep.process.base import Process, ScalarProcess
-from fewstep.process.blurring import Blurring
-from fewstep.process.corruption import HeatDissipation, Masking, VEBlur
+from fewstep.process.blurring import Blurring, HeatDissipation, Masking, VEBlur
 from fewstep.process.langevin import CLD
 from fewstep.process.scalar import EDM, VE, VP, Cosine, Discrete, Flow, SubVP
 

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from fewstep.solver.around.final import FinalEuler
-from fewstep.solver.around.first_last import FirstLast
+from fewstep.solver.around.first_last import FinalEuler, FirstLast
 from fewstep.solver.around.guided import CFGPlusPlus, ReverseMean, Splitting
 from fewstep.solver.around.unic import UniC
 from fewstep.solver.base import Promise, Solver
@@ -19,25 +18,23 @@ from fewstep.solver.config import NAMED
 from fewstep.solver.default import Default
 from fewstep.solver.driver.base import Driver, Outcome
 from fewstep.solver.driver.corrected import LangevinCorrected
-from fewstep.solver.driver.embedded import RK45, DPMAdaptive, GottaGoFast, StochasticHeun
+from fewstep.solver.driver.embedded import RK45, DPMAdaptive, GottaGoFast
 from fewstep.solver.fitted import Fitted
 from fewstep.solver.ode.dpm import DPMMultistep
 from fewstep.solver.ode.exponential import Multistep
 from fewstep.solver.ode.gaussian_split import GaussianSplit
-from fewstep.solver.ode.heunpp import HeunPP
-from fewstep.solver.ode.pndm import PNDM, GradientEstimation
+from fewstep.solver.ode.pndm import PNDM, GradientEstimation, HeunPP
 from fewstep.solver.ode.runge_kutta import EDMHeun, RungeKutta
 from fewstep.solver.ode.singlestep import Singlestep
-from fewstep.solver.ode.taylor import Taylor
+from fewstep.solver.ode.taylor import QuasiTaylor, StochasticQuasiTaylor, Taylor
 from fewstep.solver.ode.unipc import UniPC
 from fewstep.solver.ode.v3 import DPMSolverV3
 from fewstep.solver.sde.analytic import Analytic, LearnedVariance
-from fewstep.solver.sde.ancestral import DDIM, DDPM
-from fewstep.solver.sde.ancestral_stages import LCM, Ancestral
+from fewstep.solver.sde.ancestral import DDIM, DDPM, LCM, Ancestral
 from fewstep.solver.sde.er_sde import ERSDE
-from fewstep.solver.sde.euler import SSCS, AnnealedLangevin, EulerMaruyama, PredictorCorrector, ReverseDiffusion
+from fewstep.solver.sde.euler import SSCS, EulerMaruyama, ReverseDiffusion, StochasticHeun
+from fewstep.solver.sde.langevin import AnnealedLangevin, PredictorCorrector
 from fewstep.solver.sde.multistep import SASolver, SDEMultistep
-from fewstep.solver.sde.quasi_taylor import QuasiTaylor, StochasticQuasiTaylor
 from fewstep.solver.sde.restart import Restart
 from fewstep.solver.sde.seeds import SEEDS
 

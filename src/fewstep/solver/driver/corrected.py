@@ -18,7 +18,8 @@ from fewstep.process.base import Memory, Process
 from fewstep.process.operator import Coefficient, inverse, is_zero, transpose
 from fewstep.solver.base import Promise, Solver
 from fewstep.solver.driver.base import Driver, Live, Outcome, Run, ends_of
-from fewstep.solver.sde.euler import EulerMaruyama, langevin
+from fewstep.solver.sde.euler import EulerMaruyama
+from fewstep.solver.sde.langevin import langevin
 from fewstep.solver.weights import together
 from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import Tableau

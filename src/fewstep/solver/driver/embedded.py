@@ -2,25 +2,23 @@ r"""The adaptive drivers by name: Dormand-Prince 5(4), DPM-Solver 12 and 23, and
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewstep.process.base import Time
 from fewstep.process.clock import clock
-from fewstep.process.operator import Coefficient, cholesky, inverse, transpose
-from fewstep.solver.base import LAST, Promise, Solver
+from fewstep.process.operator import Coefficient, inverse
+from fewstep.solver.base import Solver
 from fewstep.solver.driver.adaptive import Adaptive, Control
 from fewstep.solver.driver.base import Live, Run
 from fewstep.solver.ode.runge_kutta import METHODS, RungeKutta, slope, stages
 from fewstep.solver.ode.singlestep import Singlestep, inside, singlestep
+from fewstep.solver.sde.euler import StochasticHeun, improved_euler
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
 
-__all__ = ["DEFECT", "DPMAdaptive", "GottaGoFast", "RK45", "StochasticHeun"]
+__all__ = ["DEFECT", "DPMAdaptive", "GottaGoFast", "RK45"]
 
 _METHOD = METHODS["dormand-prince5"]
 # b of order 5 minus b of order 4, the last for the slope at the new state
@@ -188,55 +186,6 @@ class DPMAdaptive(Adaptive):
 
     def first(self, run: Run, end: float) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:  # noqa: ARG002
         return torch.full((len(run.start),), self.first_step, dtype=torch.float64), None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StochasticHeun(Solver):
-    r"""Improved Euler (stochastic Heun) on the reverse SDE: the fixed-step form of Gotta Go Fast.
-
-    $$ K_1 = -h f(z, t) + \sqrt{h}\, G_t \xi, \quad K_2 = -h f(z + K_1, s) + \sqrt{h}\, G_s \xi, \quad
-       z_s = z + \tfrac12 (K_1 + K_2) $$
-
-    with f = F z + G G^T Sigma^-1 (z - M D) and h = t - s. Stochastic, two calls a step, weak order 1 (the mean part is
-    Heun's). A step to sigma = 0 takes the mean at the data prediction, with one call. A point mass is carried up to a
-    residual.
-
-    References: Jolicoeur-Martineau et al. 2021, Gotta go fast when generating data with score-based models,
-    https://arxiv.org/abs/2105.14080.
-    """
-
-    @property
-    def promise(self) -> Promise:
-        return Promise(1, stochastic=True, point_mass=(), ends=LAST)
-
-    def calls(self, steps: int, *, to_zero: bool) -> int:
-        return 2 * steps - to_zero
-
-    def write(self, w: Writer) -> None:
-        z = w.start
-        for t, s in w.steps:
-            if w.process.log_snr(s) == math.inf:
-                carry, whole = first_order(w.process, "data", t, s)
-                z = w.row(carry * z + whole * w.call(z, t), s)
-            else:
-                z = improved_euler(w, z, t, s)[0]
-
-
-def improved_euler(w: Writer, z: Form, t: Time, s: Time) -> tuple[Form, Form]:
-    """The row of a step and the row of Euler-Maruyama inside it."""
-    h, xi = t - s, w.noise(t, s)
-    root = h.sqrt() if isinstance(h, Tensor) else math.sqrt(h)
-    euler = w.row(z + _increment(w, z, t, h, root, xi), s)
-    return w.row(0.5 * z + 0.5 * euler + 0.5 * _increment(w, euler, s, h, root, xi), s), euler
-
-
-def _increment(w: Writer, z: Form, t: Time, h: Time, root: Time, xi: Form) -> Form:
-    """-h f(z, t) + sqrt(h) G_t xi."""
-    p = w.process
-    gg, r_inv = p.GG(t), inverse(p.R(t))
-    pull = gg * transpose(r_inv) * r_inv
-    drift = (p.F(t) + pull) * z - (pull * p.M(t)) * w.call(z, t)
-    return -1.0 * h * drift + (root * cholesky(gg)) * xi
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ and the gradient part is a combination with weights of sum one, e_0 being the la
     pseudo Runge-Kutta      (e_1 + 2 e_2 + 2 e_3 + e_4)/6, its stages by phi to the middle, the middle and s
     pseudo Heun             (e_1 + e_2)/2, e_2 at phi(z, e_1, t, s)
     gradient estimation     gamma e_0 + (1 - gamma) e_1
+    Heun++                  (1 - w_1 - w_2) e_0 + w_1 e_1 + w_2 e_2, e_j at phi from time to time of the grid ahead
 
 On scalar processes phi is Euler's step in rho = sigma/alpha, so these are the classical methods on dx/drho = eps with
 weights that ignore how the steps differ. On a grid that is smooth they reach order 2 and no more, whatever the count.
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fewstep.process.base import Process
 from fewstep.solver.base import LAST, Moments, Promise, Solver
@@ -32,7 +32,7 @@ from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 from fewstep.words import among
 
-__all__ = ["ADAMS", "PNDM", "GradientEstimation", "transfer"]
+__all__ = ["ADAMS", "PNDM", "GradientEstimation", "HeunPP", "transfer"]
 
 ADAMS = (
     (1.0,),
@@ -107,22 +107,22 @@ class PNDM(Solver):
             elif k < self._first[0]:
                 e = self._start(w, z, nodes[0], t, s)
             else:
-                e = average(self._weights(w, k, len(nodes)), nodes)
-            z = w.row(self._move(w.process, z, e, t, s), s)
+                e = Form.total(zip(self._weights(w, k, len(nodes)), nodes, strict=True))
+            z = w.row(transfer(w.process, z, e, t, s), s)
 
     def _start(self, w: Writer, z: Form, e_1: Form, t: float, s: float) -> Form:
         """The averaged noise of a pseudo Runge-Kutta or pseudo Heun step."""
         if self.start == "heun":
-            return average((1 / 2, 1 / 2), [e_1, self._stage(w, z, e_1, t, s)])
-        middle = self._middle(t, s)
+            return Form.total([(1 / 2, e_1), (1 / 2, self._stage(w, z, e_1, t, s))])
+        middle = (t + s) / 2
         e_2 = self._stage(w, z, e_1, t, middle)
         e_3 = self._stage(w, z, e_2, t, middle)
         e_4 = self._stage(w, z, e_3, t, s)
-        return average((1 / 6, 1 / 3, 1 / 3, 1 / 6), [e_1, e_2, e_3, e_4])
+        return Form.total([(1 / 6, e_1), (1 / 3, e_2), (1 / 3, e_3), (1 / 6, e_4)])
 
     def _stage(self, w: Writer, z: Form, e: Form, t: float, at: float) -> Form:
         """The noise predicted at phi(z, e, t, at)."""
-        stage = w.row(self._move(w.process, z, e, t, at), at)
+        stage = w.row(transfer(w.process, z, e, t, at), at)
         w.call(stage, at)
         return w.eps(stage)
 
@@ -131,12 +131,6 @@ class PNDM(Solver):
             return ADAMS[have - 1]
         rho = [math.exp(-float(w.process.log_snr(t))) for t in w.times[k - have + 1 : k + 2]]
         return _variable([b - a for a, b in zip(rho[:-1], rho[1:], strict=True)][::-1])
-
-    def _middle(self, t: float, s: float) -> float:
-        return (t + s) / 2
-
-    def _move(self, process: Process, z: Form, e: Form, t: float, s: float) -> Form:
-        return transfer(process, z, e, t, s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +148,13 @@ class GradientEstimation(Solver):
 
     gamma: float = 2.0
 
-    _second: ClassVar[float] = 3 / 2
-
     def __post_init__(self) -> None:
         if not math.isfinite(self.gamma):
             raise ValueError(f"got gamma={self.gamma}: give a finite number (1 is DDIM, the paper takes 2)")
 
     @property
     def promise(self) -> Promise:
-        order = 2 if self.gamma == self._second else 1
+        order = 2 if self.gamma == 3 / 2 else 1
         return Promise(order, moments=Moments("noise", "log-snr", (0,)), ends=LAST)
 
     def write(self, w: Writer) -> None:
@@ -171,22 +163,50 @@ class GradientEstimation(Solver):
             w.call(z, t)
             mean = e = w.eps(z)
             if before is not None and w.process.log_snr(s) < math.inf:
-                mean = average((self.gamma, 1 - self.gamma), [e, before])
+                mean = Form.total([(self.gamma, e), (1 - self.gamma, before)])
             z, before = w.row(transfer(w.process, z, mean, t, s), s), e
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeunPP(Solver):
+    r"""Heun++ 2: deterministic, three calls a step, two in the last but one, one in the last.
+
+    From z_t a step by phi leads to the next time s and its e_1, another to the time r after that and its e_2. With
+    rho = e^-lambda (sigma/alpha), rho_0 at the start of the grid, w_1 = rho_s/(3 rho_0) and w_2 = rho_r/(3 rho_0); in
+    the last step but one w_1 = rho_s/(2 rho_0). Order 1: the weights are those of no interpolation (1/2 and 0 only
+    where rho is half of rho_0), so it damps the late predictions at high noise and is Euler's method at low noise. The
+    published one is for sigma = rho.
+
+    References: https://github.com/comfyanonymous/ComfyUI (comfy/k_diffusion/sampling.py, sample_heunpp2), after
+    https://github.com/Carzit/sd-webui-samplers-scheduler; there is no paper.
+    """
+
+    @property
+    def promise(self) -> Promise:
+        return Promise(1, moments=Moments("noise", "rho", (0,)), ends=LAST)
+
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        return max(1, 3 * steps - 3)
+
+    def write(self, w: Writer) -> None:
+        z, p, n = w.start, w.process, len(w.steps)
+        start = float(p.log_snr(w.times[0]))
+        rho = [math.exp(start - float(p.log_snr(t))) for t in w.times]  # over rho_0
+        for k in range(n):
+            ahead, found, share = z, [], [rho[j] / min(3, n - k) for j in range(k + 1, min(k + 3, n))]
+            for t, s in w.steps[k : k + 3]:
+                w.call(ahead, t)
+                found.append(w.eps(ahead))
+                if len(found) <= len(share):
+                    ahead = w.row(transfer(p, ahead, found[-1], t, s), s)
+            mean = Form.total(zip((1 - sum(share), *share), found, strict=True))
+            z = w.row(transfer(p, z, mean, *w.steps[k]), w.times[k + 1])
 
 
 def transfer(process: Process, z: Form, e: Form, t: float, s: float) -> Form:
     """phi(z, e, t, s)."""
     carry, gain = first_order(process, "noise", t, s)
     return carry * z + gain * e
-
-
-def average(weights: tuple[float, ...], nodes: list[Form]) -> Form:
-    """The sum of weights * nodes."""
-    total = Form({})
-    for weight, node in zip(weights, nodes, strict=True):
-        total = total + weight * node
-    return total
 
 
 def _variable(h: list[float]) -> tuple[float, ...]:

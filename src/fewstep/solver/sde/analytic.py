@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.process.base import Process
-from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, is_zero, root, transpose
+from fewstep.process.operator import Block, Coefficient, Diagonal, inverse, is_zero, transpose
 from fewstep.solver.base import BOTH, LAST, Promise, Solver
-from fewstep.solver.sde.ancestral import posterior
+from fewstep.solver.sde.ancestral import implicit, posterior, with_noise
 from fewstep.solver.statistics import Statistics
-from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 from fewstep.words import among
 
@@ -86,9 +85,7 @@ class Analytic(Solver):
             if k in clipped:
                 covariance = at_most(covariance, (self.clip_pixel * _PIXEL) ** 2)
             form = keep * z + (p.M(s) - keep * p.M(t)) * w.call(z, t)
-            if not is_zero(covariance):
-                form = form + cholesky(covariance) * w.noise(t, s)
-            z = w.row(form, s)
+            z = w.row(with_noise(w, form, covariance, t, s), s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,27 +133,16 @@ class LearnedVariance(Solver):
             if k in clipped:
                 covariance = at_most(covariance, (self.clip_pixel * _PIXEL) ** 2)
             missed = p.M(s) - keep * p.M(t)
-            form = keep * z + missed * w.call(z, t)
-            if not is_zero(covariance):
-                form = form + cholesky(covariance) * w.noise(t, s)
+            form = with_noise(w, keep * z + missed * w.call(z, t), covariance, t, s)
             if not is_zero(p.Sigma(s)) and k not in clipped:
-                form = form + self._learned(w, z, missed * inverse(p.M(t)) * p.R(t), t, s)
+                xi = w.fresh_noise(t, s, "variance")
+                form = form + (missed * inverse(p.M(t)) * p.R(t)) * w.root(w.head(z, self.head), xi)
             z = w.row(form, s)
-
-    def _learned(self, w: Writer, z: Form, scale: Coefficient, t: float, s: float) -> Form:
-        return scale * w.root(w.head(z, self.head), w.fresh_noise(t, s, "variance"))
 
 
 def gain_and_covariance(p: Process, t: float, s: float, eta: float) -> tuple[Coefficient, Coefficient]:
     """A R_t^-1 and C C^T of the step from t to s: DDPM's at eta = 1, else those of `DDIM(eta)`."""
-    if eta == 1:
-        return posterior(p, t, s)
-    r = p.R(s)
-    if eta == 0 or is_zero(p.Sigma(s)):
-        return r * inverse(p.R(t)), 0.0
-    covariance = eta**2 * posterior(p, t, s)[1]
-    r_inv = inverse(r)
-    return r * root(1.0 - r_inv * covariance * transpose(r_inv)) * inverse(p.R(t)), covariance
+    return posterior(p, t, s) if eta == 1 else implicit(p, t, s, eta)
 
 
 def at_most(covariance: Coefficient, bound: float) -> Coefficient:

@@ -4,19 +4,37 @@ $$ z_s = M_s D + A\,\epsilon + C\,\xi, \qquad A A^T + C C^T = \Sigma_s, \qquad \
 
 DDPM takes the Gaussian q(z_s | z_t, x0 = D): with the gain K = Sigma_s Psi^T Sigma_t^-1 (Psi carries s to t),
 A = K R_t and C C^T = Sigma_s - K Sigma_t K^T. DDIM takes C scaled by eta and A = R_s (1 - R_s^-1 C C^T R_s^-T)^(1/2).
+
+Steps of any order go down the ODE past the next time, and back up by the process itself,
+
+$$ z_d = \text{one ODE step from } t \text{ to } d < s, \qquad
+   z_s = \Psi_s \Psi_d^{-1} z_d + (\Sigma_s - \Psi \Sigma_d \Psi^T)^{1/2} \xi $$
+
+Both halves keep the law, so the weak order is that of the ODE step. How far down: with rho = sigma/alpha,
+
+    "variance"   rho_d^2 = rho_s^2 (1 - eta^2 (1 - rho_s^2 / rho_t^2))      k-diffusion's sigma_down
+    "flow"       tau_d = tau_s (1 - eta (1 - tau_s / tau_t)), tau = rho/(1 + rho)      rectified flow's own time
+
+On numbers, Euler's step with "variance" is DDIM(eta): the noise it draws is that of the ancestral posterior.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 
-from fewstep.process.base import Process
+import torch
+
+from fewstep.process.base import Process, Time, across, like, to_tensor
 from fewstep.process.operator import Coefficient, cholesky, inverse, is_zero, root, transpose
-from fewstep.solver.base import Promise, Solver
+from fewstep.solver.base import BOTH, LAST, Promise, Solver
+from fewstep.solver.ode.singlestep import inside, singlestep
+from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 from fewstep.words import among
 
-__all__ = ["DDIM", "DDPM"]
+__all__ = ["DDIM", "DDPM", "LCM", "Ancestral"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +62,10 @@ class DDPM(Solver):
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process
         for t, s in w.steps:
-            d = w.call(z, t)
-            gain, covariance = posterior(p, t, s)
+            d, (gain, covariance) = w.call(z, t), posterior(p, t, s)
             if self.variance == "beta" and not is_zero(p.Sigma(s)):
                 covariance = added_noise(p, t, s)
-            form = gain * z + (p.M(s) - gain * p.M(t)) * d
-            if not is_zero(covariance):
-                form = form + cholesky(covariance) * w.noise(t, s)
-            z = w.row(form, s)
+            z = w.row(with_noise(w, gain * z + (p.M(s) - gain * p.M(t)) * d, covariance, t, s), s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +92,95 @@ class DDIM(Solver):
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process
         for t, s in w.steps:
-            d = w.call(z, t)
-            r, noisy = p.R(s), self.eta > 0 and not is_zero(p.Sigma(s))
-            a: Coefficient = r
-            if noisy:
-                _, covariance = posterior(p, t, s)
-                covariance = self.eta**2 * covariance
-                r_inv = inverse(r)
-                a = r * root(1.0 - r_inv * covariance * transpose(r_inv))
-            keep = a * inverse(p.R(t))
-            form = keep * z + (p.M(s) - keep * p.M(t)) * d
-            if noisy:
-                form = form + cholesky(covariance) * w.noise(t, s)
-            z = w.row(form, s)
+            d, (keep, covariance) = w.call(z, t), implicit(p, t, s, self.eta)
+            z = w.row(with_noise(w, keep * z + (p.M(s) - keep * p.M(t)) * d, covariance, t, s), s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral(Solver):
+    r"""Euler ancestral, dpm_2 ancestral and DPM-Solver++(2S) ancestral: stochastic, `points` calls a step.
+
+    The step down is that of `Singlestep`: points = 1 is Euler (DDIM), points = 2 is dpm_2 in noise form and 2S in data
+    form, both with their stage half-way in log-SNR. One call in a step to sigma = 0. Weak order `points`; eta = 0 is
+    `Singlestep`. `down="flow"` is the rectified-flow variant, on other processes at the same noise-to-signal ratios.
+    eta is in [0, 1]. Where we differ: any linear process; the level is never below the times it is defined on.
+
+    References: get_ancestral_step, sample_euler_ancestral, sample_dpm_2_ancestral, sample_dpmpp_2s_ancestral of
+    https://github.com/crowsonkb/k-diffusion; the flow variants (RF) of https://github.com/comfyanonymous/ComfyUI.
+    """
+
+    points: int = 1
+    form: str = "data"
+    eta: float = 1.0
+    down: str = "variance"
+
+    def __post_init__(self) -> None:
+        among(self, points=(1, 2, 3), form=("data", "noise"), down=("variance", "flow"))
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"got eta={self.eta}: give a number in [0, 1]")
+
+    @property
+    def promise(self) -> Promise:
+        plain = self.points == 1 and self.form == "data"
+        return Promise(self.points, stochastic=self.eta > 0, ends=BOTH if plain else LAST)
+
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        return steps * self.points - (self.points - 1) * to_zero
+
+    def write(self, w: Writer) -> None:
+        z, p = w.start, w.process
+        for t, s in w.steps:
+            d = self._lower(p, t, s)
+            points = self.points if p.log_snr(d) < math.inf else 1
+            z = singlestep(w, z, inside(w, t, d, points, "log-snr"), self.form, "midpoint")
+            covariance = added_noise(p, s, d)
+            if d < s and not is_zero(covariance):
+                z, d = p.transition(s, d) * z + cholesky(covariance) * w.noise(t, s), s
+            z = w.row(z, d)
+
+    def _lower(self, process: Process, t: float, s: float) -> float:
+        """The time d to step down to."""
+        if self.eta == 0 or process.log_snr(s) == math.inf:
+            return s
+        lowest = process.domain[0]
+        return max(across(process, (self, "lower"), functools.partial(self._place, process), t, s), lowest)
+
+    def _place(self, process: Process, t: Time, s: Time) -> Time:
+        """The time of the level below s from which the fresh noise leads back to s."""
+        high, low = (to_tensor(process.log_snr(u)) for u in (t, s))
+        if self.down == "variance":
+            share = 1 + self.eta**2 * torch.expm1(-2 * (low - high))  # rho_d^2 / rho_s^2
+            lam = low - 0.5 * share.clamp(min=0.0).log()
+        else:
+            tau_t, tau_s = torch.sigmoid(-high), torch.sigmoid(-low)
+            tau = tau_s * (1 - self.eta * (1 - tau_s / tau_t))
+            lam = torch.log1p(-tau) - tau.log()
+        return like(torch.as_tensor(process.inverse_log_snr(lam)), t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LCM(Solver):
+    r"""Multistep consistency sampling: jump to the data prediction, and noise it again to the next time.
+
+        z_s = M_s D + R_s xi
+
+    Stochastic, one call a step, no state kept. It is made for consistency models, whose prediction is where the ODE
+    ends: then every z_s has its law. A denoiser's prediction is a mean, so with one the data's variance is lost and no
+    order is claimed (0); a point mass is exact. The last step adds nothing where sigma = 0.
+
+    References: Song, Dhariwal, Chen, Sutskever, Consistency models, 2023,
+    https://arxiv.org/abs/2303.01469; Luo et al., Latent consistency models, 2023, https://arxiv.org/abs/2310.04378.
+    """
+
+    @property
+    def promise(self) -> Promise:
+        return Promise(0, stochastic=True)
+
+    def write(self, w: Writer) -> None:
+        z, p = w.start, w.process
+        for t, s in w.steps:
+            form = p.M(s) * w.call(z, t)
+            z = w.row(form if is_zero(p.Sigma(s)) else form + p.R(s) * w.noise(t, s), s)
 
 
 def posterior(process: Process, t: float, s: float) -> tuple[Coefficient, Coefficient]:
@@ -98,6 +188,20 @@ def posterior(process: Process, t: float, s: float) -> tuple[Coefficient, Coeffi
     sigma_t, sigma_s = process.Sigma(t), process.Sigma(s)
     gain = sigma_s * transpose(process.transition(t, s)) * inverse(sigma_t)
     return gain, sigma_s - gain * sigma_t * transpose(gain)
+
+
+def implicit(process: Process, t: float, s: float, eta: float) -> tuple[Coefficient, Coefficient]:
+    """A R_t^-1 and C C^T of DDIM(eta)'s step from t to s."""
+    r = process.R(s)
+    if eta == 0 or is_zero(process.Sigma(s)):
+        return r * inverse(process.R(t)), 0.0
+    covariance, r_inv = eta**2 * posterior(process, t, s)[1], inverse(r)
+    return r * root(1.0 - r_inv * covariance * transpose(r_inv)) * inverse(process.R(t)), covariance
+
+
+def with_noise(w: Writer, form: Form, covariance: Coefficient, t: float, s: float) -> Form:
+    """A form with noise of a covariance, on the path between t and s; itself where there is none."""
+    return form if is_zero(covariance) else form + cholesky(covariance) * w.noise(t, s)
 
 
 def added_noise(process: Process, t: float, s: float) -> Coefficient:

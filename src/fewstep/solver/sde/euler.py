@@ -1,15 +1,11 @@
-r"""The reverse-time SDE taken step by step, and Langevin steps at a fixed time; on every linear process.
+r"""The reverse-time SDE taken step by step, on every linear process.
 
 $$ dz = [F z - G G^T s]\, dt + G\, d\bar w, \qquad s = \nabla \log p_t(z) = -R^{-T} \epsilon $$
 
 Euler-Maruyama freezes all of it over a step; reverse diffusion undoes the forward transition Psi, Q of the step; the
-symmetric splitting (SSCS) solves exactly what is linear once the stationary score is split off. Langevin steps leave
-the law of the state at a time alone; they are preconditioned by Sigma, so that one step size serves every time:
+symmetric splitting (SSCS) solves exactly what is linear once the stationary score is split off.
 
-$$ z \leftarrow z - \tfrac{a}{2} R \epsilon + \sqrt{a}\, R\, \xi $$
-
-References: Song et al., Score-based generative modeling through SDEs, 2021, https://arxiv.org/abs/2011.13456. Song,
-Ermon, Generative modeling by estimating gradients of the data distribution, 2019, https://arxiv.org/abs/1907.05600.
+References: Song et al., Score-based generative modeling through SDEs, 2021, https://arxiv.org/abs/2011.13456.
 """
 
 from __future__ import annotations
@@ -19,28 +15,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from fewstep.process.base import Process
+from fewstep.process.base import Process, Time
 from fewstep.process.langevin import CLD
-from fewstep.process.operator import Block, Coefficient, cholesky, inverse, is_zero, transpose
-from fewstep.solver.base import Promise, Solver
-from fewstep.solver.sde.ancestral import added_noise, posterior
+from fewstep.process.operator import Block, Coefficient, cholesky, inverse, transpose
+from fewstep.solver.base import LAST, Promise, Solver
+from fewstep.solver.sde.ancestral import added_noise, posterior, with_noise
+from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
 
-__all__ = [
-    "PREDICTORS",
-    "SSCS",
-    "AnnealedLangevin",
-    "EulerMaruyama",
-    "PredictorCorrector",
-    "ReverseDiffusion",
-    "langevin",
-]
+__all__ = ["PREDICTORS", "SSCS", "EulerMaruyama", "ReverseDiffusion", "ReverseSDE", "StochasticHeun", "predicted"]
 
 
 class ReverseSDE(Solver):
-    """What the samplers of this module share: noise, a point mass carried up to a residual, no singular end."""
+    """What samplers of the reverse SDE share: noise, a point mass carried up to a residual, no singular end."""
 
     claimed: ClassVar[int] = 1  # the weak order
 
@@ -49,8 +39,19 @@ class ReverseSDE(Solver):
         return Promise(self.claimed, stochastic=True, point_mass=(), ends=())
 
 
+class _Predicted(ReverseSDE):
+    """Steps of one of `PREDICTORS`."""
+
+    predictor: ClassVar[str]
+
+    def write(self, w: Writer) -> None:
+        z = w.start
+        for t, s in w.steps:
+            z = predicted(w, z, self.predictor, t, s)
+
+
 @dataclass(frozen=True, kw_only=True)
-class EulerMaruyama(ReverseSDE):
+class EulerMaruyama(_Predicted):
     r"""Euler-Maruyama on the reverse SDE.
 
     $$ z_s = z_t - (t - s) [F_t z_t + G_t G_t^T R_t^{-T} \epsilon_t] + \sqrt{t - s}\, G_t\, \xi $$
@@ -63,16 +64,11 @@ class EulerMaruyama(ReverseSDE):
     Dockhorn et al. 2022, https://arxiv.org/abs/2112.07068.
     """
 
-    def write(self, w: Writer) -> None:
-        z = w.start
-        for t, s in w.steps:
-            w.call(z, t)
-            mean, covariance = _euler_maruyama(w.process, t, s)
-            z = w.row(_moved(w, z, mean, covariance, t, s), s)
+    predictor: ClassVar[str] = "euler-maruyama"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReverseDiffusion(ReverseSDE):
+class ReverseDiffusion(_Predicted):
     r"""The reverse-diffusion sampler: the forward transition z_t = Psi z_s + Q^{1/2} xi of the step, undone.
 
     $$ z_s = (2 - \Psi) z_t - Q R_t^{-T} \epsilon_t + Q^{1/2} \xi, \qquad Q = \Sigma_t - \Psi \Sigma_s \Psi^T $$
@@ -84,93 +80,7 @@ class ReverseDiffusion(ReverseSDE):
     References: Song et al. 2021, appendix E, https://arxiv.org/abs/2011.13456.
     """
 
-    def write(self, w: Writer) -> None:
-        z = w.start
-        for t, s in w.steps:
-            w.call(z, t)
-            mean, covariance = _reverse_diffusion(w.process, t, s)
-            z = w.row(_moved(w, z, mean, covariance, t, s), s)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnnealedLangevin(ReverseSDE):
-    r"""NCSN's annealed Langevin dynamics: `inner` Langevin steps at each time, from noise to data.
-
-    $$ z \leftarrow z - \tfrac{a}{2} R_t \epsilon + \sqrt{a}\, R_t\, \xi $$
-
-    Stochastic, `inner` calls a step. On VE it is the paper's, whose step a_i = eps sigma_i^2 / sigma_L^2 makes
-    `step` = eps / sigma_L^2 = 0.2 with its eps = 2e-5 and sigma_L = 0.01; elsewhere the transition carries the state
-    between times. No order: the law it tends to, in `inner`, is biased by `step`. The noise is no part of the path.
-
-    References: Song, Ermon 2019, Algorithm 1, https://arxiv.org/abs/1907.05600.
-
-    Args:
-        inner: Langevin steps at each time (the paper takes 100).
-        step: a, above 0 and below 4, where a Langevin step stops being stable.
-        denoise: end in the mean of the last step, without its noise.
-    """
-
-    claimed: ClassVar[int] = 0
-
-    inner: int = 5
-    step: float = 0.2
-    denoise: bool = True
-
-    def __post_init__(self) -> None:
-        _check_langevin(self.inner, self.step)
-
-    def calls(self, steps: int, *, to_zero: bool) -> int:  # noqa: ARG002
-        return steps * self.inner
-
-    def write(self, w: Writer) -> None:
-        z = w.start
-        for k, (t, s) in enumerate(w.steps):
-            for i in range(self.inner):
-                last = k == len(w.steps) - 1 and i == self.inner - 1
-                form = langevin(w, z, t, self.step, noisy=not (last and self.denoise))
-                z = w.row(w.process.transition(s, t) * form, s) if i == self.inner - 1 else w.row(form, t)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictorCorrector(ReverseSDE):
-    r"""A predictor step, then `inner` Langevin steps at the new time, of a fixed size: the annealed corrector.
-
-    $$ z \leftarrow z - \tfrac{a}{2} R_s \epsilon + \sqrt{a}\, R_s\, \xi, \qquad a = 4 \cdot \mathrm{snr}^2 $$
-
-    Stochastic, 1 + `inner` calls a step. score_sde's annealed Langevin corrector takes 2 alpha (snr std)^2 for a / 2,
-    which is this with alpha = 1. Weak order 1 where snr is small against the steps; as the size is fixed, none is
-    claimed. No corrector at sigma = 0. The data-dependent size is a driver (`predictor-corrector`).
-
-    References: Song et al. 2021, section 4.2, Algorithms 2 and 3 and appendix G, https://arxiv.org/abs/2011.13456.
-
-    Args:
-        predictor: "euler-maruyama", "reverse-diffusion" or "ddpm".
-        inner: Langevin steps after each predictor step.
-        snr: above 0 and below 1.
-    """
-
-    claimed: ClassVar[int] = 0
-
-    predictor: str = "euler-maruyama"
-    inner: int = 1
-    snr: float = 0.16
-
-    def __post_init__(self) -> None:
-        if self.predictor not in PREDICTORS:
-            raise ValueError(f"got predictor={self.predictor!r}: choose one of {', '.join(PREDICTORS)}")
-        _check_langevin(self.inner, 4 * self.snr**2)
-
-    def calls(self, steps: int, *, to_zero: bool) -> int:
-        return steps * (1 + self.inner) - self.inner * to_zero
-
-    def write(self, w: Writer) -> None:
-        z = w.start
-        for t, s in w.steps:
-            w.call(z, t)
-            mean, covariance = PREDICTORS[self.predictor](w.process, t, s)
-            z = w.row(_moved(w, z, mean, covariance, t, s), s)
-            for _ in range(self.inner * (not is_zero(w.process.Sigma(s)))):
-                z = w.row(langevin(w, z, s, 4 * self.snr**2, noisy=True), s)
+    predictor: ClassVar[str] = "reverse-diffusion"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,20 +120,61 @@ class SSCS(ReverseSDE):
             z = w.row(half(z + push * score, middle, s), s)
 
 
-def _moved(
-    w: Writer, z: Form, mean: tuple[Coefficient, Coefficient], covariance: Coefficient, t: float, s: float
-) -> Form:
-    """mean[0] z + mean[1] eps, with noise but in the last step."""
-    form = mean[0] * z + mean[1] * w.eps(z)
-    return form if s == w.times[-1] or is_zero(covariance) else form + cholesky(covariance) * w.noise(t, s)
+@dataclass(frozen=True, kw_only=True)
+class StochasticHeun(Solver):
+    r"""Improved Euler (stochastic Heun) on the reverse SDE: the fixed-step form of Gotta Go Fast.
+
+    $$ K_1 = -h f(z, t) + \sqrt{h}\, G_t \xi, \quad K_2 = -h f(z + K_1, s) + \sqrt{h}\, G_s \xi, \quad
+       z_s = z + \tfrac12 (K_1 + K_2) $$
+
+    with f = F z + G G^T Sigma^-1 (z - M D) and h = t - s. Stochastic, two calls a step, weak order 1 (the mean part is
+    Heun's). A step to sigma = 0 takes the mean at the data prediction, with one call. A point mass is carried up to a
+    residual.
+
+    References: Jolicoeur-Martineau et al. 2021, Gotta go fast when generating data with score-based models,
+    https://arxiv.org/abs/2105.14080.
+    """
+
+    @property
+    def promise(self) -> Promise:
+        return Promise(1, stochastic=True, point_mass=(), ends=LAST)
+
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        return 2 * steps - to_zero
+
+    def write(self, w: Writer) -> None:
+        z = w.start
+        for t, s in w.steps:
+            if w.process.log_snr(s) == math.inf:
+                carry, whole = first_order(w.process, "data", t, s)
+                z = w.row(carry * z + whole * w.call(z, t), s)
+            else:
+                z = improved_euler(w, z, t, s)[0]
 
 
-def langevin(w: Writer, z: Form, t: float, a: float, *, noisy: bool) -> Form:
-    """A Langevin step of size a at time t, preconditioned by Sigma_t."""
+def improved_euler(w: Writer, z: Form, t: Time, s: Time) -> tuple[Form, Form]:
+    """The row of a step and the row of Euler-Maruyama inside it."""
+    h, xi = t - s, w.noise(t, s)
+    root = h.sqrt() if isinstance(h, Tensor) else math.sqrt(h)
+    euler = w.row(z + _increment(w, z, t, h, root, xi), s)
+    return w.row(0.5 * z + 0.5 * euler + 0.5 * _increment(w, euler, s, h, root, xi), s), euler
+
+
+def _increment(w: Writer, z: Form, t: Time, h: Time, root: Time, xi: Form) -> Form:
+    """-h f(z, t) + sqrt(h) G_t xi."""
+    p = w.process
+    gg, r_inv = p.GG(t), inverse(p.R(t))
+    pull = gg * transpose(r_inv) * r_inv
+    drift = (p.F(t) + pull) * z - (pull * p.M(t)) * w.call(z, t)
+    return -1.0 * h * drift + (root * cholesky(gg)) * xi
+
+
+def predicted(w: Writer, z: Form, predictor: str, t: float, s: float) -> Form:
+    """The row of a predictor's step, with noise but in the last one."""
     w.call(z, t)
-    r = w.process.R(t)
-    form = z - 0.5 * a * r * w.eps(z)
-    return form + math.sqrt(a) * r * w.fresh_noise(t, t, "langevin") if noisy else form
+    (a, b), covariance = PREDICTORS[predictor](w.process, t, s)
+    form = a * z + b * w.eps(z)
+    return w.row(form if s == w.times[-1] else with_noise(w, form, covariance, t, s), s)
 
 
 def _euler_maruyama(p: Process, t: float, s: float) -> tuple[tuple[Coefficient, Coefficient], Coefficient]:
@@ -248,11 +199,6 @@ PREDICTORS = {
     "reverse-diffusion": _reverse_diffusion,
     "ddpm": _ancestral,
 }
-
-
-def _check_langevin(inner: int, step: float) -> None:
-    if inner < 1 or not 0 < step < 4:
-        raise ValueError(f"got inner={inner} Langevin steps of size {step:g}: give at least 1, of a size in (0, 4)")
 
 
 def _diagonal(a: float, b: float) -> Block:
