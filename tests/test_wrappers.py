@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
@@ -47,6 +47,57 @@ class Fields:
         return self.several[0](z, t)
 
 
+class Slotted:
+    """Nothing of it is in a `__dict__`."""
+
+    __slots__ = ("__inner", "told")
+
+    def __init__(self, inner):
+        self.__inner = inner
+
+    def __call__(self, z, t):
+        return self.__inner(z, t)
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    inner: object
+
+    def __call__(self, z, t):
+        return self.inner(z, t)
+
+
+@dataclass
+class Late:
+    """Given to a field that `__init__` does not take, and once more in an attribute that is no field."""
+
+    name: str
+    inner: object = field(init=False)
+
+    @classmethod
+    def around(cls, inner):
+        made = cls("late")
+        made.inner = made.same = inner
+        return made
+
+    def __call__(self, z, t):
+        return self.inner(z, t)
+
+
+@dataclass
+class Derived:
+    """Makes something of what it was given, and calls that."""
+
+    given: object
+    made: object = field(init=False)
+
+    def __post_init__(self):
+        self.made = Mine(self.given)
+
+    def __call__(self, z, t):
+        return self.made(z, t)
+
+
 class Slots(Denoiser):
     def __init__(self, model):
         self.model = model
@@ -65,6 +116,10 @@ AROUND = {
     "dataclass": lambda d: Fields((d,)),
     "partial": lambda d: partial(bound, d),
     "subclass": Slots,
+    "slots": Slotted,
+    "frozen slots": lambda d: Mine(Frozen(d)),
+    "no argument": Late.around,
+    "derived": Derived,
     "counted": fs.Counted,
     "mine in the library's": lambda d: fs.Counted(Mine(d)),
     "the library's in mine": lambda d: Mine(fs.Counted(d)),
@@ -267,12 +322,12 @@ def test_some_samples_of_a_counted_denoiser_count_with_the_others():
 def test_layers_leaves_and_mapped():
     one, other = oracle(), network()
     tree = fs.Counted(Mine(fs.Composed(one, (other, Mine(one)), (1.0, 2.0))))
-    assert list(leaves(tree)) == [one, other, one]
+    assert list(leaves(tree)) == [one, other]  # each once
     assert [type(layer).__name__ for layer in layers(tree)][:3] == ["Counted", "Plain", "Composed"]
     assert mapped(tree, lambda part: part) is tree
     swapped = mapped(tree, lambda part: other if part is one else part)
-    assert list(leaves(swapped)) == [other, other, other]
-    assert list(leaves(tree)) == [one, other, one]
+    assert list(leaves(swapped)) == [other]
+    assert list(leaves(tree)) == [one, other]
     looped = Mine(one)
     looped.itself = looped
     assert list(leaves(looped)) == [one]
@@ -328,3 +383,58 @@ def test_raw_outputs_of_an_object_that_does_not_say_what_it_predicts_are_its_own
     raw = Raw()
     fs.sample(raw, VP, solver=fs.tabulate("ddim", VP, steps=3).in_terms_of("v"), shape=(3, 2), progress=False)
     assert raw.asked == ["v"] * 3
+
+
+class Twice:
+    """Around one denoiser by two ways: 30 of them are a tree of a thousand million leaves."""
+
+    def __init__(self, inner):
+        self.one, self.other = Mine(inner), inner
+
+    def __call__(self, z, t):
+        return self.other(z, t)
+
+
+def twice(inner, deep):
+    for _ in range(deep):
+        inner = Twice(inner)
+    return inner
+
+
+def test_what_wrappers_share_is_looked_at_once():
+    deep = twice(network(), 30)
+    assert sum(1 for _ in layers(deep)) == 61
+    assert len(list(leaves(deep))) == 1
+    assert fingerprint(deep) == "a" * 64
+    assert not as_denoiser(deep).needs_grad
+    assert as_denoiser(twice(oracle(), 30)).heads == oracle().heads
+    with pytest.raises(ValueError, match="made for EDM"):
+        fs.sample(twice(oracle(EDM), 30), VP, **RUN)
+    part = twice(oracle(), 2)
+    for _ in range(30):
+        part = fs.Composed(part, (part,), (1.0,))
+    assert "derivative" in part.heads
+    assert not part.needs_grad
+    bound_ = twice(conditioned(labels=torch.arange(4.0)), 30)
+    some = of_samples(bound_, torch.tensor([2]), 4)
+    assert some(torch.zeros(1, 2), 0.5)[0, 0] == 2.0
+    assert sum(1 for _ in layers(some)) == 61
+    made = fs.denoiser.compiled(bound_)
+    assert made is not bound_
+    assert sum(1 for _ in layers(made)) == 61
+
+
+def test_wrappers_that_know_each_other_have_an_end():
+    one, other = Mine(None), Mine(oracle(EDM))
+    one.inner, other.back = other, one
+    assert "derivative" in as_denoiser(one).heads
+    assert not as_denoiser(one).needs_grad
+    with pytest.raises(ValueError, match="made for EDM"):
+        fs.sample(one, VP, **RUN)
+
+
+def test_what_is_made_of_a_field_is_changed_with_it():
+    """Once, where `__init__` makes it again; as a field that nothing makes where it does not."""
+    for around in (Derived, Late.around, Slotted, Frozen):
+        some = of_samples(around(conditioned(labels=torch.arange(4.0))), torch.tensor([3, 1]), 4)
+        torch.testing.assert_close(some(torch.zeros(2, 2), 0.5)[:, 0], torch.tensor([3.0, 1.0]))

@@ -18,24 +18,25 @@ other networks (`mapped`).
 class of the user's own, a dataclass or not, wraps what it keeps in its attributes, whatever they are called, and
 `functools.partial` what is bound to it: denoisers, objects that tell a process, and wrappers of such, by themselves or
 in tuples and lists. So a wrapper that tells no process was made for that of what is inside, and one around a single
-denoiser passes on its heads. Functions and methods show nothing of what they use.
+denoiser passes on its heads. Functions and methods show nothing of what they use. Wrappers may share what they wrap:
+each is looked at once.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cached_property, partial
-from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property, partial, wraps
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from fewstep.denoiser.inside import OPAQUE, Layer, kept, mapped, of_samples
 from fewstep.denoiser.rate import rate
-from fewstep.denoiser.watch import called, kept
+from fewstep.denoiser.watch import called, kept as owned
 from fewstep.process.base import Process, Time
 
 __all__ = [
@@ -58,10 +59,31 @@ __all__ = [
 
 T = TypeVar("T")
 Denoises = Callable[[Tensor, Time], Any]  # what `as_denoiser` takes
-OPAQUE = (FunctionType, MethodType, BuiltinFunctionType, type, Tensor)  # what they use is theirs
+_ANSWERS: ContextVar[dict[Any, Any] | None] = ContextVar("_ANSWERS", default=None)
 
 
-class Denoiser(ABC):
+def _once_each(ask: Callable[[Any], T]) -> Callable[[Any], T]:
+    """A question that a denoiser hands on to its parts, put once to each; one that leads back has nothing to add."""
+
+    @wraps(ask)
+    def answer(denoiser: Any) -> T:
+        known = _ANSWERS.get()
+        if known is None:
+            token = _ANSWERS.set({})
+            try:
+                return answer(denoiser)
+            finally:
+                _ANSWERS.reset(token)
+        key = ask, id(_itself(denoiser))
+        if key not in known:
+            known[key] = denoiser, ()
+            known[key] = denoiser, ask(denoiser)
+        return known[key][1]
+
+    return answer
+
+
+class Denoiser(Layer, ABC):
     """(z, t) -> x0_hat; see the module's docstring."""
 
     predicts: str = "data"
@@ -87,11 +109,13 @@ class Denoiser(ABC):
             raise AttributeError(f"a {type(self).__name__} has no attribute {name!r}")
 
     @property
+    @_once_each
     def needs_grad(self) -> bool:
         """Whether it, or a part, differentiates inside."""
         return any(part.needs_grad for part in parts(self))
 
     @property
+    @_once_each
     def heads(self) -> tuple[str, ...]:
         """What `at` gives beside x0; of a wrapper its derivative, where all that it wraps have theirs."""
         inside = parts(self)
@@ -151,7 +175,7 @@ class Plain(Denoiser):
     @property
     def needs_grad(self) -> bool:
         own = getattr(self.call, "needs_grad", None)
-        return any(part.needs_grad for part in parts(self)) if own is None else bool(own)
+        return super().needs_grad if own is None else bool(own)
 
     @property
     def guidance(self) -> float | None:  # type: ignore[override]
@@ -160,14 +184,23 @@ class Plain(Denoiser):
     @cached_property
     def predicts(self) -> str:  # type: ignore[override]
         """Raw outputs are those of an `at`: its own, or of what it is around."""
-        inside = parts(self)
-        own = getattr(self.call, "predicts", inside[0].predicts if len(inside) == 1 else None)
-        return own if isinstance(own, str) and hasattr(self.call, "at") else "data"
+        if not hasattr(self.call, "at"):
+            return "data"
+        own = getattr(self.call, "predicts", self._inside and self._inside.predicts)
+        return own if isinstance(own, str) else "data"
 
     @cached_property
+    @_once_each
     def heads(self) -> tuple[str, ...]:
-        inside, own = parts(self), getattr(self.call, "heads", ()) if hasattr(self.call, "at") else ()
-        return (*own, *(inside[0].heads if len(inside) == 1 else super().heads))
+        own = getattr(self.call, "heads", ()) if hasattr(self.call, "at") else ()
+        return (*own, *(self._inside.heads if self._inside is not None else super().heads))
+
+    @cached_property
+    def _inside(self) -> Denoiser | None:
+        """What it is around: the one of its parts that lies in none of the others."""
+        within = [{id(_itself(layer)) for layer in layers(part)} for part in parts(self)]
+        lies = [sum(id(_itself(part)) in each for each in within) for part in parts(self)]
+        return parts(self)[lies.index(1)] if lies.count(1) == 1 else None
 
     def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
         """By the callable's own `at`, or else called with copies."""
@@ -176,9 +209,9 @@ class Plain(Denoiser):
         if own and (output in offered or (output != "derivative" and not hasattr(self.call, "predicts"))):
             return self.call.at(t, output)
         if output == "x0":
-            return lambda z: kept(called(self.call, z.clone(), t.clone() if isinstance(t, Tensor) else t))
-        if output != "derivative" and output in self.heads:
-            return parts(self)[0].at(t, output)
+            return lambda z: owned(called(self.call, z.clone(), t.clone() if isinstance(t, Tensor) else t))
+        if output != "derivative" and self._inside is not None and output in self.heads:
+            return self._inside.at(t, output)
         return self.beside(output, t)
 
 
@@ -193,24 +226,27 @@ def parts(denoiser: Denoiser) -> tuple[Denoiser, ...]:
         if isinstance(denoiser.call, OPAQUE):
             return ()
         outer = (*denoiser.outer, denoiser.call)
-        found = tuple(as_denoiser(v) for v in _kept(denoiser.call) if _denoises(v, outer))
+        found = tuple(as_denoiser(v) for v in kept(denoiser.call) if _denoises(v, outer))
         for part in found:
             vars(part).update({"outer": outer} if type(part) is Plain else {})
         return found
     if not type(denoiser).__module__.startswith("fewstep."):  # somebody's: it may be around any object, and change
-        return tuple(as_denoiser(v) for v in _kept(denoiser) if _denoises(v, (denoiser,)))
+        return tuple(as_denoiser(v) for v in kept(denoiser) if _denoises(v, (denoiser,)))
     if (known := vars(denoiser).get("_parts")) is None:
-        known = tuple(v for v in _kept(denoiser) if isinstance(v, Denoiser))
+        known = tuple(v for v in kept(denoiser) if isinstance(v, Denoiser))
         vars(denoiser)["_parts"] = known  # ours stay as they were made
     return known
 
 
-def layers(denoiser: Any) -> Iterator[Denoiser]:
-    """A denoiser and all that it wraps, from the outside in."""
-    waiting = [as_denoiser(denoiser)]
+def layers(denoiser: Any, last: Callable[[Denoiser], object] = lambda _: False) -> Iterator[Denoiser]:
+    """A denoiser and all that it wraps, from the outside in, each once; of those that are `last` nothing inside."""
+    seen, waiting = set(), [as_denoiser(denoiser)]
     while waiting:
-        yield (layer := waiting.pop())
-        waiting += reversed(parts(layer))
+        layer = waiting.pop()
+        if id(_itself(layer)) not in seen:
+            seen.add(id(_itself(layer)))
+            yield layer
+            waiting += () if last(layer) else reversed(parts(layer))
 
 
 def leaves(denoiser: Any) -> Iterator[Denoiser]:
@@ -252,74 +288,15 @@ def same_process(denoiser: Any, process: Process) -> None:
 
 def _processes(denoiser: Denoiser) -> Iterator[Process]:
     """The process that a denoiser tells of itself, or else those that its parts tell."""
-    if type(denoiser) is Plain:
-        own = getattr(denoiser.call, "process", None)
-    else:  # not by way of its parts
-        own = denoiser.process if "process" in vars(denoiser) or hasattr(type(denoiser), "process") else None
-    if isinstance(own, Process):
-        yield own
-        return
-    for part in parts(denoiser):
-        yield from _processes(part)
+    return (own for layer in layers(denoiser, _process) if (own := _process(layer)) is not None)
 
 
-def mapped(part: Any, change: Callable[[Any], Any], _outer: tuple[Any, ...] = ()) -> Any:
-    """A denoiser, or anything in it, with every part for which `change` has another; itself where it has none.
-
-    From the outside in: what was changed is taken as it is, and what was not is looked through: attributes of
-    denoisers, of dataclasses and of other callable objects, what is bound by `functools.partial`, tuples and lists.
-    """
-    if (made := change(part)) is not part or any(part is other for other in _outer):
-        return made
-    inside = partial(mapped, change=change, _outer=(*_outer, part))
-    if type(part) in (tuple, list):
-        return _same(part, type(part)(map(inside, part)))
-    if isinstance(part, partial):
-        func, args = inside(part.func), inside(part.args)
-        rest = _same(part.keywords, {name: inside(v) for name, v in part.keywords.items()})
-        same = func is part.func and args is part.args and rest is part.keywords
-        return part if same else partial(func, *args, **rest)
-    follow = {n: v for n, v in _attributes(part).items() if callable(v) or type(v) in (tuple, list) or _selects(v)}
-    changed = {name: made for name, v in follow.items() if (made := inside(v)) is not v}
-    if not changed:
-        return part
-    if is_dataclass(part):
-        return replace(cast(Any, part), **changed)
-    twin = copy.copy(part)
-    for name, value in changed.items():
-        object.__setattr__(twin, name, value)
-    getattr(twin, "__dict__", {}).pop("_parts", None)
-    return twin
-
-
-def of_samples(denoiser: Any, index: Tensor, batch: int) -> Any:
-    """The denoiser for the samples `index` (n,) of a batch, in that order; repeats are allowed.
-
-    What goes along with a sample is what `functools.partial` has bound to a network, one a sample: tensors and arrays
-    of the batch's length, lists of as many texts, and such in tuples, lists and mappings; and any object with
-    `select(index)`.
-    """
-
-    def pick(v: Any) -> Any:
-        if isinstance(v, Mapping):
-            return _same(v, {name: pick(value) for name, value in v.items()})
-        if type(v) in (tuple, list):
-            texts = len(v) == batch and all(isinstance(each, str) for each in v)
-            return type(v)(v[i] for i in index.tolist()) if texts else _same(v, type(v)(map(pick, v)))
-        if callable(v) or not (getattr(v, "ndim", 0) and len(v) == batch):
-            return v
-        return v[index.to(v.device) if isinstance(v, Tensor) else index.numpy(force=True)]
-
-    def change(part: Any) -> Any:
-        if _selects(part):
-            return part.select(index)
-        if not isinstance(part, partial):
-            return part
-        inside = partial(mapped, change=change)
-        rest = {name: inside(pick(v)) for name, v in part.keywords.items()}
-        return partial(inside(part.func), *[inside(pick(v)) for v in part.args], **rest)
-
-    return mapped(denoiser, change)
+def _process(layer: Denoiser) -> Process | None:
+    """The process that a layer tells, not by way of its parts."""
+    given = _itself(layer)
+    tells = given is not layer or "process" in vars(layer) or hasattr(type(layer), "process")
+    own = getattr(given, "process", None) if tells else None
+    return own if isinstance(own, Process) else None
 
 
 class Counted(Around):
@@ -360,43 +337,20 @@ class Counted(Around):
         return out
 
 
-def _same(before: Any, after: Any) -> Any:
-    """A collection as it was where nothing in it is another."""
-    pairs = zip(*(v.values() if isinstance(v, Mapping) else v for v in (before, after)), strict=True)
-    return before if all(a is b for a, b in pairs) else after
-
-
-def _attributes(part: Any) -> dict[str, Any]:
-    """What an object was made with (a dataclass), or else keeps."""
-    if isinstance(part, OPAQUE):
-        return {}
-    if is_dataclass(part):
-        return {f.name: getattr(part, f.name) for f in fields(part) if f.init}
-    found = dict(getattr(part, "__dict__", {})) if callable(part) else {}
-    return {name: v for name, v in found.items() if isinstance(v, Denoiser)} if isinstance(part, nn.Module) else found
-
-
-def _kept(part: Any) -> Iterator[Any]:
-    """What an object keeps, by itself or in tuples and lists; what is bound by a partial."""
-    whole = (part.func, *part.args, *part.keywords.values()) if isinstance(part, partial) else ()
-    for value in (*whole, *_attributes(part).values()):
-        yield from value if isinstance(value, tuple | list) else (value,)
-
-
 def _denoises(value: Any, outer: tuple[Any, ...]) -> bool:
     """Whether what somebody's object keeps is a denoiser, or wraps one."""
-    if isinstance(value, Denoiser):
-        return True
-    if not callable(value) or isinstance(value, OPAQUE) or any(value is other for other in outer):
-        return False
-    tells = isinstance(getattr(value, "process", None), Process)
-    return tells or any(_denoises(v, (*outer, value)) for v in _kept(value))
+    seen, waiting = set(map(id, outer)), [value]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, OPAQUE) or not callable(one):
+            continue
+        if isinstance(one, Denoiser) or isinstance(getattr(one, "process", None), Process):
+            return True
+        seen.add(id(one))
+        waiting += kept(one)
+    return False
 
 
 def _itself(layer: Denoiser) -> Any:
     """What a user gave: a denoiser, or the callable that one was made of."""
     return layer.call if type(layer) is Plain else layer
-
-
-def _selects(part: Any) -> bool:
-    return hasattr(part, "select") and not isinstance(part, Tensor)
