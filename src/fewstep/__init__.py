@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import fewstep.denoiser.presets as presets  # noqa: F401
     import fewstep.stats as stats  # noqa: F401
     from fewstep.denoiser import (
+        Bridged as Bridged,
         Counted as Counted,
         Dataset as Dataset,
         Denoiser as Denoiser,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         Gaussian as Gaussian,
         Guided as Guided,
         Mixture as Mixture,
+        bridged as bridged,
         guide as guide,
         retime as retime,
         variance_head as variance_head,
@@ -76,20 +78,31 @@ if TYPE_CHECKING:
     from fewstep.noise import Noise as Noise
     from fewstep.pace import Pace as Pace
     from fewstep.process import (
+        BRIDGES as BRIDGES,
         CLD as CLD,
+        DDBMVE as DDBMVE,
+        DDBMVP as DDBMVP,
         EDM as EDM,
+        GOUB as GOUB,
+        I2SB as I2SB,
+        IRSDE as IRSDE,
         PROCESSES as PROCESSES,
         VE as VE,
         VP as VP,
         Blurring as Blurring,
+        Bridge as Bridge,
         Cosine as Cosine,
         Discrete as Discrete,
         Flow as Flow,
         HeatDissipation as HeatDissipation,
+        InDI as InDI,
+        Interpolant as Interpolant,
         Masking as Masking,
         Process as Process,
+        ResShift as ResShift,
         ScalarProcess as ScalarProcess,
         SubVP as SubVP,
+        UniDB as UniDB,
         VEBlur as VEBlur,
     )
     from fewstep.solver import (
@@ -156,6 +169,7 @@ if TYPE_CHECKING:
 # Every public name and the module it lives in; a test holds this table and the imports above to be equal.
 _HOME = {
     "fewstep.denoiser": (
+        "Bridged",
         "Counted",
         "Dataset",
         "Denoiser",
@@ -163,6 +177,7 @@ _HOME = {
         "Gaussian",
         "Guided",
         "Mixture",
+        "bridged",
         "guide",
         "retime",
         "variance_head",
@@ -231,7 +246,18 @@ _HOME = {
     "fewstep.noise": ("Noise",),
     "fewstep.pace": ("Pace",),
     "fewstep.process": (
+        "BRIDGES",
         "CLD",
+        "DDBMVE",
+        "DDBMVP",
+        "GOUB",
+        "I2SB",
+        "IRSDE",
+        "Bridge",
+        "InDI",
+        "Interpolant",
+        "ResShift",
+        "UniDB",
         "EDM",
         "PROCESSES",
         "VE",

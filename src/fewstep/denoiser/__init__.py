@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fewstep.denoiser.base import Counted, Denoiser, as_denoiser
+from fewstep.denoiser.bridged import Bridged, bridged
 from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.guided import Differentiated, Guided, guide
 from fewstep.denoiser.heads import VarianceHead, variance_head
@@ -14,6 +15,7 @@ from fewstep.process.predict import PREDICTIONS, conversion, statistic, view
 __all__ = [
     "PREDICTIONS",
     "TIMES",
+    "Bridged",
     "Counted",
     "Dataset",
     "Denoiser",
@@ -26,6 +28,7 @@ __all__ = [
     "VarianceHead",
     "Wrapped",
     "as_denoiser",
+    "bridged",
     "compiled",
     "conversion",
     "guide",

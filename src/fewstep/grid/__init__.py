@@ -8,6 +8,8 @@ sigma = 0, `flow_shift` moves one towards noise; `fewstep.gits` finds one for a 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ from fewstep.grid.spacing import (
     uniform,
 )
 from fewstep.process.base import Process
+from fewstep.process.bridge import Bridge, boots
 from fewstep.process.clock import falling
 from fewstep.words import pick, whole
 
@@ -82,6 +85,17 @@ GRIDS: dict[str, Grid] = {
 }
 
 
+def made(grid: Grid, process: Process, steps: int) -> Tensor:
+    """The times of a grid function; on a bridge that is pinned at t_max those after the boot, and t_max before."""
+    if not (isinstance(process, Bridge) and boots(process, process.t_max)):
+        return grid(process, steps)
+    if steps == 1:
+        return torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+    first = float(process.inverse_log_snr(process.boot(steps)))
+    rest = grid(replace(process, t_max=first), steps - 1)
+    return torch.cat([torch.tensor([process.t_max], dtype=torch.float64), rest])
+
+
 def as_grid(grid: str | Tensor | Grid, process: Process, steps: int | None) -> Tensor:
     """The times of a named grid, of a grid function, or of a tensor that is used exactly as given, or refused."""
     if isinstance(grid, str):
@@ -89,7 +103,7 @@ def as_grid(grid: str | Tensor | Grid, process: Process, steps: int | None) -> T
     if callable(grid) and not isinstance(grid, Tensor):
         if steps is None:
             raise ValueError("got a grid by name without a number of steps: give steps= or nfe=")
-        grid = grid(process, whole("steps", steps))
+        grid = made(grid, process, whole("steps", steps))
     try:
         given = grid if isinstance(grid, Tensor) else torch.from_numpy(np.array(grid, dtype=np.float64))
     except (TypeError, ValueError):

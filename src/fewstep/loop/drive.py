@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,12 +17,15 @@ from fewstep.noise import BrownianPath, Noise, NoiseSource, PathSource
 from fewstep.noise.source import Request
 from fewstep.process import Process
 from fewstep.process.base import Time
+from fewstep.process.bridge import boots
 from fewstep.process.clock import place, places
 from fewstep.process.operator import apply
 from fewstep.solver.driver.base import Driver, Live, Outcome
 from fewstep.tableau import Form, Tableau
 from fewstep.tableau.form import Symbol
 from fewstep.tableau.row import NoiseInterval, noise_head
+
+MANY = 64  # calls, as many as a driver may take
 
 __all__ = ["along", "drive", "noises_of", "outputs", "predict"]
 
@@ -41,13 +44,25 @@ def drive(
 
     `tell` hears which share of the Brownian path the slowest sample has gone, which runs as the log-SNR does.
     """
+    boot = boots(process, float(grid[0]))
+    if boot:
+        start, grid = _booted(denoiser, process, start, grid, source)
     driver.check(process, grid)
     first, last = (place(process, float(t)) for t in (grid[0], grid[-1]))
 
     def gone(t: Time) -> None:
         tell((place(process, float(torch.as_tensor(t).max())) - first) / (last - first))
 
-    return driver.drive(Driving(denoiser, process, grid, start, source, gone))
+    outcome = driver.drive(Driving(denoiser, process, grid, start, source, gone))
+    return replace(outcome, calls=outcome.calls + 1, rounds=outcome.rounds + 1) if boot else outcome
+
+
+def _booted(denoiser: Any, process: Any, start: Tensor, grid: Tensor, source: NoiseSource) -> tuple[Tensor, Tensor]:
+    """The state after the boot of a bridge, and the grid from there: the tables of an outcome begin with it."""
+    t = float(process.inverse_log_snr(process.boot(MANY))) if len(grid) == 2 else float(grid[1])
+    (noise,) = source.intervals([(0.0, 1.0, "boot", 0)], tuple(start.shape), start.dtype, start.device)
+    u = process.M(t) * predict(denoiser, process, start, float(grid[0])) + process.R(t) * noise
+    return u, torch.cat([grid.new_tensor([t]), grid[1 if len(grid) == 2 else 2 :]])
 
 
 def noises_of(

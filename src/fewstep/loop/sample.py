@@ -27,6 +27,7 @@ from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel, picard
 from fewstep.loop.plan import SMALL, Plan, on_raw_outputs
 from fewstep.loop.range import in_range
+from fewstep.loop.seen import Seen
 from fewstep.loop.start import finite_start, start_state, takes
 from fewstep.loop.tabulate import as_driver, informed, intervals, one_less, sample_shape, tabulate
 from fewstep.loop.walk import After, Callback, look_at, walk
@@ -85,8 +86,9 @@ def solve(
     driver, source = as_driver(solver), noise_source(noise, seed, first)
     if (driver is not None or parallel) and (callback is not None or after is not None or differentiable):
         raise ValueError("got callback, after or differentiable with a driver or parallel: they have none, leave it")
-    denoiser = as_denoiser(denoiser)
+    denoiser, seen = Seen.of(as_denoiser(denoiser), process)
     same_process(denoiser, process)
+    shape, dtype, device = seen.wanted(shape, x, dtype, device)
     budget = one_less(final, steps, nfe)
     if driver is not None:
         if parallel or given:
@@ -99,10 +101,11 @@ def solve(
         warn_of_excess(table)
     with recollection(table, process):
         begins = float(times[0]) if table is None else table.rows[0].t
+        x = seen.start(x, begins)
         start, drawn = start_state(process, begins, shape, x, source, dtype, device), source.snapshot()
         made = in_pieces(compiled(denoiser) if compile else denoiser, memory, start)
-        how: dict[str, Any] = {"given": given, "callback": callback, "after": after, "compile": compile,
-                               "differentiable": differentiable}  # fmt: skip
+        how: dict[str, Any] = {"given": given, "callback": seen.callback(callback), "after": seen.after(after),
+                               "compile": compile, "differentiable": differentiable}  # fmt: skip
         calls = 100 if table is None or parallel else table.nfe + (final == "denoise")
         mode = nullcontext() if differentiable else torch.no_grad()
         with mode, telling(progress, "sampling", total=calls) as tell:
@@ -123,6 +126,8 @@ def solve(
     why = partial(_first_fault, table, made, start, source, drawn, final=final, **how) if replay else None
     made_by = None if table is None else table.solver
     state = in_range(denoiser, process, outcome.state, float(times[-1]), solver=made_by, final=final)
+    if final == "state":
+        state = seen.state(state, outcome.times if table is None else float(times[-1]))
     return replace(outcome, state=state, why=why)
 
 

@@ -20,7 +20,9 @@ from fewstep.grid import GRIDS, Grid, as_grid
 from fewstep.grid.spacing import ToZero
 from fewstep.process import Process
 from fewstep.process.base import Memory, recalling
+from fewstep.process.bridge import boots
 from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, SOLVERS, Default, Solver
+from fewstep.solver.base import calls_of
 from fewstep.solver.driver.base import Driver
 from fewstep.tableau import Tableau
 from fewstep.tableau.kept import kept
@@ -129,11 +131,12 @@ def intervals(solver: Solver | Driver, process: Process, steps: int | None, nfe:
     label = "nfe" if nfe is not None else "steps"
     asked = whole(label, asked)
     to_zero = float(process.log_snr(process.t_min)) == math.inf
+    boot = boots(process, process.t_max)
     count = asked
-    while count > 0 and solver.calls(count, to_zero=to_zero) > asked:
+    while count > 0 and calls_of(solver, count, to_zero=to_zero, boot=boot) > asked:
         count -= 1
-    fewer = solver.calls(count, to_zero=to_zero) if count else None
-    more = solver.calls(count + 1, to_zero=to_zero)
+    fewer = calls_of(solver, count, to_zero=to_zero, boot=boot) if count else None
+    more = calls_of(solver, count + 1, to_zero=to_zero, boot=boot)
     if count == 0:
         raise ValueError(
             f"got {label}={asked} for {type(solver).__name__}, which takes at least {more} calls: give {more}"

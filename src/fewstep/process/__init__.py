@@ -4,25 +4,38 @@ from __future__ import annotations
 
 from fewstep.process.base import Process, ScalarProcess
 from fewstep.process.blurring import Blurring, HeatDissipation, Masking, VEBlur
+from fewstep.process.bridge import DDBMVE, DDBMVP, GOUB, I2SB, IRSDE, Bridge, InDI, Interpolant, ResShift, UniDB
 from fewstep.process.langevin import CLD
 from fewstep.process.scalar import EDM, VE, VP, Cosine, Discrete, Flow, SubVP
 
 __all__ = [
-    "CLD",
-    "EDM",
-    "PROCESSES",
-    "VE",
-    "VP",
+    "ALL_PROCESSES",
+    "BRIDGES",
     "Blurring",
+    "Bridge",
+    "CLD",
     "Cosine",
+    "DDBMVE",
+    "DDBMVP",
     "Discrete",
+    "EDM",
     "Flow",
+    "GOUB",
     "HeatDissipation",
+    "I2SB",
+    "IRSDE",
+    "InDI",
+    "Interpolant",
     "Masking",
+    "PROCESSES",
     "Process",
+    "ResShift",
     "ScalarProcess",
     "SubVP",
+    "UniDB",
+    "VE",
     "VEBlur",
+    "VP",
 ]
 
 PROCESSES = {
@@ -39,3 +52,18 @@ PROCESSES = {
     "heat": HeatDissipation,
     "masking": Masking,
 }
+
+# Bridges run between data and another end that is given: what starts from noise alone is no run of theirs.
+BRIDGES = {
+    "i2sb": I2SB,
+    "ddbm-ve": DDBMVE,
+    "ddbm-vp": DDBMVP,
+    "ir-sde": IRSDE,
+    "goub": GOUB,
+    "unidb": UniDB,
+    "indi": InDI,
+    "resshift": ResShift,
+    "interpolant": Interpolant,
+}
+
+ALL_PROCESSES = {**PROCESSES, **BRIDGES}

@@ -1,4 +1,4 @@
-"""Processes as JSON: {"name": key in PROCESSES, field: value, ...}, in model folders, tables and run records."""
+"""Processes as JSON: {"name": key in ALL_PROCESSES, field: value, ...}, in model folders, tables and run records."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-from fewstep.process import PROCESSES, Process
+from fewstep.process import ALL_PROCESSES, Process
 from fewstep.words import short
 
 __all__ = ["process_from_json", "process_to_json"]
 
 
 def process_to_json(process: Process) -> dict[str, Any]:
-    """{"name": key in PROCESSES, field: value, ...}."""
-    names = [name for name, cls in PROCESSES.items() if cls is type(process)]
+    """{"name": key in ALL_PROCESSES, field: value, ...}."""
+    names = [name for name, cls in ALL_PROCESSES.items() if cls is type(process)]
     if not names:
         raise ValueError(
-            f"a {type(process).__name__} came as process; known are {', '.join(PROCESSES)}; use one of these."
+            f"a {type(process).__name__} came as process; known are {', '.join(ALL_PROCESSES)}; use one of these."
         )
     values = {f.name: getattr(process, f.name) for f in fields(cast(Any, process)) if f.init}
     return {"name": names[0], **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
@@ -26,11 +26,12 @@ def process_to_json(process: Process) -> dict[str, Any]:
 def process_from_json(value: Any, where: str | Path = "fewstep.json") -> Process:
     """The process of `process_to_json`'s dict; `where` names the file in an error."""
     name = value.get("name") if isinstance(value, dict) else value
-    if not isinstance(name, str) or name not in PROCESSES:
+    if not isinstance(name, str) or name not in ALL_PROCESSES:
         raise ValueError(
-            f"{where} names the process {short(name)}; known are {', '.join(PROCESSES)}; correct it or update fewstep."
+            f"{where} names the process {short(name)}; known are {', '.join(ALL_PROCESSES)}; correct it or update "
+            "fewstep."
         )
-    cls = PROCESSES[name]
+    cls = ALL_PROCESSES[name]
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "name"}
     allowed = {f.name for f in fields(cls) if f.init}
     if unknown := sorted(set(arguments) - allowed):

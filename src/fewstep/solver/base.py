@@ -18,13 +18,16 @@ from torch import Tensor
 
 from fewstep.grid import GRIDS, Grid
 from fewstep.process.base import Memory, Process
+from fewstep.process.bridge import boots
 from fewstep.solver.weights import together
+from fewstep.tableau.form import Form
 from fewstep.tableau.kept import kept, said
 from fewstep.tableau.tableau import Tableau
+from fewstep.tableau.through import Through
 from fewstep.tableau.writer import Writer
 from fewstep.words import Typed, bounded, pick
 
-__all__ = ["ALL_KINDS", "BOTH", "BY_FORM", "LAST", "Moments", "Promise", "Promised", "Solver"]
+__all__ = ["ALL_KINDS", "BOTH", "BY_FORM", "LAST", "Moments", "Promise", "Promised", "Solver", "booted", "calls_of"]
 
 ALL_KINDS = ("scalar", "diagonal", "block")
 BOTH = ("alpha=0", "sigma=0")  # the singular ends
@@ -137,7 +140,8 @@ class Solver(Promised):
                 f"got {type(process).__name__} ({process.kind}) for {label}, which covers {', '.join(self.kinds)} "
                 f"processes ({self.reason}): use ddim or multistep-2"
             )
-        start, end = (process.log_snr(float(t)) for t in (grid[0], grid[-1]))
+        boot = boots(process, float(grid[0]))
+        start, end = (process.log_snr(float(t)) for t in (grid[int(boot)], grid[-1]))
         if start == -torch.inf and "alpha=0" not in self.ends:
             raise ValueError(
                 f"got a grid that starts at t = {float(grid[0]):g}, where alpha = 0, for {label}, which is singular "
@@ -148,7 +152,8 @@ class Solver(Promised):
                 f"got a grid that ends at t = {float(grid[-1]):g}, where sigma = 0, for {label}, which is singular "
                 "there: end earlier or use ddim, dpmpp-2m or multistep-2"
             )
-        bounded("network calls of a table", self.calls(len(grid) - 1, to_zero=end == torch.inf))
+        calls = calls_of(self, len(grid) - 1, to_zero=end == torch.inf, boot=boot)
+        bounded("network calls of a table", calls)
         return kept((self.on(process), tuple(grid.tolist())), lambda: self._written(process, grid))
 
     def on(self, process: Process) -> Hashable:
@@ -158,15 +163,39 @@ class Solver(Promised):
     def _written(self, process: Process, grid: Tensor) -> Tableau:
         def written() -> Writer:
             writer = Writer(process, grid)
-            self.write(writer)
+            if not boot:
+                self.write(writer)
+            elif rest := booted(writer):
+                self.write(rest)
             return writer
 
         with torch.inference_mode(False):  # kept between runs, differentiable ones too
-            grid, memory = grid.clone(), Memory(process, grid.tolist())
+            boot = boots(process, float(grid[0]))
+            grid, memory = grid.clone(), Memory(process, grid.tolist()[int(boot) :])
             table = together(memory, written).table(self)
         if process.kind == "scalar":  # its runs ask for the same
             table.notes["memory"] = memory
         return table
+
+
+def calls_of(solver: Any, steps: int, *, to_zero: bool, boot: bool) -> int:
+    """Network calls of `steps` grid intervals, the first of which may be the boot of a bridge."""
+    if not boot:
+        return solver.calls(steps, to_zero=to_zero)
+    return 1 + (solver.calls(steps - 1, to_zero=to_zero) if steps > 1 else 0)
+
+
+def booted(w: Writer) -> Through | None:
+    """The first row of a run from the pinned end of a bridge, and what writes the others; None where it is alone.
+
+    u_1 = m_1 D(y, T) + R_1 xi, with noise that is no part of the path.
+    """
+    p, (t, s) = w.process, w.steps[0]
+    form: Form = p.M(s) * w.call(w.start, t)
+    if p.log_snr(s) < math.inf:
+        form = form + p.R(s) * w.fresh_noise(t, s, "boot")
+    first = w.row(form, s)
+    return Through(w).between(first, w.times[1:]) if len(w.steps) > 1 else None
 
 
 def _beyond(part: Any) -> tuple[Any, ...]:
