@@ -14,8 +14,7 @@ import torch
 import fewstep as fs
 import oracle
 from fewstep.cli import main
-from fewstep.denoiser.about import about
-from fewstep.loop.tabulate import informed
+from fewstep.loop.tabulate import about, informed
 from fewstep.stats import Errors, errors_of
 from fewstep.stats.errors import FILE
 from test_cli_sample import WEIGHTS, made

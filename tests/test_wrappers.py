@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.denoiser.about import about
 from fewstep.denoiser.base import Denoiser, as_denoiser, fingerprint, layers, leaves, mapped, of_samples
 from fewstep.loop.plan import on_raw_outputs
+from fewstep.loop.tabulate import about
 
 VP, EDM = fs.VP(), fs.EDM()
 MEANS = torch.tensor([[-1.0, 0.5], [0.8, -0.2], [0.1, 1.2]])

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.about import about
+from fewstep.denoiser.base import Denoiser, as_denoiser, parts
+from fewstep.denoiser.network import Wrapped
 from fewstep.grid import GRIDS, Grid, as_grid
 from fewstep.grid.spacing import ToZero
 from fewstep.process import Process
@@ -28,7 +29,7 @@ from fewstep.tableau import Tableau
 from fewstep.tableau.kept import kept
 from fewstep.words import pick, typed, whole
 
-__all__ = ["as_driver", "informed", "intervals", "one_less", "sample_shape", "tabulate"]
+__all__ = ["about", "as_driver", "informed", "intervals", "one_less", "sample_shape", "tabulate"]
 
 
 @typed
@@ -116,6 +117,32 @@ def informed(solver: Any, denoiser: Any, shape: Sequence[int]) -> Any:
         size = math.prod(shape) if shape else Default().size
         return Default(size=max(size, 1), **about(denoiser))
     return solver
+
+
+def about(denoiser: Any) -> dict[str, Any]:
+    """`predicts`, `guidance`, and where they are known `std` and `error`: the options of `fewstep.Default`.
+
+    Each is what the outermost wrapper says that knows it. A shift of the user's own counts as guidance of scale 2.
+    """
+    found, layer = {}, as_denoiser(denoiser)
+    while True:
+        found = _own(layer) | found
+        first, *others = (*parts(layer), None)
+        if first is None or (len(others) > 1 and layer.guidance is None):  # of several, whose word counts is not known
+            return found
+        layer = first
+
+
+def _own(denoiser: Denoiser) -> dict[str, Any]:
+    """What one of the wrappers says."""
+    own: dict[str, Any] = {}
+    if denoiser.guidance is not None:
+        own["guidance"] = float(denoiser.guidance)
+    elif isinstance(denoiser, Wrapped) or denoiser.predicts != "data":
+        own["predicts"] = denoiser.predicts
+    if isinstance(denoiser, Wrapped):
+        own |= {"error": denoiser.error} | ({"std": denoiser.sigma_data} if denoiser.predicts == "edm" else {})
+    return own
 
 
 def as_driver(solver: Any) -> Driver | None:
