@@ -146,9 +146,9 @@ class Rounded(Around):
     def __init__(self, denoiser: Any) -> None:
         self.denoiser = as_denoiser(denoiser)
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """X0 rounded, heads as they are."""
-        call = self.denoiser.at(t, output)
+        call = self.denoiser.toward(t, output, to)
         return (lambda z: call(z.to(torch.bfloat16)).to(torch.bfloat16)) if output == "x0" else call
 
 

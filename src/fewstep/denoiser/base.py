@@ -8,18 +8,23 @@ A `Denoiser` takes (z, t) to x0_hat. Its `at(t, output)` gives
 | `predicts`      | the raw output of a network, where a table may be written in terms of it; or `data`   |
 | one of `heads`  | what some solvers read beside x0, in the process's coordinates                        |
 
+A denoiser with a `destination`, as a student of few steps is, reads a second time s = `to` beside t: where the row of
+the table leads (`Row.to`). It returns g(z, t, s), the average of D over the way there along the ODE, with which
+z_s = R_s R_t^-1 z + (M_s - R_s R_t^-1 M_t) g is the exact end. Asked without `to` it is the plain denoiser, s = t.
+`toward` gives `to` to those alone that read it.
+
 What it wraps are the denoisers that it keeps, by themselves or in a tuple, in its attributes: `parts`, in order. All
 else follows from them: `layers` and `leaves` of the tree, whose weights they are (`told`), whether it was made for a
 process (`same_process`), whether one differentiates inside, the same for some samples of a batch (`of_samples`) or with
 other networks (`mapped`).
 
 **Anything callable is a denoiser at the door**, where `as_denoiser` makes it one. It may say `process`, `predicts` and
-`heads` (with an `at` of its own), `needs_grad`, `weights`, `within`, `guidance` as a `Denoiser` does. An object of a
-class of the user's own, a dataclass or not, wraps what it keeps in its attributes, whatever they are called, and
-`functools.partial` what is bound to it: denoisers, objects that tell a process, and wrappers of such, by themselves or
-in tuples and lists. So a wrapper that tells no process was made for that of what is inside, and one around a single
-denoiser passes on its heads. Functions and methods show nothing of what they use. Wrappers may share what they wrap:
-each is looked at once.
+`heads` (with an `at` of its own), `needs_grad`, `destination` (and then takes `to=`), `weights`, `within`, `guidance`
+as a `Denoiser` does. An object of a class of the user's own, a dataclass or not, wraps what it keeps in its attributes,
+whatever they are called, and `functools.partial` what is bound to it: denoisers, objects that tell a process, and
+wrappers of such, by themselves or in tuples and lists. So a wrapper that tells no process was made for that of what is
+inside, and one around a single denoiser passes on its heads. Functions and methods show nothing of what they use.
+Wrappers may share what they wrap: each is looked at once.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property, partial, wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
@@ -91,12 +97,25 @@ class Denoiser(Layer, ABC):
     guidance: float | None = None  # the scale of guidance in it; 2 where it has none to tell
 
     @abstractmethod
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Any]:
         """The denoiser at a time, or one a sample: z -> an output. What it is no output of goes to `beside`."""
 
-    def __call__(self, z: Tensor, t: Time) -> Any:
+    def __call__(self, z: Tensor, t: Time, to: Time | None = None) -> Any:
         """x0_hat in data space for states z (batch, *state) at a time or (batch,) times."""
-        return self.at(t)(z)
+        return self.toward(t, "x0", to)(z)
+
+    def toward(self, t: Time, output: str, to: Time | None) -> Callable[[Tensor], Any]:
+        """`at`, told where the call leads to if that is known and read."""
+        if to is None or not self.destination:
+            return self.at(t, output)
+        asked = _itself(self)
+        taken = signature(asked.at if hasattr(asked, "at") else asked).parameters.values()
+        if not any(p.name == "to" or p.kind == p.VAR_KEYWORD for p in taken):
+            raise ValueError(
+                f"got a {type(asked).__name__} around a denoiser that reads where a row leads, which takes no `to`: "
+                "add to=None, and pass it on"
+            )
+        return self.at(t, output, to=to)
 
     if TYPE_CHECKING:
         process: Any
@@ -116,14 +135,20 @@ class Denoiser(Layer, ABC):
 
     @property
     @_once_each
+    def destination(self) -> bool:
+        """Whether it, or a part, reads the time that a row leads to."""
+        return any(part.destination for part in parts(self))
+
+    @property
+    @_once_each
     def heads(self) -> tuple[str, ...]:
         """What `at` gives beside x0; of a wrapper its derivative, where all that it wraps have theirs."""
         inside = parts(self)
         return ("derivative",) if inside and all("derivative" in part.heads for part in inside) else ()
 
-    def head(self, name: str, t: Time) -> Callable[[Tensor], Tensor] | None:
+    def head(self, name: str, t: Time, to: Time | None = None) -> Callable[[Tensor], Tensor] | None:
         """A head at a time; None where it is not among `heads`."""
-        return self.at(t, name) if name in self.heads else None
+        return self.toward(t, name, to) if name in self.heads else None
 
     def beside(self, output: str, t: Time) -> Callable[[Tensor], Tensor]:
         """What every wrapper has: the derivative of what it returns itself; any other output is refused."""
@@ -133,9 +158,9 @@ class Denoiser(Layer, ABC):
             f"got a table in terms of {output!r} for a denoiser without raw outputs: give a wrapped network"
         )
 
-    def jointly(self, t: Time) -> Callable[[Tensor], dict[str, Tensor]]:
+    def jointly(self, t: Time, *, to: Time | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
         """Z -> x0 in data space and the heads of `together`, of one evaluation of each network."""
-        raise NotImplementedError(t)
+        raise NotImplementedError(t, to)
 
 
 class Around(Denoiser):
@@ -178,6 +203,11 @@ class Plain(Denoiser):
         return super().needs_grad if own is None else bool(own)
 
     @property
+    def destination(self) -> bool:
+        own = getattr(self.call, "destination", None)
+        return own if isinstance(own, bool) else super().destination
+
+    @property
     def guidance(self) -> float | None:  # type: ignore[override]
         return getattr(self.call, "guidance", None)
 
@@ -202,17 +232,21 @@ class Plain(Denoiser):
         lies = [sum(id(_itself(part)) in each for each in within) for part in parts(self)]
         return parts(self)[lies.index(1)] if lies.count(1) == 1 else None
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Any]:
         """By the callable's own `at`, or else called with copies."""
-        own = hasattr(self.call, "at")
+        own, there = hasattr(self.call, "at"), {} if to is None else {"to": to}
         offered = ("x0", self.predicts, *getattr(self.call, "heads", ()))
         if own and (output in offered or (output != "derivative" and not hasattr(self.call, "predicts"))):
-            return self.call.at(t, output)
+            return self.call.at(t, output, **there)
         if output == "x0":
-            return lambda z: owned(called(self.call, z.clone(), t.clone() if isinstance(t, Tensor) else t))
+            return lambda z: owned(called(self.call, z.clone(), _own(t), **{k: _own(v) for k, v in there.items()}))
         if output != "derivative" and self._inside is not None and output in self.heads:
-            return self._inside.at(t, output)
+            return self._inside.toward(t, output, to)
         return self.beside(output, t)
+
+
+def _own(t: Time) -> Time:
+    return t.clone() if isinstance(t, Tensor) else t
 
 
 def as_denoiser(f: Denoises) -> Denoiser:
@@ -318,14 +352,14 @@ class Counted(Around):
         """Samples that went through the network."""
         return self._tally[1]
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Any]:
         """The denoiser at one time, counted; a head is read beside a call and counted with that."""
-        call = self.denoiser.at(t, output)
+        call = self.denoiser.toward(t, output, to)
         return call if output in self.heads else partial(self.count, call)
 
-    def jointly(self, t: Time) -> Callable[[Tensor], dict[str, Tensor]]:
+    def jointly(self, t: Time, *, to: Time | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
         """X0 and heads, counted as one call."""
-        return partial(self.count, self.denoiser.jointly(t))
+        return partial(self.count, self.denoiser.jointly(t, to=to))
 
     def count(self, call: Callable[..., Any], z: Tensor, *into: Tensor) -> Any:
         """What a call returns, counted."""

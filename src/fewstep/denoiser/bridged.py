@@ -39,15 +39,15 @@ class Bridged(Around):
     def heads(self) -> tuple[str, ...]:
         return self.denoiser.heads
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Any]:
         """The denoiser at one time: u -> an output."""
         if output == "derivative":
             return self.beside(output, t)
         shown = self._shown(t)
         if isinstance(self.denoiser, Wrapped) and output == "x0":
-            ready = self.denoiser.ready(t)
+            ready = self.denoiser.ready(t, output, to)
             return lambda u: ready.convert(u, ready.raw(shown(u)))
-        call = self.denoiser.at(t, output)
+        call = self.denoiser.toward(t, output, to)
         return lambda u: call(shown(u))
 
     def _shown(self, t: Time) -> Callable[[Tensor], Tensor]:

@@ -54,11 +54,11 @@ class Guided(Typed, Split):
         vars(self).update(base=base, shift=shift, needs_grad=needs_grad)
         process_of(base, process=self.process)
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The sum, or either part in the process's coordinates."""
         if output not in ("x0", "base", "guidance"):
             return self.beside(output, t)
-        base, shift = self.base.at(t), self.shift.at(t)
+        base, shift = (d.toward(t, "x0", to) for d in (self.base, self.shift))
         if output == "x0":
             return lambda z: base(z) + shift(z)
         part = base if output == "base" else shift
@@ -87,20 +87,20 @@ class ClassifierFree(Split):
         one, other = self.conditional.predicts, self.unconditional.predicts
         return one if one == other and self.rule is None else "data"
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The guided denoiser at one time; `base` is the unconditional model."""
         if output == "base":
-            base = self.unconditional.at(t)
+            base = self.unconditional.toward(t, "x0", to)
             return lambda z: self.process.coordinates(base(z))
         if output == "guidance":
-            parts = self.jointly(t)
+            parts = self.jointly(t, to=to)
             return lambda z: parts(z)["guidance"]
         if output not in ("x0", self.predicts):
             return self.beside(output, t)
         scale = self._scale(t)
         if isinstance(scale, float) and (scale == 1.0 or (scale == 0.0 and self.rule is None)):
-            return (self.conditional if scale else self.unconditional).at(t, output)
-        both = self._both(t, output)
+            return (self.conditional if scale else self.unconditional).toward(t, output, to)
+        both = self._both(t, output, to)
         combine = self.rule.at(t) if self.rule is not None else None
 
         def guided(z: Tensor) -> Tensor:
@@ -111,9 +111,9 @@ class ClassifierFree(Split):
 
         return guided
 
-    def jointly(self, t: Time) -> Callable[[Tensor], dict[str, Tensor]]:
+    def jointly(self, t: Time, *, to: Time | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
         """Z -> x0 in data space and both heads, of one evaluation of each network."""
-        both, scale = self._both(t, "x0"), self._scale(t)
+        both, scale = self._both(t, "x0", to), self._scale(t)
         combine = self.rule.at(t) if self.rule is not None else None
 
         def of(z: Tensor) -> dict[str, Tensor]:
@@ -136,12 +136,12 @@ class ClassifierFree(Split):
             return torch.where((low <= t) & (t <= high), self.scale, 1.0)
         return float(self.scale) if low <= float(t) <= high else 1.0
 
-    def _both(self, t: Time, output: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def _both(self, t: Time, output: str, to: Time | None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Z -> what the conditional and the unconditional denoiser return at one time."""
-        one, other = (d.at(t, output) for d in (self.conditional, self.unconditional))
-        twice = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+        one, other = (d.toward(t, output, to) for d in (self.conditional, self.unconditional))
+        twice, there = (torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim else x for x in (t, to))
         a, b = cast("tuple[Any, Any]", (self.conditional, self.unconditional))
-        ready = a.ready(twice, output) if _one_network(a, b) else None
+        ready = a.ready(twice, output, there) if _one_network(a, b) else None
 
         def both(z: Tensor) -> tuple[Tensor, Tensor]:
             net = _pair(a.net, b.net, len(z)) if ready is not None else None
@@ -264,7 +264,7 @@ class Differentiated(Typed, Denoiser):
         """The derivative, and what the denoiser has."""
         return tuple(dict.fromkeys(("derivative", *self.denoiser.heads)))
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The denoiser's output, or the derivative in the process's coordinates."""
         inner = as_denoiser(self.denoiser)
-        return rate(inner, self.process, t) if output == "derivative" else inner.at(t, output)
+        return rate(inner, self.process, t) if output == "derivative" else inner.toward(t, output, to)

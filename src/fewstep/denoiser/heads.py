@@ -41,12 +41,12 @@ class VarianceHead(Denoiser):
     def predicts(self) -> str:  # type: ignore[override]
         return self.denoiser.predicts
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], dict[str, Tensor]]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
         """The denoiser and the head, by name, at one time, with every number of that time ready."""
         second: list[Tensor] = []
 
-        def first(x: Tensor, label: Tensor) -> Tensor:
-            out = self.denoiser.net(x, label)
+        def first(x: Tensor, *times: Tensor) -> Tensor:
+            out = self.denoiser.net(x, *times)
             if not (isinstance(out, tuple) and len(out) >= 2 and out[1].shape == x.shape):
                 raise NetworkError(
                     f"the network must return two tensors of shape {tuple(x.shape)}: prediction, {self.kind}"
@@ -55,7 +55,7 @@ class VarianceHead(Denoiser):
             return out[0]
 
         p = self.process
-        ready, r, m = replace(self.denoiser, net=first).at(t, output), inverse(p.R(t)), p.M(t)
+        ready, r, m = replace(self.denoiser, net=first).at(t, output, to=to), inverse(p.R(t)), p.M(t)
         back = None if output == "x0" else conversion(output, p, t)
 
         def call(z: Tensor) -> dict[str, Tensor]:

@@ -61,20 +61,21 @@ class Wrapped(Denoiser):
     needs_grad: bool = False  # type: ignore[override]
     weights: str | None = None  # SHA-256 of the network's weights, where they come from a file
     within: float = math.inf  # the largest size of the data's entries, where it is known
+    destination: bool = False  # type: ignore[override]
     error: float = 0.0  # of the network's output, as `fewstep stats` measures it; 0 where it is not known
     heads: ClassVar[tuple[str, ...]] = ()  # type: ignore[override]
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The denoiser at one time: what the loop makes before a run, so that a row computes no coefficient.
 
         `output` is "x0", or the network's own prediction for its raw output (tables rewritten `in_terms_of` it).
         """
-        ready = self.ready(t, output)
+        ready = self.ready(t, output, to)
         return ready if output == "x0" else ready.raw
 
-    def ready(self, t: Time, output: str = "x0") -> AtTime:
+    def ready(self, t: Time, output: str = "x0", to: Time | None = None) -> AtTime:
         """What `at` returns, or has as its `raw`."""
-        t = float(t) if isinstance(t, Tensor) and t.ndim == 0 else t
+        t, to = (float(x) if isinstance(x, Tensor) and x.ndim == 0 else x for x in (t, to))
         if output not in ("x0", self.predicts):
             raise ValueError(f"got a table in terms of {output!r} for a network that predicts {self.predicts!r}")
         if self.predicts == "edm":
@@ -82,7 +83,7 @@ class Wrapped(Denoiser):
         else:
             c_in = view(self.predicts, self.process, t)
             p, q = conversion(self.predicts, self.process, t) if output == "x0" else (0.0, 1.0)
-        return AtTime(self, c_in, p, q, self._label(t))
+        return AtTime(self, c_in, p, q, self._label(t), self._there(t if to is None else to))
 
     def _label(self, t: Time) -> float | Tensor:
         """The time as the network is told it."""
@@ -91,6 +92,15 @@ class Wrapped(Denoiser):
             return once(self.process, ("label", self.time), lambda t: like(named(to_tensor(t)), t), t)
         label = torch.as_tensor(self.time(t if isinstance(t, Tensor) else torch.tensor([t], dtype=torch.float64)))
         return label if isinstance(t, Tensor) else float(label)
+
+    def _there(self, to: Time) -> float | Tensor | None:
+        """The destination as the network is told it; where that is infinite, as at sigma = 0, it is told t_min."""
+        if not self.destination:
+            return None
+        label = self._label(to)
+        if isinstance(label, Tensor):
+            return torch.where(label.isfinite(), label, self._label(self.process.t_min))
+        return label if math.isfinite(label) else self._label(self.process.t_min)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +112,7 @@ class AtTime:
     p: Coefficient
     q: Coefficient
     label: float | Tensor
+    there: float | Tensor | None = None  # the destination, where the network reads one
 
     def __call__(self, z: Tensor, into: Tensor | None = None, net: Callable[..., Any] | None = None) -> Tensor:
         """x0_hat in data space; written into a tensor where one is given, see `writes_into`; of another network."""
@@ -133,9 +144,9 @@ class AtTime:
         scaled = d.predicts == "edm" or not (isinstance(self.c_in, float) and self.c_in == 1.0)
         x = (apply(self.c_in, z) if scaled else z).to(dtype)
         x = x.clone() if x is z else x  # the network's own, to write into or to keep
-        label = self._label(z, torch.float64 if dtype == torch.float64 else torch.float32)
+        times = [_told(v, z, dtype) for v in (self.label, self.there) if v is not None]
         try:
-            out = called(net, x, label)
+            out = called(net, x, *times)
         except (RuntimeError, IndexError) as error:
             if isinstance(error, torch.OutOfMemoryError) or not (misfit := _misfit(net, len(z))):
                 raise
@@ -164,10 +175,13 @@ class AtTime:
         by = {"data": [data_shape], "score": [tuple(z.shape), data_shape], "noise": [tuple(z.shape)]}
         return by.get(d.predicts, [tuple(x.shape)])
 
-    def _label(self, z: Tensor, dtype: torch.dtype) -> Tensor:
-        if isinstance(self.label, Tensor):
-            return self.label.to(z.device, dtype, copy=True)
-        return torch.full((z.shape[0],), self.label, dtype=dtype, device=z.device)
+
+def _told(label: float | Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
+    """A time for each sample, the network's own: in float32, or float64 for a network of that dtype."""
+    dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    if isinstance(label, Tensor):
+        return label.to(z.device, dtype, copy=True)
+    return torch.full((z.shape[0],), label, dtype=dtype, device=z.device)
 
 
 @typed
@@ -181,6 +195,7 @@ def wrap(
     sigma_data: float | None = None,
     within: float = math.inf,
     needs_grad: bool = False,
+    destination: bool = False,
 ) -> Wrapped:
     r"""Makes a denoiser out of a network.
 
@@ -203,6 +218,9 @@ def wrap(
         within: the largest size of the data's entries, where it is known: 1 for pictures in [-1, 1]. The default
             solver's samples end within it (`fewstep.loop.range`).
         needs_grad: the network differentiates inside; the loop then keeps autograd on.
+        destination: the network is called as `net(x, t, s)`, s (batch,) the time that the table's row leads to, in the
+            same convention; its prediction is the average over the way there (see `fewstep.denoiser.base`), and at
+            s = t the plain one. Where s has no finite value in the convention, as at sigma = 0, it is that of t_min.
 
     Raises:
         ValueError: for an unknown prediction or time.
@@ -242,6 +260,7 @@ def wrap(
         sigma_data=0.5 if sigma_data is None else float(sigma_data),
         within=float(within),
         needs_grad=needs_grad,
+        destination=destination,
     )
 
 

@@ -72,7 +72,7 @@ class Mixture(Denoiser):
         """
         return ("derivative", "base", "guidance", *(VARIANCES if self.process.kind != "block" else ()))
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:  # noqa: ARG002 - it has none
         """E[x0 | z] in data space, (batch, *shape), or a head."""
         if output == "x0":
             return lambda z: self._mean(z, t)
@@ -159,7 +159,7 @@ class Dataset(Typed, Denoiser):
     shift: float = 0.0
     needs_grad: bool = False  # type: ignore[override]
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:  # noqa: ARG002 - it has none
         """The softmax-weighted mean at one time, in data space."""
         return (lambda z: self._mean(z, t)) if output == "x0" else self.beside(output, t)
 

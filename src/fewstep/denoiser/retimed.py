@@ -39,17 +39,21 @@ class Retimed(Denoiser):
     def __post_init__(self) -> None:
         object.__setattr__(self, "inner", as_denoiser(self.inner))
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The denoiser at one time of `process`."""
         if output != "x0":
             return self.beside(output, t)
         source = self.source
-        low, high = (source.log_snr(end) for end in (source.t_max, source.t_min))
-        lam = to_tensor(self.process.log_snr(t)).clamp(float(low), float(high))
-        time = like(to_tensor(source.inverse_log_snr(lam)), t)
+        time, end = self._time(t, source.t_min), source.t_min if source.t_zero is None else source.t_zero
         scale = _norm(source, time) * _normalised(self.process, t)
-        call = self.inner.at(time)
+        call = self.inner.toward(time, output, None if to is None else self._time(to, end))
         return lambda z: call(apply(scale, z))
+
+    def _time(self, t: Time, last: float) -> Time:
+        """The time of `source`, down to its `last`, with the log-SNR of a time of `process`."""
+        low, high = (float(self.source.log_snr(end)) for end in (self.source.t_max, last))
+        lam = to_tensor(self.process.log_snr(t)).clamp(low, high)
+        return like(to_tensor(self.source.inverse_log_snr(lam)), t)
 
 
 @typed

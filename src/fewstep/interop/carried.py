@@ -52,8 +52,8 @@ def carried(table: Tableau, process: ScalarProcess) -> Tableau:
     rows = []
     for k, row in enumerate(table.rows):
         terms: dict[Any, Any] = {s: c * (scales[s[1]] if s[0] == "z" else 1.0) / scales[k] for s, c in row.form}
-        at = None if row.at is None else clock(row.at)
-        rows.append(replace(row, t=clock(row.t), at=at, form=Form(terms)))
+        at, to = (None if t is None else clock(t) for t in (row.at, row.to))
+        rows.append(replace(row, t=clock(row.t), at=at, form=Form(terms), to=to))
     return replace(
         table,
         rows=tuple(rows),

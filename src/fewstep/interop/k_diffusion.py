@@ -118,7 +118,8 @@ def march(
 
     Args:
         solver: a solver, a driver (it takes the ends of sigmas), or a table on `process` and sigmas.
-        model: (x, sigma, **extra_args) -> the denoised x; sigma is (batch,).
+        model: (x, sigma, **extra_args) -> the denoised x; sigma is (batch,). One with a `destination` is also told
+            `to`, (batch,) the level that the step leads to (`fewstep.denoiser.base`).
         x: (batch, ...) the state at sigmas[0]; the run is in float32 at least, the result in the dtype of x.
         sigmas: (n + 1,) noise levels that fall, as a tensor, an array or a list; used exactly. Where a solver cannot
             step to sigma = 0 it ends at the level before, and the denoised x is the result. Fewer than two levels
@@ -207,14 +208,16 @@ class _Model:
         self.model, self.args, self.dtype = model, args, dtype
         self.heard: Callable[[Tensor, Time, Tensor], object] | None = None
         self.base: list[Tensor] | None = [] if guided else None
+        self.destination = getattr(model, "destination", None) is True
         if guided:
             options = dict(args.get("model_options", {}))
             hooks = [*options.get("sampler_post_cfg_function", []), self._hook]
             args["model_options"] = options | {"sampler_post_cfg_function": hooks, "disable_cfg1_optimization": True}
 
-    def __call__(self, z: Tensor, t: Time) -> Tensor | dict[str, Tensor]:
-        sigma = torch.as_tensor(t, dtype=z.dtype).to(z.device).expand(len(z)).clone()
-        out = kept(called(self.model, z.to(self.dtype, copy=True), sigma, **self.args))
+    def __call__(self, z: Tensor, t: Time, to: Time | None = None) -> Tensor | dict[str, Tensor]:
+        level = lambda v: torch.as_tensor(v, dtype=z.dtype).to(z.device).expand(len(z)).clone()  # noqa: E731
+        there = {"to": level(t if to is None else to)} if self.destination else {}
+        out = kept(called(self.model, z.to(self.dtype, copy=True), level(t), **self.args, **there))
         if not isinstance(out, Tensor):
             raise NetworkError(f"the model returned a {type(out).__name__}: it must return the denoised x")
         out = as_state(out, z)

@@ -96,18 +96,20 @@ def _places_of(table: Tableau) -> dict[float, float]:
     return table.notes["places"]
 
 
-def predict(denoiser: Any, process: Process, z: Tensor, t: Time) -> Tensor:
+def predict(denoiser: Any, process: Process, z: Tensor, t: Time, to: Time | None = None) -> Tensor:
     """The data prediction in the process's coordinates."""
-    return process.coordinates(outputs(denoiser, process, z, t)["x0"])
+    return process.coordinates(outputs(denoiser, process, z, t, to)["x0"])
 
 
-def outputs(denoiser: Any, process: Process, z: Tensor, t: Time, *, differentiable: bool = False) -> dict[str, Tensor]:
+def outputs(
+    denoiser: Any, process: Process, z: Tensor, t: Time, to: Time | None = None, *, differentiable: bool = False
+) -> dict[str, Tensor]:
     """What the denoiser returns: x0 in data space and the state's dtype, and further heads; or a ValueError."""
     where = f"t = {t:g}" if isinstance(t, float) else f"times from {float(t.min()):g} to {float(t.max()):g}"
     try:
         denoiser = as_denoiser(denoiser)
         with torch.enable_grad() if denoiser.needs_grad else nullcontext():
-            out = denoiser.at(t)(z)
+            out = denoiser.toward(t, "x0", to)(z)
         heads = dict(out) if isinstance(out, Mapping) else {"x0": out}
         heads = {name: as_state(v, z) if isinstance(v, Tensor) else v for name, v in heads.items()}
     except NetworkError as error:
@@ -150,20 +152,21 @@ class Driving:
         w = LiveRows(self, torch.arange(len(z)), z, lambda _: next(noises))
         w.times = self.grid.tolist()
         w.steps = list(zip(w.times[:-1], w.times[1:], strict=True))
+        w.led = True
         return w
 
     def noise(self, sample: int) -> NoiseSource:
         """A sample's noise, asked in the same order as in this run."""
         return Asked(self._path(sample))
 
-    def predict(self, index: Tensor, z: Tensor, t: Time) -> Tensor:
+    def predict(self, index: Tensor, z: Tensor, t: Time, to: Time | None) -> Tensor:
         """The data prediction of some samples, counted."""
         self.calls[index] += 1
         self.rounds += 1
         self.gone(t)
         whole = len(index) == len(self.start)
         denoiser = self.denoiser if whole else of_samples(self.denoiser, index, len(self.start))
-        return predict(denoiser, self.process, z, t)
+        return predict(denoiser, self.process, z, t, to)
 
     def _draw(self, index: Tensor, interval: NoiseInterval) -> Tensor:
         t, s = interval.t, interval.s
@@ -231,9 +234,13 @@ class Asked(PathSource):
 
 
 class LiveRows(Live):
-    """The writer of a driver: `row` and `call` work at once, on the samples `index`."""
+    """The writer of a driver: `row` and `call` work at once, on the samples `index`.
+
+    Steps that a driver tries lead nowhere yet: without `led` a denoiser with a destination is asked as the plain one.
+    """
 
     known: tuple[Tensor, Tensor] | None = None
+    led = False
 
     def __init__(self, run: Driving, index: Tensor, z: Tensor, draw: Callable[[NoiseInterval], Tensor]) -> None:
         super().__init__(run.process, run.grid)
@@ -247,11 +254,12 @@ class LiveRows(Live):
         self.latest = super().row(form, t)
         return self.latest
 
-    def call(self, z: Form, at: Time) -> Form:
+    def call(self, z: Form, at: Time, *, to: Time | None = None) -> Form:
         ((_, k),) = z.terms
         if k not in self._at:
             self._at[k] = at
-            self._values["y", k, "x0"] = self._predict(k, self._values["z", k], at)
+            to = (self._after(self._rows[k].t) if to is None else to) if self.led else None
+            self._values["y", k, "x0"] = self._predict(k, self._values["z", k], at, to)
         return Form.of(("y", k, "x0"))
 
     def eps(self, z: Form) -> Form:
@@ -282,16 +290,16 @@ class LiveRows(Live):
         ((_, k),) = self.latest.terms
         self._values = {("z", k): self._values["z", k]}
 
-    def _predict(self, k: int, z: Tensor, at: Time) -> Tensor:
+    def _predict(self, k: int, z: Tensor, at: Time, to: Time | None) -> Tensor:
         """The network on the samples whose output at the start row is not known already."""
         if k or self.known is None:
-            return self._run.predict(self._index, z, at)
+            return self._run.predict(self._index, z, at, to)
         d, have = self.known
         ask = (~have).nonzero().flatten()
         if len(ask):
             t = at[ask] if isinstance(at, Tensor) else at
             rows = ask.to(z.device)
-            d = d.index_copy(0, rows, self._run.predict(self._index[ask], z[rows], t))
+            d = d.index_copy(0, rows, self._run.predict(self._index[ask], z[rows], t, to))
         return d
 
     def _xi(self, interval: NoiseInterval) -> Form:

@@ -78,16 +78,16 @@ class InPieces(Around):
     def __post_init__(self) -> None:
         vars(self).update(denoiser=as_denoiser(self.denoiser))
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Any]:
         """The denoiser at one time, or one a sample."""
-        return self._split(lambda denoiser, t: denoiser.at(t, output), t)
+        return self._split(lambda denoiser, t, to: denoiser.toward(t, output, to), t, to)
 
-    def jointly(self, t: Time) -> Callable[[Tensor], Any]:
+    def jointly(self, t: Time, *, to: Time | None = None) -> Callable[[Tensor], Any]:
         """X0 and the heads that the denoiser makes of the same evaluations."""
-        return self._split(lambda denoiser, t: denoiser.jointly(t), t)
+        return self._split(lambda denoiser, t, to: denoiser.jointly(t, to=to), t, to)
 
-    def _split(self, make: Callable[[Any, Time], Any], t: Time) -> Callable[[Tensor], Any]:
-        whole = make(self.denoiser, t)
+    def _split(self, make: Callable[[Any, Time, Time], Any], *times: Time) -> Callable[[Tensor], Any]:
+        whole = make(self.denoiser, *times)
 
         def call(z: Tensor) -> Any:
             first, parts = 0, []
@@ -98,8 +98,8 @@ class InPieces(Around):
                 if len(index) == len(z):
                     part = whole(z)
                 else:
-                    own = t[index] if isinstance(t, Tensor) and t.ndim else t
-                    part = make(of_samples(self.denoiser, index, len(z)), own)(z[first : first + len(index)])
+                    own = [t[index] if isinstance(t, Tensor) and t.ndim else t for t in times]
+                    part = make(of_samples(self.denoiser, index, len(z)), *own)(z[first : first + len(index)])
                 parts.append(part)
                 first += len(index)
                 self.room.note(len(index))

@@ -160,6 +160,8 @@ class Rows:
         self.table, self.denoiser, self.process, self.how = table, as_denoiser(denoiser), table.process, how
         self.index = [k for k, row in enumerate(table.rows) if row.at is not None]
         self.at = torch.tensor([table.rows[k].at for k in self.index], dtype=torch.float64)
+        led = self.denoiser.destination
+        self.to = torch.tensor(table.destinations if led else self.at.tolist(), dtype=torch.float64)  # or not read
         self.raw = sorted({s[2] for s in table.last_use() if s[0] == "y" and (s[1], s[2]) not in table.heads} - {"x0"})
         self.window = min(how.window or len(self.index), len(self.index))
         self.batch = len(start)
@@ -220,10 +222,10 @@ class Rows:
                 pairs.append((j, mask.nonzero().flatten()))
         for chunk in _chunks(pairs, self.how.chunk):
             z = torch.cat([self.known[j].state[i.to(self._device)] for j, i in chunk])
-            t = torch.cat([self.at[j].expand(len(i)) for j, i in chunk])
+            t, to = (torch.cat([x[j].expand(len(i)) for j, i in chunk]) for x in (self.at, self.to))
             samples = torch.cat([i for _, i in chunk])
             self.calls.index_add_(0, samples, torch.ones_like(samples))
-            heads = self._outputs(z, t, samples)
+            heads = self._outputs(z, t, samples, to)
             split = {h: v.split([len(i) for _, i in chunk]) for h, v in heads.items()}
             for n, (j, i) in enumerate(chunk):
                 self._note(j, i, {h: v[n] for h, v in split.items()})
@@ -242,11 +244,11 @@ class Rows:
         size = known.state.flatten(1).square().mean(1)
         return ~(moved > self.how.tolerance**2 * size).cpu() & known.ever  # what is not finite does not move either
 
-    def _outputs(self, z: Tensor, t: Tensor, samples: Tensor) -> dict[str, Tensor]:
+    def _outputs(self, z: Tensor, t: Tensor, samples: Tensor, to: Tensor) -> dict[str, Tensor]:
         denoiser = of_samples(self.denoiser, samples, self.batch)
-        heads = outputs(denoiser, self.process, z, t)
+        heads = outputs(denoiser, self.process, z, t, to)
         for h in set(self.raw) - set(heads):
-            if (offered := denoiser.head(h, t)) is None:
+            if (offered := denoiser.head(h, t, to)) is None:
                 raise ValueError(f"the table reads output {h!r}, which the denoiser does not return")
             heads[h] = offered(z)
         return {h: heads[h] for h in ("x0", *self.raw)}

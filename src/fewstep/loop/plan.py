@@ -100,6 +100,7 @@ class Instruction(NamedTuple):
     state: Symbol
     main: Symbol | None  # the call's own output, where a later row reads it
     spent: bool  # no row reads the state
+    to: float | None = None  # where the call leads
     call: Callable[..., Any] | None = None
     offered: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({})  # heads computed beside the call
     direct: bool = False  # the call writes into the column that its output has
@@ -133,7 +134,7 @@ class Plan:
         """
         instructions, columns = _outline(table, like)
         denoiser = as_denoiser(denoiser)
-        heads = denoiser.heads
+        heads, led = denoiser.heads, denoiser.destination and bool(table.destinations)
         tallies = [layer for layer in layers(denoiser) if isinstance(layer, Counted)]
         steps = []
         for step in instructions:
@@ -141,12 +142,13 @@ class Plan:
                 steps.append(step)
                 continue
             raw = step.raw if step.main is None else (*step.raw, table.output)
-            parts = _parts(denoiser, raw, step.at) if table.output == "x0" else None
+            to = step.to if led else None
+            parts = _parts(denoiser, raw, step.at, to) if table.output == "x0" else None
             asked = () if parts else raw
-            offered = {h: denoiser.at(step.at, h) for h in asked if h in heads}
+            offered = {h: denoiser.toward(step.at, h, to) for h in asked if h in heads}
             offered = {h: under_autograd(f) if grad else f for h, f in offered.items()}
             main = step.heads or step.main or not offered or len(offered) < len(raw)
-            call = parts or (denoiser.at(step.at, table.output) if main else None)
+            call = parts or (denoiser.toward(step.at, table.output, to) if main else None)
             for tally in tallies if call is None else ():  # a row of heads alone is a call too
                 first = next(iter(offered))
                 offered[first] = partial(tally.count, offered[first])
@@ -193,7 +195,7 @@ def _outlined(table: Tableau, like: Tensor | None) -> tuple[tuple[Instruction, .
                 row=k, t=row.t, at=row.at, given=row.given, terms=tuple(terms), over=over is not None, draw=draw,
                 roots=tuple(roots), heads=tuple(derived), free=free, ours=tuple(s for s in ours if s != over),
                 raw=tuple(h for h in heads if h != table.output and (k, h) not in table.heads),
-                state=state, main=output if output in last else None, spent=state not in last,
+                state=state, main=output if output in last else None, spent=state not in last, to=row.to,
             )
         )  # fmt: skip
     return tuple(steps), Columns.of([step.terms for step in steps], last)
@@ -225,10 +227,10 @@ def _shorter(table: Tableau, predicts: str) -> bool:
     return more < 2 * (table.nfe + len(table.heads))
 
 
-def _parts(denoiser: Denoiser, heads: Sequence[str], t: float | None) -> Callable[[Tensor], Any] | None:
+def _parts(denoiser: Denoiser, heads: Sequence[str], t: float, to: float | None) -> Callable[[Tensor], Any] | None:
     """One call for x0 and several heads, where the denoiser makes them of the same evaluations."""
-    together = len(heads) >= 2 and t is not None and set(heads) <= set(denoiser.together)
-    return denoiser.jointly(t) if together else None
+    together = len(heads) >= 2 and set(heads) <= set(denoiser.together)
+    return denoiser.jointly(t, to=to) if together else None
 
 
 def under_autograd(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:

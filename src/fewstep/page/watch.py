@@ -88,9 +88,9 @@ class Watched(Around):
         """The same for some of its samples."""
         return replace(self, denoiser=of_samples(self.denoiser, index, len(self.index)), index=self.index[index])
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Any]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Any]:
         """An output of the denoiser, turned into x0_hat for the eyes alone; of one taken apart the model is seen."""
-        call = self.denoiser.at(t, output)
+        call = self.denoiser.toward(t, output, to)
         if output in self.heads and output != "base":
             return call
         raw = output not in ("x0", "base")
@@ -104,9 +104,9 @@ class Watched(Around):
 
         return watched
 
-    def jointly(self, t: Time) -> Callable[[Tensor], dict[str, Tensor]]:
+    def jointly(self, t: Time, *, to: Time | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
         """X0_hat and the heads of the same evaluations."""
-        call = self.denoiser.jointly(t)
+        call = self.denoiser.jointly(t, to=to)
 
         def watched(z: Tensor) -> dict[str, Tensor]:
             out = call(z)

@@ -71,7 +71,13 @@ def to_bytes(table: Table) -> bytes:
             "grid": _put(numbers, table.grid),
             "noises": [asdict(n) for n in table.noises],
             "rows": [
-                {"t": r.t, "at": r.at, "given": r.given, "form": [[list(s), _put(numbers, c)] for s, c in r.form]}
+                {
+                    "t": r.t,
+                    "at": r.at,
+                    "to": r.to,
+                    "given": r.given,
+                    "form": [[list(s), _put(numbers, c)] for s, c in r.form],
+                }
                 for r in table.rows
             ],
             "heads": [[list(k), _put(numbers, p), _put(numbers, q)] for k, (p, q) in table.heads.items()],

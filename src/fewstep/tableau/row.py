@@ -23,13 +23,15 @@ LARGEST = 3e38  # a weight that float32 holds
 class Row:
     """One state: made at time `t` (where exactness is checked), evaluated at time `at` (the network's), or not (None).
 
-    `given` names a row that is handed in (the start, a corrupted image) instead of made from its form.
+    `given` names a row that is handed in (the start, a corrupted image) instead of made from its form. `to` is the time
+    that the call leads to, which denoisers with a destination read (`fewstep.denoiser.base`); None is not known.
     """
 
     t: float
     at: float | None
     form: Form
     given: str | None = None
+    to: float | None = None
 
 
 @dataclass(frozen=True)

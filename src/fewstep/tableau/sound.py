@@ -78,12 +78,14 @@ def form_of(value: Any, numbers: Tensor, what: str) -> Form:
 def row_of(k: int, value: Any, numbers: Tensor) -> Row:
     """A row of the table."""
     what = f"row {k}"
+    to = value.pop("to", None) if isinstance(value, dict) else None  # older files do not have it
     t, at, given, form = fields(value, what, ("t", "at", "given", "form"))
     return Row(
         number(t, f"the time of {what}"),
         None if at is None else number(at, f"the network's time of {what}"),
         form_of(form, numbers, what),
         None if given is None else text(given, f"what is given as {what}"),
+        None if to is None else number(to, f"the time that {what} leads to"),
     )
 
 
@@ -142,7 +144,7 @@ def check_sound(table: Table) -> None:
     bounded("rows of a table", len(table.rows))
     bounded("terms of a table", sum(len(row.form.terms) for row in table.rows))
     bounded("noises of a table", len(table.noises))
-    times = [t for row in table.rows for t in (row.t, row.at) if t is not None]
+    times = [t for row in table.rows for t in (row.t, row.at, row.to) if t is not None]
     times += [t for noise in table.noises for t in (noise.t, noise.s)]
     process.check_times(torch.tensor(times, dtype=torch.float64))
     _check_noises(table)

@@ -58,10 +58,11 @@ class Tableau:
         """Equal numbers, row by row: the same rows, noises, process, grid and output."""
         if not isinstance(other, Tableau):
             return NotImplemented
-        plain = (self.process, self.noises, self.output, self.grid.tolist(), [(r.t, r.at, r.given) for r in self.rows])
-        if plain != (
-            other.process, other.noises, other.output, other.grid.tolist(), [(r.t, r.at, r.given) for r in other.rows]
-        ):  # fmt: skip
+        mine, theirs = (
+            (t.process, t.noises, t.output, t.grid.tolist(), [(r.t, r.at, r.given, r.to) for r in t.rows])
+            for t in (self, other)
+        )
+        if mine != theirs:
             return False
         return all(a.form == b.form for a, b in zip(self.rows, other.rows, strict=True))
 
@@ -69,6 +70,16 @@ class Tableau:
     def nfe(self) -> int:
         """Network calls: the rows that are evaluated."""
         return sum(row.at is not None for row in self.rows)
+
+    @property
+    def destinations(self) -> list[float]:
+        """Where the calls lead, in order; refused where a row does not say, as in files of before."""
+        for k, row in enumerate(self.rows):
+            if row.at is not None and row.to is None:
+                raise ValueError(
+                    f"row {k} of the table does not say where its call leads, which the denoiser reads: write it anew"
+                )
+        return [row.to for row in self.rows if row.to is not None]
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -139,7 +150,7 @@ class Tableau:
         rows = []
         for row in self.rows:
             form = Form.total((c, swap.get(symbol) or Form.of(symbol)) for symbol, c in row.form)
-            rows.append(Row(row.t, row.at, form, row.given))
+            rows.append(Row(row.t, row.at, form, row.given, row.to))
         return replace(self, rows=tuple(rows), heads=heads, output=prediction)
 
     def validate(self) -> None:

@@ -42,8 +42,8 @@ class Through(Writer):
     def row(self, form: Form, t: Time) -> Form:
         return self.w.row(form, t)
 
-    def call(self, z: Form, at: Time) -> Form:
-        return self.w.call(z, at)
+    def call(self, z: Form, at: Time, *, to: Time | None = None) -> Form:
+        return self.w.call(z, at, to=to)
 
     def eps(self, z: Form) -> Form:
         return self.w.eps(z)

@@ -28,6 +28,7 @@ class Writer:
         self._heads: dict[tuple[int, str], tuple[Coefficient, Coefficient]] = {}
         self.start = Form.of(("z", 0))
         self._ones: Form | None = None
+        self._onward = dict(self.steps)
 
     @property
     def last(self) -> Form:
@@ -49,11 +50,15 @@ class Writer:
         self._rows.append(Row(t, None, form))
         return Form.of(("z", len(self._rows) - 1))
 
-    def call(self, z: Form, at: Time) -> Form:
-        """Evaluates a state at time `at`; returns the data prediction D."""
+    def call(self, z: Form, at: Time, *, to: Time | None = None) -> Form:
+        """Evaluates a state at time `at`; returns the data prediction D.
+
+        `to` is the time that the call leads to: of a stage the end of its step; where it is not said, the first time of
+        the grid after the state's own, or at the end of the grid that time itself.
+        """
         k = _index(z)
         row = self._rows[k]
-        self._rows[k] = Row(row.t, at, row.form, row.given)
+        self._rows[k] = Row(row.t, at, row.form, row.given, self._after(row.t) if to is None else to)
         return Form.of(("y", k, "x0"))
 
     def eps(self, z: Form) -> Form:
@@ -91,6 +96,10 @@ class Writer:
             solver=solver,
             heads=self._heads,
         )
+
+    def _after(self, t: float) -> float:
+        found = self._onward.get(t)
+        return found if found is not None else next((s for s in self.times if s < t), t)
 
     def _xi(self, interval: NoiseInterval) -> Form:
         self._noises.append(interval)

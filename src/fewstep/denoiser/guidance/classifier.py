@@ -69,11 +69,11 @@ class ClassifierGuided(Typed, Split):
         """Both parts; it has no derivative, as it differentiates inside."""
         return ("base", "guidance")
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The guided denoiser, or `base`, the model alone, and `guidance` in the process's coordinates."""
         if output not in ("x0", "base", "guidance"):
             return self.beside(output, t)
-        base, inside = self.denoiser.at(t), bool(self._inside(t).any())
+        base, inside = self.denoiser.toward(t, "x0", to), bool(self._inside(t).any())
         if output == "base":
             return lambda z: self.process.coordinates(base(z))
         if output == "guidance":

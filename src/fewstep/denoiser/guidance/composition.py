@@ -125,11 +125,11 @@ class Composed(Typed, Split):
         process = process_of(base, *parts, process=self.process)
         vars(self).update(unconditional=base, parts=parts, weights=weights, process=process)
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The composed denoiser, or `base`, the unconditional model, and `guidance` in the process's coordinates."""
         if output not in ("x0", "base", "guidance"):
             return self.beside(output, t)
-        base, parts = self.unconditional.at(t), [part.at(t) for part in self.parts]
+        base, *parts = (d.toward(t, "x0", to) for d in (self.unconditional, *self.parts))
 
         def composed(z: Tensor) -> Tensor:
             d = base(z)
@@ -178,11 +178,11 @@ class AnyOf(Typed, Denoiser):
         process = process_of(*parts, process=self.process)
         vars(self).update(parts=parts, log_probs=tuple(self.log_probs), process=process)
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The composed denoiser at one time."""
         if output != "x0":
             return self.beside(output, t)
-        parts = [part.at(t) for part in self.parts]
+        parts = [part.toward(t, output, to) for part in self.parts]
 
         def composed(z: Tensor) -> Tensor:
             logs = torch.stack([called(log, z.clone(), t) for log in self.log_probs])
@@ -225,11 +225,11 @@ class Complement(Typed, Denoiser):
     def guidance(self) -> float:  # type: ignore[override]
         return float(self.scale)
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The composed denoiser at one time."""
         if output != "x0":
             return self.beside(output, t)
-        unconditional, conditional = self.unconditional.at(t), self.conditional.at(t)
+        unconditional, conditional = (d.toward(t, output, to) for d in (self.unconditional, self.conditional))
 
         def composed(z: Tensor) -> Tensor:
             log, base = called(self.log_prob, z.clone(), t), unconditional(z)

@@ -123,11 +123,11 @@ class DDNM(Typed, Split):
         """Both parts; no derivative, as observations are transposed by autograd."""
         return ("base", "guidance")
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The denoiser given the observation, or `base` and `guidance`, its parts, in the process's coordinates."""
         if output not in ("x0", "base", "guidance"):
             return self.beside(output, t)
-        base = self.denoiser.at(t)
+        base = self.denoiser.toward(t, "x0", to)
         if output == "base":
             return lambda z: self.process.coordinates(base(z))
         if output == "guidance":

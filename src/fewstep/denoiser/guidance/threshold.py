@@ -60,11 +60,11 @@ class Thresholded(Typed, Denoiser):
         denoiser = as_denoiser(self.denoiser)
         vars(self).update(denoiser=denoiser, process=process_of(denoiser, process=self.process))
 
-    def at(self, t: Time, output: str = "x0") -> Callable[[Tensor], Tensor]:
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The thresholded denoiser at one time."""
         if output != "x0":
             return self.beside(output, t)
-        call = self.denoiser.at(t)
+        call = self.denoiser.toward(t, output, to)
         return lambda z: thresholded(call(z), self.quantile, bound=self.bound, limit=self.limit)
 
 

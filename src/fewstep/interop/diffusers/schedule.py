@@ -63,7 +63,7 @@ def _begun_at_a_call(table: Tableau) -> Tableau:
         return (s[0], s[1] - first, s[2], s[3] - drawn) if s[0] == "root" else (s[0], s[1] - first, *s[2:])
 
     start, *rest = table.rows[first:]
-    rows = [Row(start.t, start.at, Form({}), "start")]
+    rows = [Row(start.t, start.at, Form({}), "start", start.to)]
     rows += [replace(row, form=Form({moved(s): c for s, c in row.form})) for row in rest]
     heads = {(k - first, head): pair for (k, head), pair in table.heads.items()}
     return replace(table, rows=tuple(rows), noises=table.noises[drawn:], heads=heads)

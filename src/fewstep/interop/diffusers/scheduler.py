@@ -212,6 +212,13 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         return self.convention.level(torch.tensor([*at, table.rows[-1].t], dtype=torch.float64)).float()
 
     @property
+    def destinations(self) -> Tensor:
+        """(nfe,) the time steps that the calls lead to, for networks that are told one (`fewstep.denoiser.base`)."""
+        schedule = self._ready()
+        to = torch.tensor(schedule.table.destinations, dtype=torch.float64)
+        return schedule.convention.timestep(to).float().to(self.timesteps.device)
+
+    @property
     def betas(self) -> Tensor:
         """(N,) the betas of a table of them, float32, for pipelines that look up what they tell the network."""
         return 1 - self.alphas_cumprod / torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])

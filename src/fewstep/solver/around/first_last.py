@@ -198,9 +198,9 @@ class _Analytic(Through):
 
         self._used = False
 
-    def call(self, z: Form, at: float) -> Form:
+    def call(self, z: Form, at: float, *, to: float | None = None) -> Form:
         self._used = self._used or z == self.start
-        return self._data if z == self.start else super().call(z, at)
+        return self._data if z == self.start else super().call(z, at, to=to)
 
     def eps(self, z: Form) -> Form:
         return self._eps if z == self.start else super().eps(z)

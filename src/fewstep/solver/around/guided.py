@@ -142,9 +142,9 @@ class CFGPlusPlus(_Around):
         evaluated: list[Form] = []
 
         class Shifted(_Base):
-            def call(self, z: Form, at: float) -> Form:
+            def call(self, z: Form, at: float, *, to: float | None = None) -> Form:
                 evaluated.append(z)
-                return super().call(z, at)
+                return super().call(z, at, to=to)
 
             def row(self, form: Form, t: float) -> Form:
                 return super().row(form + self.process.M(t) * self.head(evaluated[-1], "guidance"), t)
@@ -200,9 +200,9 @@ class ReverseMean(_Around):
         step = self.step
 
         class Moved(_Base):
-            def call(self, z: Form, at: float) -> Form:
+            def call(self, z: Form, at: float, *, to: float | None = None) -> Form:
                 evaluated.append((z, at))
-                return super().call(z, at)
+                return super().call(z, at, to=to)
 
             def row(self, form: Form, t: float) -> Form:
                 z, at = evaluated[-1]
@@ -222,8 +222,8 @@ class _Base(Through):
         super().__init__(w)
         self._at: dict[Any, float] = {}
 
-    def call(self, z: Form, at: float) -> Form:
-        super().call(z, at)
+    def call(self, z: Form, at: float, *, to: float | None = None) -> Form:
+        super().call(z, at, to=to)
         self._at[next(iter(z.terms))] = at
         return self.head(z, "base")
 

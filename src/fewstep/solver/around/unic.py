@@ -108,8 +108,8 @@ class _Correcting(Through):
             read = read + c * Form.of(self._instead.get(symbol, symbol))  # type: ignore[arg-type]
         return super().row(read, t)
 
-    def call(self, z: Form, at: float) -> Form:
-        d = super().call(z, at)
+    def call(self, z: Form, at: float, *, to: float | None = None) -> Form:
+        d = super().call(z, at, to=to)
         y = d if self._rule.form == "data" else self.eps(z)
         if self._nodes:
             nodes = [(at, y), *self._nodes]

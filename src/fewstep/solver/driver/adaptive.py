@@ -236,7 +236,8 @@ class Walk:
         def table(sample: int) -> Any:
             if len(times[sample]) < 2:
                 raise ValueError(f"sample {sample} took no step: it has no table")
-            return solver.tabulate(process, torch.tensor(times[sample], dtype=torch.float64))
+            made = solver.tabulate(process, torch.tensor(times[sample], dtype=torch.float64))
+            return replace(made, rows=tuple(replace(row, to=row.at) for row in made.rows))  # as it was asked
 
         return Outcome(
             state=self.z, times=self.t, status=status, calls=self.run.calls, accepted=self.accepted,

@@ -144,7 +144,7 @@ class LangevinCorrected(Driver):
     def _langevin(self, w: Writer, z: Form, t: float, size: Size) -> Form:
         if self.corrector == "annealed":
             return w.row(langevin(w, z, t, 4 * self.snr**2, noisy=True), t)
-        p, d = w.process, w.call(z, t)
+        p, d = w.process, w.call(z, t, to=t)
         r = inverse(p.R(t))
         score = (-1.0 * transpose(r) * r) * (z - p.M(t) * d)
         xi = w.fresh_noise(t, t, "langevin")

@@ -113,17 +113,17 @@ class PNDM(Solver):
     def _start(self, w: Writer, z: Form, e_1: Form, t: float, s: float) -> Form:
         """The averaged noise of a pseudo Runge-Kutta or pseudo Heun step."""
         if self.start == "heun":
-            return Form.total([(1 / 2, e_1), (1 / 2, self._stage(w, z, e_1, t, s))])
+            return Form.total([(1 / 2, e_1), (1 / 2, self._stage(w, z, e_1, t, s, s))])
         middle = (t + s) / 2
-        e_2 = self._stage(w, z, e_1, t, middle)
-        e_3 = self._stage(w, z, e_2, t, middle)
-        e_4 = self._stage(w, z, e_3, t, s)
+        e_2 = self._stage(w, z, e_1, t, middle, s)
+        e_3 = self._stage(w, z, e_2, t, middle, s)
+        e_4 = self._stage(w, z, e_3, t, s, s)
         return Form.total([(1 / 6, e_1), (1 / 3, e_2), (1 / 3, e_3), (1 / 6, e_4)])
 
-    def _stage(self, w: Writer, z: Form, e: Form, t: float, at: float) -> Form:
-        """The noise predicted at phi(z, e, t, at)."""
+    def _stage(self, w: Writer, z: Form, e: Form, t: float, at: float, s: float) -> Form:
+        """The noise predicted at phi(z, e, t, at), in the step to s."""
         stage = w.row(transfer(w.process, z, e, t, at), at)
-        w.call(stage, at)
+        w.call(stage, at, to=s)
         return w.eps(stage)
 
     def _weights(self, w: Writer, k: int, have: int) -> tuple[float, ...]:

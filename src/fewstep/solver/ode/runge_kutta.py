@@ -191,7 +191,7 @@ def stages(w: Writer, method: Method, form: str, u: Clock, z: Form, t: Time, s: 
             parts = [(front * (weight * (end - start)), k) for weight, k in zip(a, slopes, strict=True)]
             ahead = w.row(Form.total([(front * base, z), *parts]), at)
         if len(slopes) < len(method.b):
-            slopes.append(slope(w, form, u, ahead, at))
+            slopes.append(slope(w, form, u, ahead, at, s))
     return ahead, slopes
 
 
@@ -199,9 +199,9 @@ def _frame(process: Process, form: str, t: Time) -> Coefficient:
     return 1.0 if form == "state" else process.Psi(t) if form == "noise" else process.R(t)
 
 
-def slope(w: Writer, form: str, u: Clock, z: Form, t: Time) -> Form:
-    """k, the derivative of the chosen variable with respect to the clock."""
-    p, d = w.process, w.call(z, t)
+def slope(w: Writer, form: str, u: Clock, z: Form, t: Time, s: Time | None = None) -> Form:
+    """k, the derivative of the chosen variable with respect to the clock, at t in a step to s."""
+    p, d = w.process, w.call(z, t, to=s)
     rate = inverse(u.rate(p, t))
     if form == "noise":
         return rate * (inverse(p.Psi(t)) * (p.R_rate(t) - p.F(t) * p.R(t))) * w.eps(z)

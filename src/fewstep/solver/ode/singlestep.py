@@ -143,7 +143,7 @@ def singlestep(
     """
     t, u, nodes, ahead = times[0], clock(name), [], z
     for k, (at, to) in enumerate(zip(times[:-1], times[1:], strict=True)):
-        y = w.call(ahead, at)
+        y = w.call(ahead, at, to=times[-1])
         nodes.append((at, y if form == "data" else w.eps(ahead)))
         half, used = False, nodes
         if k == 1:

@@ -179,7 +179,7 @@ class LCM(Solver):
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process
         for t, s in w.steps:
-            form = p.M(s) * w.call(z, t)
+            form = p.M(s) * w.call(z, t, to=w.times[-1])
             z = w.row(form if is_zero(p.Sigma(s)) else form + p.R(s) * w.noise(t, s), s)
 
 

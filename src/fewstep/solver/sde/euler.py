@@ -156,16 +156,16 @@ def improved_euler(w: Writer, z: Form, t: Time, s: Time) -> tuple[Form, Form]:
     """The row of a step and the row of Euler-Maruyama inside it."""
     h, xi = t - s, w.noise(t, s)
     root = h.sqrt() if isinstance(h, Tensor) else math.sqrt(h)
-    euler = w.row(z + _increment(w, z, t, h, root, xi), s)
-    return w.row(0.5 * z + 0.5 * euler + 0.5 * _increment(w, euler, s, h, root, xi), s), euler
+    euler = w.row(z + _increment(w, z, t, s, h, root, xi), s)
+    return w.row(0.5 * z + 0.5 * euler + 0.5 * _increment(w, euler, s, s, h, root, xi), s), euler
 
 
-def _increment(w: Writer, z: Form, t: Time, h: Time, root: Time, xi: Form) -> Form:
-    """-h f(z, t) + sqrt(h) G_t xi."""
+def _increment(w: Writer, z: Form, t: Time, s: Time, h: Time, root: Time, xi: Form) -> Form:
+    """-h f(z, t) + sqrt(h) G_t xi, in a step to s."""
     p = w.process
     gg, r_inv = p.GG(t), inverse(p.R(t))
     pull = gg * transpose(r_inv) * r_inv
-    drift = (p.F(t) + pull) * z - (pull * p.M(t)) * w.call(z, t)
+    drift = (p.F(t) + pull) * z - (pull * p.M(t)) * w.call(z, t, to=s)
     return -1.0 * h * drift + (root * cholesky(gg)) * xi
 
 

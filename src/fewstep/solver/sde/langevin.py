@@ -103,7 +103,7 @@ class PredictorCorrector(ReverseSDE):
 
 def langevin(w: Writer, z: Form, t: float, a: float, *, noisy: bool) -> Form:
     """A Langevin step of size a at time t, preconditioned by Sigma_t."""
-    w.call(z, t)
+    w.call(z, t, to=t)
     r = w.process.R(t)
     form = z - 0.5 * a * r * w.eps(z)
     return form + math.sqrt(a) * r * w.fresh_noise(t, t, "langevin") if noisy else form

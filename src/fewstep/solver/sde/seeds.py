@@ -78,7 +78,7 @@ class SEEDS(Solver):
             nodes: list[Node] = []
             ahead, noise = z, Form({})
             for at, to in zip(times, times[1:], strict=False):
-                nodes.append((at, w.call(ahead, at)))
+                nodes.append((at, w.call(ahead, at, to=s)))
                 used = nodes if len(nodes) < 3 else [nodes[0], nodes[2]]
                 half = "slope" if self.stages == 2 and self.type == "midpoint" else ""
                 phi, weighed = step(w, law, "log-snr", t, to, used, half)
