@@ -31,15 +31,24 @@ class Judge:
     solver: Any
     process: Process
     name: str
+    only: tuple[str, ...]
+
+    @cached_property
+    def problem(self) -> Problem:
+        return problem(self.process)
 
     def judge(
         self, name: str, good: bool, sentence: str, measured: float | None = None, claimed: float | None = None
     ) -> Verdict:
         """A verdict that passes or fails."""
-        status = "pass" if good else "fail"
-        return Verdict(
-            name=name, process=self.name, status=status, measured=measured, claimed=claimed, sentence=sentence
-        )
+        return Verdict(name=name, process=self.name, status="pass" if good else "fail", measured=measured,
+                       claimed=claimed, sentence=sentence)  # fmt: skip
+
+    def repeats(self, one: Tensor, two: Tensor) -> Verdict:
+        """The verdict on two runs of one seed."""
+        equal = torch.equal(one, two)
+        sentence = f"two runs of one seed are {'equal' if equal else 'not equal'} bit by bit"
+        return self.judge("repeat", equal, sentence)
 
     def skip(self, name: str, reason: str, measured: float | None = None) -> Verdict:
         """A verdict that does not apply, and why."""
@@ -48,11 +57,13 @@ class Judge:
     def verdicts(
         self, findings: Mapping[str, Callable[[Any], Verdict]], attempt: Callable[[], object]
     ) -> Iterator[Verdict]:
-        """One verdict a finding; where the process's kind is not declared one alone, that `attempt` is refused."""
+        """One verdict a finding asked for; where the process's kind is not declared one alone, a refused `attempt`."""
         if self.process.kind not in self.solver.kinds:
             yield self._refusal(attempt)
             return
         for name, find in findings.items():
+            if self.only and name not in (*self.only, "compile"):  # which has a word of its own
+                continue
             try:
                 yield find(self)
             except Exception as error:  # whatever a solver raises is a finding about it
@@ -88,10 +99,6 @@ class Cell(Judge):
     _runs: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def problem(self) -> Problem:
-        return problem(self.process)
-
-    @cached_property
     def denoiser(self) -> Any:
         """What the solver calls: the mixture's closed form."""
         return self.problem.denoiser
@@ -111,9 +118,8 @@ class Cell(Judge):
     def run(self, steps: int) -> Tensor:
         """Where the problem's start states go, in float64 and on one path."""
         if steps not in self._runs:
-            self._runs[steps] = sample(
-                self.denoiser, self.process, solver=self.table(steps), x=self.problem.start, seed=5
-            )
+            table, start = self.table(steps), self.problem.start
+            self._runs[steps] = sample(self.denoiser, self.process, solver=table, x=start, seed=5)
         return self._runs[steps]
 
     def draw(self, table: Tableau, count: int, *, first: int = 0) -> Tensor:

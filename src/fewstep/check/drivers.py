@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.check.cell import Judge, Rounded
-from fewstep.check.exact import STD, Problem, grid, problem, span, starts
+from fewstep.check.exact import STD, grid, singular_ends, starts
 from fewstep.check.report import Verdict
 from fewstep.denoiser import Counted, Gaussian
 from fewstep.loop import sample, solve
@@ -35,10 +35,6 @@ class DriverCell(Judge):
     process: Process
     name: str
     only: tuple[str, ...] = ()
-
-    @cached_property
-    def problem(self) -> Problem:
-        return problem(self.process)
 
     @cached_property
     def times(self) -> Tensor:
@@ -89,8 +85,7 @@ class DriverCell(Judge):
 
 def driver_verdicts(cell: DriverCell) -> Iterator[Verdict]:
     """All verdicts of a cell; one whose process the driver does not cover has a single one, its reason."""
-    asked = {name: find for name, find in DRIVER_VERDICTS.items() if not cell.only or name in cell.only}
-    return cell.verdicts(asked, lambda: cell.solver.check(cell.process, cell.times))
+    return cell.verdicts(DRIVER_VERDICTS, lambda: cell.solver.check(cell.process, cell.times))
 
 
 def finite(cell: DriverCell) -> Verdict:
@@ -104,10 +99,10 @@ def calls(cell: DriverCell) -> Verdict:
     """The calls of each sample add up to the evaluations counted, and the rounds to the batched calls."""
     counted = Counted(cell.problem.denoiser)
     found = cell.solve(cell.quick, counted, x=cell.start)
-    said, rounds = int(found.calls.sum()), found.rounds
-    good = said == counted.evaluations and rounds == counted.calls
+    declared, rounds = int(found.calls.sum()), found.rounds
+    good = declared == counted.evaluations and rounds == counted.calls
     sentence = f"evaluations said and counted, in {rounds} rounds of {counted.calls} counted"
-    return cell.judge("calls", good, sentence, counted.evaluations, said)
+    return cell.judge("calls", good, sentence, counted.evaluations, declared)
 
 
 def outcome(cell: DriverCell) -> Verdict:
@@ -129,9 +124,7 @@ def outcome(cell: DriverCell) -> Verdict:
 
 def repeat(cell: DriverCell) -> Verdict:
     """The same bits from the same seed."""
-    one, two = (cell.draw(3).state for _ in range(2))
-    same = torch.equal(one, two)
-    return cell.judge("repeat", same, "two runs of one seed are " + ("equal" if same else "not equal") + " bit by bit")
+    return cell.repeats(cell.draw(3).state, cell.draw(3).state)
 
 
 def batch(cell: DriverCell) -> Verdict:
@@ -186,14 +179,13 @@ def tolerance(cell: DriverCell) -> Verdict:
     if cell.finer(1.0) is None:
         return cell.skip("tolerance", "it has no tolerance")
     if isinstance(cell.process, Discrete) and getattr(cell.solver, "clock", "") == "t":
-        return cell.skip(
-            "tolerance", "its rate in t jumps at every step of the table, which no estimate between them sees"
-        )
+        why = "its rate in t jumps at every step of the table, which no estimate between them sees"
+        return cell.skip("tolerance", why)
     at = lambda share: _error(cell, cell.solve(cell.finer(share), x=cell.start))  # noqa: E731
-    few, many, said = _error(cell, cell.outcome), at(1e-2), "the default"
+    few, many, which = _error(cell, cell.outcome), at(1e-2), "the default"
     if many > max(few / 5, 1e-9):
-        few, many, said = many, at(1e-4), "a hundredth of it"
-    sentence = f"error {few:.1e} at {said}, and {many:.1e} at a tolerance a hundred times tighter"
+        few, many, which = many, at(1e-4), "a hundredth of it"
+    sentence = f"error {few:.1e} at {which}, and {many:.1e} at a tolerance a hundred times tighter"
     return cell.judge("tolerance", many < max(few / 5, 1e-9), sentence, many, few / 5)
 
 
@@ -222,18 +214,11 @@ def marginals(cell: DriverCell) -> Verdict:
 
 def ends(cell: DriverCell) -> Verdict:
     """Singular ends that are declared are reached; the others are refused."""
-    p, s = cell.process, cell.solver
-    low, high = p.domain
-    inside = [float(p.inverse_log_snr(lam)) for lam in span(p)]
-    stretches: dict[str, tuple[float, float]] = {}
-    if math.isfinite(high) and p.log_snr(high) == -math.inf:
-        stretches["alpha=0"] = (high, inside[1])
-    if math.isfinite(low) and p.log_snr(low) == math.inf:
-        stretches["sigma=0"] = (inside[0], low)
-    if not stretches:
+    singular, s = singular_ends(cell.process), cell.solver
+    if not singular:
         return cell.skip("ends", "the process has no end at which alpha or sigma is zero")
     tried = []
-    for end, times in stretches.items():
+    for end, times in singular.items():
         g = torch.linspace(times[0], times[1], len(cell.times), dtype=torch.float64)
         try:
             found = cell.draw(2, grid=g)

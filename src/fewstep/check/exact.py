@@ -25,20 +25,8 @@ from fewstep.process.base import derivative
 from fewstep.process.operator import Coefficient, apply, cholesky, inverse, magnitude, transpose
 from fewstep.tableau import Tableau
 
-__all__ = [
-    "STD",
-    "Problem",
-    "gaussian_map",
-    "grid",
-    "integrate",
-    "law_error",
-    "law_errors",
-    "mixture",
-    "problem",
-    "quantile_map",
-    "small",
-    "starts",
-]
+__all__ = ["STD", "Problem", "gaussian_map", "grid", "integrate", "law_error", "law_errors", "mixture", "problem",
+           "quantile_map", "singular_ends", "small", "starts"]  # fmt: skip
 
 LOW, HIGH = -2.5, 2.5  # the moderate log-SNR range, in which errors of every order are far above rounding
 STD = 0.7  # of the Gaussian data
@@ -59,6 +47,14 @@ def span(process: Process) -> tuple[float, float]:
     return max(LOW, low), min(HIGH, high)
 
 
+def singular_ends(process: Process) -> dict[str, tuple[float, float]]:
+    """Where alpha or sigma is 0: the first and last time of a run from or to there, over the moderate range."""
+    low, high = process.domain
+    first, last = (float(process.inverse_log_snr(lam)) for lam in span(process))
+    ends = {"alpha=0": (high, last)} if math.isfinite(high) and process.log_snr(high) == -math.inf else {}
+    return ends | ({"sigma=0": (first, low)} if math.isfinite(low) and process.log_snr(low) == math.inf else {})
+
+
 def grid(process: Process, steps: int, low: float | None = None, high: float | None = None) -> Tensor:
     """Times of a smooth, non-linear warp of log-SNR: neighbouring steps differ, the widest is twice the narrowest.
 
@@ -75,9 +71,8 @@ def mixture(process: Process) -> Mixture:
     """A mixture of three unequal parts, smooth enough that 32 steps are in the asymptotic range."""
     shape = tuple(getattr(process, "size", (1,)))
     pattern = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).reshape(shape) if shape != (1,) else 0.0
-    means = torch.tensor([-1.0, 0.2, 1.1], dtype=torch.float64).reshape(3, *(1,) * len(shape)).expand(3, *shape) * (
-        1 + 0.3 * torch.as_tensor(pattern)
-    )
+    means = torch.tensor([-1.0, 0.2, 1.1], dtype=torch.float64).reshape(3, *(1,) * len(shape)).expand(3, *shape)
+    means = means * (1 + 0.3 * torch.as_tensor(pattern))
     stds = torch.tensor([0.5, 0.6, 0.4], dtype=torch.float64)
     return Mixture(process, means, stds, torch.tensor([0.3, 0.45, 0.25], dtype=torch.float64))
 

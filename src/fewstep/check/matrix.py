@@ -8,16 +8,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fewstep.check.report import Report, Verdict
 from fewstep.check.subject import load, solver
-from fewstep.files import atomic, read_json, write_text
+from fewstep.files import read_json, write_text
 from fewstep.solver import names
 from fewstep.words import VERSION
 
-__all__ = ["Store", "report", "write_markdown"]
+__all__ = ["Store", "markdown", "report"]
 
 ORDERS = ("order", "weak-order")
 
@@ -43,27 +44,19 @@ class Store:
 
     def put(self, name: str, process: str, cell: Report) -> None:
         """Keeps a cell; the file is whole or absent."""
-        path = self._path(name, process)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as part:
-            part.write_text(cell.to_json(), encoding="utf-8")
+        write_text(self._path(name, process), cell.to_json())
 
     def _path(self, name: str, process: str) -> Path:
         return self.folder / f"{source_digest()}{self.asked}" / f"{name}@{process}.json"
 
 
+@cache
 def source_digest() -> str:
     """A digest of the package's source: what a kept cell was measured with."""
-    global _DIGEST
-    if _DIGEST is None:
-        root, found = Path(__file__).parent.parent, hashlib.sha256()
-        for path in sorted(root.rglob("*.py")):
-            found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-        _DIGEST = found.hexdigest()[:12]
-    return _DIGEST
-
-
-_DIGEST: str | None = None
+    root, digest = Path(__file__).parent.parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def report(
@@ -91,11 +84,6 @@ def report(
         if tick is not None:
             tick()
     return Report(subject, tuple(found))
-
-
-def write_markdown(reports: Sequence[Report], path: Path) -> None:
-    """The matrix as a page."""
-    write_text(path, markdown(reports))
 
 
 def markdown(reports: Sequence[Report]) -> str:

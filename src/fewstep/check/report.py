@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,8 +68,9 @@ class Report:
 
     def __contains__(self, key: str | tuple[str, str]) -> bool:
         """Whether `report[key]` exists."""
-        name, process = key if isinstance(key, tuple) else (key, None)
-        return any(v.name == name and process in (None, v.process) for v in self.verdicts)
+        with suppress(KeyError):
+            return bool(self[key])
+        return False
 
     def __iter__(self) -> Iterator[Verdict]:
         return iter(self.verdicts)
@@ -78,10 +80,9 @@ class Report:
 
     def sheet(self, *, colour: bool = False) -> str:
         """One block of lines for each process, and a last line that sums up."""
-        blocks = []
-        lines = [v.line() for v in self.verdicts]
-        wide = [max(map(len, column)) for column in zip(("", "check", "measured", "claimed"), *(x[:4] for x in lines))]  # noqa: B905
-        head = _padded(("", "check", "measured", "claimed", ""), wide)
+        blocks, titles = [], ("", "check", "measured", "claimed", "")
+        wide = [max(map(len, column)) for column in zip(titles, *(v.line() for v in self.verdicts), strict=True)]
+        head = _padded(titles, wide)
         for process in self.processes:
             block = [f"{self.solver} on {process}", head]
             for v in self.verdicts:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.check.cell import Cell, Rounded, slope
-from fewstep.check.exact import grid, span
+from fewstep.check.exact import grid, singular_ends, span
 from fewstep.check.exactness import check_moments, check_point_mass, covariance, point_mass
 from fewstep.check.report import Verdict
 from fewstep.loop import sample
@@ -35,8 +35,7 @@ FEW = (1, 2, 3, 5, 10)
 
 def verdicts(cell: Cell) -> Iterator[Verdict]:
     """All verdicts of a cell; one whose process the solver does not cover has a single one, its reason."""
-    asked = {name: find for name, find in VERDICTS.items() if not cell.only or name in cell.only}
-    return cell.verdicts(asked | ({"compile": compiled} if cell.compile else {}), lambda: cell.table(3))
+    return cell.verdicts(VERDICTS | ({"compile": compiled} if cell.compile else {}), lambda: cell.table(3))
 
 
 def calls(cell: Cell) -> Verdict:
@@ -69,8 +68,7 @@ def repeat(cell: Cell) -> Verdict:
     again = cell.solver.tabulate(cell.process, grid(cell.process, 5))
     if again != table:
         return cell.judge("repeat", False, "it writes another table when asked again")
-    same = torch.equal(cell.draw(table, 3), cell.draw(again, 3))
-    return cell.judge("repeat", same, "two runs of one seed are " + ("equal" if same else "not equal") + " bit by bit")
+    return cell.repeats(cell.draw(table, 3), cell.draw(again, 3))
 
 
 def batch(cell: Cell) -> Verdict:
@@ -186,26 +184,18 @@ def marginals(cell: Cell) -> Verdict:
 
     found, errors, steps = _slope(worst, s.order, _ladder(cell))
     good = found > s.order - BAND
-    sentence = (
-        f"mean and covariance at four times are off by {errors[0]:.1e}, then {errors[1]:.1e} at {4 * steps} steps"
-    )
+    more = f"then {errors[1]:.1e} at {4 * steps} steps"
+    sentence = f"mean and covariance at four times are off by {errors[0]:.1e}, {more}"
     return cell.judge("marginals", good, sentence, found, s.order)
 
 
 def ends(cell: Cell) -> Verdict:
     """Singular ends that are declared give finite tables that end on the data; the others are refused."""
-    p, s, n = cell.process, cell.solver, (1, 2, 5)
-    low, high = p.domain
-    has = {
-        "alpha=0": math.isfinite(high) and p.log_snr(high) == -math.inf,
-        "sigma=0": math.isfinite(low) and p.log_snr(low) == math.inf,
-    }
-    if not any(has.values()):
+    p, s, singular = cell.process, cell.solver, singular_ends(cell.process)
+    if not singular:
         return cell.skip("ends", "the process has no end at which alpha or sigma is zero")
-    inside = [float(p.inverse_log_snr(lam)) for lam in span(p)]
     tried = []
-    for end in [name for name, there in has.items() if there]:
-        times = (high, inside[1]) if end == "alpha=0" else (inside[0], low)
+    for end, times in singular.items():
         if end not in s.ends:
             try:
                 s.tabulate(p, torch.linspace(*times, 5, dtype=torch.float64))
@@ -213,9 +203,9 @@ def ends(cell: Cell) -> Verdict:
                 tried.append(f"{end} is refused")
                 continue
             return cell.judge("ends", False, f"it does not declare {end}, and writes a table that has it")
-        both = has["alpha=0"] and end == "sigma=0" and "alpha=0" in s.ends
-        for first in (times[0], high) if both else (times[0],):
-            for steps in n:
+        both = end == "sigma=0" and "alpha=0" in s.ends and "alpha=0" in singular
+        for first in (times[0], singular["alpha=0"][0]) if both else (times[0],):
+            for steps in (1, 2, 5):
                 table = s.tabulate(p, torch.linspace(first, times[1], steps + 1, dtype=torch.float64))
                 if fault := _end_fault(cell, table, steps, to_zero=end == "sigma=0"):
                     return cell.judge("ends", False, f"{end}, {steps} steps from t = {first:g}: {fault}")

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.check import matrix
     from fewstep.check.drivers import DRIVER_VERDICTS
     from fewstep.check.verdicts import VERDICTS
-    from fewstep.files import write_json
+    from fewstep.files import write_json, write_text
     from fewstep.process import PROCESSES
     from fewstep.solver import ALIASES, SOLVERS
     from fewstep.terminal import Bar
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
         data = [report.to_dict() for report in reports]
         write_json(args.json, data if args.all or len(data) > 1 else data[0])
     if args.markdown:
-        matrix.write_markdown(reports, Path(args.markdown))
+        write_text(args.markdown, matrix.markdown(reports))
     red = sum(len(report.failures) for report in reports)
     if args.all:
         print(f"{len(reports)} solvers on {len(processes)} processes: {red} promises not kept")
