@@ -97,7 +97,7 @@ def test_the_plots_are_written(toy_file, tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_sheet_has_a_row_a_solver_and_shows_the_nearest_peer(channels):
     pytest.importorskip("matplotlib")
-    from fewstep.bench.sheet import sheet
+    from fewstep.bench.pictures import sheet
 
     made = []
     for name, group, shade, error in (("ours", OURS, 0.0, 0.1), ("far", PEERS, -1.0, 0.4), ("near", PEERS, 1.0, 0.2)):

@@ -111,7 +111,7 @@ def test_class_names_name_the_numbers_from_zero(tmp_path: Path) -> None:
 
 
 def test_too_many_classes_are_refused() -> None:
-    from fewstep.data.labels import MOST_CLASSES, classes
+    from fewstep.data.npz import MOST_CLASSES, classes
 
     many = np.arange(MOST_CLASSES + 1)
     with pytest.raises(ValueError, match=r"at most 100,000 classes"):

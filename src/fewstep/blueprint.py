@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-__all__ = ["check_arguments", "check_call", "check_fits", "is_whole"]
+__all__ = ["check_arguments", "check_call", "check_fits", "describing", "is_whole", "unfit"]
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 LARGEST = 2**28  # numbers of what a network makes for itself, beside its weights
@@ -44,10 +44,8 @@ def check_arguments(cls: type, config: Mapping[str, Any], where: str | Path, *, 
             continue
         if not (null and value is None):
             kinds = get_args(hints[name]) if get_origin(hints[name]) in (Union, UnionType) else (hints[name],)
-            raise ValueError(
-                f"{where} gives {name} as {value!r:.80}; {cls.__name__} takes "
-                f"{' or '.join(WORDS.get(kind, 'a list') for kind in kinds)}; fetch or write the folder again."
-            )
+            allowed = " or ".join(WORDS.get(kind, "a list") for kind in kinds)
+            raise unfit(f"{where} gives {name} as {value!r:.80}; {cls.__name__} takes {allowed}")
         del given[name]
         if hints[name] is bool:
             given[name] = False
@@ -73,10 +71,8 @@ def check_call(build: Callable[[], nn.Module], size: tuple[int, ...], where: str
             if tuple(made.sample.shape) != size:
                 raise ValueError(f"it returns {tuple(made.sample.shape)}")
     except Exception as error:  # whatever a network of odd options comes upon
-        raise ValueError(
-            f"{where} describes a network that cannot be called on {size} ({' '.join(str(error).split())[:300]}); "
-            "fetch or write the folder again."
-        ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise unfit(f"{where} describes a network that cannot be called on {size} ({reason})") from error
 
 
 def check_fits(
@@ -101,20 +97,31 @@ def check_fits(
     shapes = {name: shape for name, (_, shape) in known.items()}
     if wanted != shapes:
         name = next(n for n in sorted({*wanted, *shapes}) if wanted.get(n) != shapes.get(n))
-        raise ValueError(
-            f"{where} has {name} as {shapes.get(name, 'missing')}, config.json asks for "
-            f"{wanted.get(name, 'none')}; weights and config belong together; fetch or write the folder again."
-        )
+        both = f"{shapes.get(name, 'missing')}, config.json asks for {wanted.get(name, 'none')}"
+        raise unfit(f"{where} has {name} as {both}; weights and config belong together")
     for name, (dtype, _) in known.items():
         if dtype not in FLOATS:
-            raise ValueError(
-                f"{where} has {name} in {dtype}; weights are {', '.join(FLOATS)}; fetch or write the folder again."
-            )
+            raise unfit(f"{where} has {name} in {dtype}; weights are {', '.join(FLOATS)}")
     if (own := sum(b.numel() for name, b in net.named_buffers() if name not in wanted)) > LARGEST:
         raise ValueError(
             f"config.json asks for {own} numbers beside the weights in {where}; at most {LARGEST} are made; give a "
             "smaller sample_size."
         )
+
+
+def unfit(what: str) -> ValueError:
+    """The error of a folder that is not as it was written."""
+    return ValueError(f"{what}; fetch or write the folder again.")
+
+
+@contextmanager
+def describing(name: str, where: str | Path) -> Iterator[None]:
+    """Makes whatever a class of networks comes upon in a config one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise unfit(f"{where} does not describe a {name} ({reason}); it holds that class's arguments") from error
 
 
 def is_whole(value: Any, most: float = math.inf) -> bool:

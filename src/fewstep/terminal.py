@@ -30,11 +30,11 @@ class Bar:
     rich draws it where it is installed; otherwise one line is rewritten in place.
     """
 
-    def __init__(self, total: int, what: str, *, after: float = 2.0) -> None:
+    def __init__(self, total: int, what: str, *, after: float = 2.0, shown: bool = True) -> None:
         self.total, self.what, self.after = total, what, after
         self.done = 0.0
         self._began = time.monotonic()
-        self._terminal = sys.stderr.isatty()
+        self._terminal = shown and sys.stderr.isatty()
         self._rich: Any = None
         self._shown = False
 

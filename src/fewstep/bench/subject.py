@@ -28,7 +28,6 @@ class Subject:
     Attributes:
         name: for people.
         digest: says which weights these are.
-        process: the process.
         shape: of one sample in data space.
         classes: how many classes there are; sample i has class i mod `classes`. 0 is none.
         denoiser: class numbers of a batch, or None, -> (z, t) -> x0_hat.

@@ -84,7 +84,7 @@ def descend(
         saved.write(now, now=True)
     size = min(task.batch, task.samples)
     batches = [where for where in task.slices(held_out=False) if where.stop - where.start == size]  # whole ones
-    with Bar(descent.iterations - int(now["done"]), "fitting the solver") as bar:
+    with Bar(descent.iterations - int(now["done"]), "fitting the solver", shown=progress) as bar:
         while (done := int(now["done"])) < descent.iterations and not _stuck(now["looks"], descent.patience):
             where = _batch(batches, done, task.seed)
             gradient = now["metric"] @ _gradient(freedom, task, _vector(freedom, now), where, ends[where], objective)
@@ -93,8 +93,7 @@ def descend(
             if (done + 1) % descent.every == 0 or done + 1 == descent.iterations:
                 _look(now, judge(freedom.fitted(_vector(freedom, now)), task, ends, objective))
             saved.write(now)
-            if progress:
-                bar.advance()
+            bar.advance()
     saved.write(now, now=True)
     return freedom.fitted(_vector(freedom, now, "best")), now["looks"]
 
@@ -129,12 +128,11 @@ def _metric(freedom: Freedom, task: Task, progress: bool) -> Tensor:
     base = task.run(freedom.fitted(freedom.origin), where).flatten()
     stride = max(1, len(base) * len(freedom.origin) // _ENTRIES)
     columns = []
-    with Bar(len(freedom.origin), "measuring what each number does") as bar:
+    with Bar(len(freedom.origin), "measuring what each number does", shown=progress) as bar:
         for move in _PROBE * torch.eye(len(freedom.origin), dtype=torch.float64):
             there = task.run(freedom.fitted(freedom.origin + move), where).flatten()
             columns.append((there - base)[::stride].double().cpu() / _PROBE)
-            if progress:
-                bar.advance()
+            bar.advance()
     J = torch.stack(columns, 1)
     curvature, axes = torch.linalg.eigh(J.mT @ J / len(J))
     floor = (_FLAT * curvature.mean()).clamp(min=1e-12)

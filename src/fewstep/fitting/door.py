@@ -73,7 +73,6 @@ def fit(
 
     Args:
         denoiser: (z, t) -> x0_hat, differentiable in both; or None, with `conditioned`.
-        process: any linear process.
         steps: network calls of the fitted table.
         shape: of one sample, in data space, without the batch.
         mode: "exact" keeps every row exact for data that is one point; "free" keeps nothing (`fewstep.solver.fitted`).

@@ -52,8 +52,6 @@ def gits(
     grid, and distances are divided by |M_j|, which on EDM is the paper's distance.
 
     Args:
-        denoiser: (z, t) -> x0_hat.
-        process: the process.
         shape: (batch, *data shape) of the teacher's samples; 64 or more of them.
         points: intervals of the teacher's grid; a grid of at most so many steps can be cut out of it.
         grid: the teacher's grid.

@@ -74,14 +74,13 @@ def best_start(
     saved = Saved(path, {**about, "tried": [(names, freedom.grid.tolist()) for freedom, names in tried]})
     errors = saved.read().get("errors", torch.zeros(0, dtype=torch.float64)).tolist()
     runs = slice(task.samples, task.samples + min(_RUNS, task.held_out))
-    with Bar(len(tried) - len(errors), "choosing a start") as bar:
+    with Bar(len(tried) - len(errors), "choosing a start", shown=progress) as bar:
         for freedom, _ in tried[len(errors) :]:
             errors.append(math.inf)  # of a start that blows up
             with suppress(ValueError):
                 errors[-1] = float(distance(task.run(freedom.fitted(freedom.origin), runs).cpu(), ends[runs]))
             saved.write({"errors": torch.tensor(errors, dtype=torch.float64)}, now=len(errors) == len(tried))
-            if progress:
-                bar.advance()
+            bar.advance()
     return tried[min(range(len(errors)), key=errors.__getitem__)]
 
 

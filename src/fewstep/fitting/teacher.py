@@ -58,10 +58,9 @@ def record(task: Task, table: Tableau, saved: Saved, *, progress: bool = True) -
     done = sum(map(len, ends))
     parts = (*task.slices(held_out=False), *task.slices(held_out=True))
     left = [slice(max(where.start, done), where.stop) for where in parts if where.stop > done]
-    with Bar(len(left), "recording the teacher") as bar:
+    with Bar(len(left), "recording the teacher", shown=progress) as bar:
         for where in left:
             ends.append(task.run(table, where).cpu())
             saved.write({"ends": torch.cat(ends)}, now=where is left[-1])
-            if progress:
-                bar.advance()
+            bar.advance()
     return torch.cat(ends)

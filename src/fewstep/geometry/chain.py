@@ -29,8 +29,7 @@ from torch import Tensor
 
 from fewstep.denoiser.base import Denoises, leaves
 from fewstep.denoiser.oracle import Dataset, Mixture
-from fewstep.geometry.between import between
-from fewstep.geometry.encode import AnySolver
+from fewstep.geometry.encode import AnySolver, between
 from fewstep.grid import Grid
 from fewstep.likelihood.closed_form import marginal_log_prob
 from fewstep.likelihood.density import log_prob
@@ -96,7 +95,6 @@ def denoising_mcmc(
 
     Args:
         denoiser: (z, t) -> x0_hat, called with (batch,) times in the chain.
-        process: the process.
         x: data (chains, *shape) the chains start from; they are noised to random levels first.
         levels: the times of the noise levels, decreasing, or how many (equal steps in log-SNR from `highest` to t_min).
         highest: the highest level's time when `levels` is a number; None is where the log-SNR is 0.
@@ -119,9 +117,8 @@ def denoising_mcmc(
     saved, skip, noise = whole("saved", saved), whole("skip", skip), Noise(seed, first)
     times = _times(process, levels, highest)
     level = level or _closed_form(denoiser, process, times, weights)
-    tables = [
-        tabulate(solver, process, grid=between(process, grid, high=float(t)), steps=steps, nfe=nfe) for t in times
-    ]
+    grids = [between(process, grid, high=t) for t in times.tolist()]
+    tables = [tabulate(solver, process, grid=part, steps=steps, nfe=nfe) for part in grids]
     shape = (len(x), *process.state_shape(tuple(x.shape[1:])))
     draw = lambda stream, k: noise.normal(stream, k, shape, dtype=x.dtype, device=x.device)  # noqa: E731
     k = (_uniform(noise, 0, len(x), 1)[:, 0] * len(times)).long()
@@ -156,19 +153,25 @@ def denoising_mcmc(
 def likelihood_levels(denoiser: Denoises, process: Process, times: Tensor, *, tolerance: float = 1e-3) -> Levels:
     """p(t | y) by the model's own `log_prob` at every level: exact, needs no classifier, and takes an ODE a level."""
     if process.kind == "block":
-        raise ValueError(
-            f"got {type(process).__name__}, whose likelihood is a bound on positions alone: give a classifier"
-        )
+        name = type(process).__name__
+        raise ValueError(f"got {name}, whose likelihood is a bound on positions alone: give a classifier")
 
-    def found(y: Tensor) -> Tensor:
-        each = []
-        for t in times.tolist():
-            z = apply(process.Psi(t), y)
-            value = log_prob(denoiser, process, process.from_coordinates(z), t=t, tolerance=tolerance).nats
-            each.append(value + log_det(process.Psi(t), process.data_shape(tuple(z.shape[1:]))))
-        return torch.stack(each, 1)
+    def density(z: Tensor, k: int) -> Tensor:
+        x = process.from_coordinates(z)
+        return log_prob(denoiser, process, x, t=float(times[k]), tolerance=tolerance).nats
 
-    return found
+    return _levels(process, times.tolist(), density)
+
+
+def _levels(process: Process, times: list[float], density: Callable[[Tensor, int], Tensor]) -> Levels:
+    """Log p(t | y) by the log density of z = Psi y at each level's number, and by how much Psi stretches."""
+
+    def levels(y: Tensor) -> Tensor:
+        shape = process.data_shape(tuple(y.shape[1:]))
+        spreads = enumerate(map(process.Psi, times))
+        return torch.stack([density(apply(psi, y), k) + log_det(psi, shape) for k, psi in spreads], 1)
+
+    return levels
 
 
 def _closed_form(denoiser: Any, process: Process, times: Tensor, weights: Tensor | None) -> Levels:
@@ -183,15 +186,9 @@ def _closed_form(denoiser: Any, process: Process, times: Tensor, weights: Tensor
     if len(prior) != len(times):
         raise ValueError(f"got {len(prior)} weights for {len(times)} levels: give one for each")
 
-    def found(y: Tensor) -> Tensor:
-        each = []
-        for t, p in zip(times.tolist(), prior.tolist(), strict=True):
-            psi = process.Psi(t)
-            stretch = log_det(psi, process.data_shape(tuple(y.shape[1:])))
-            each.append(p + marginal_log_prob(closed, apply(psi, y.to(torch.float64)), t) + stretch)
-        return torch.stack(each, 1)
-
-    return found
+    p, t = prior.tolist(), times.tolist()
+    levels = _levels(process, t, lambda z, k: p[k] + marginal_log_prob(closed, z, t[k]))
+    return lambda y: levels(y.to(torch.float64))
 
 
 def _times(process: Process, levels: Tensor | int, highest: float | None) -> Tensor:
@@ -202,9 +199,8 @@ def _times(process: Process, levels: Tensor | int, highest: float | None) -> Ten
         low = float(process.log_snr(process.t_min))
         low = low if low < math.inf else float(process.log_snr(process.t_min + 1e-3 * (process.t_max - process.t_min)))
         count = whole("levels", levels)
-        times = process.inverse_log_snr(
-            torch.linspace(float(process.log_snr(top)), low, count + 1, dtype=torch.float64)[:-1]
-        )
+        high = float(process.log_snr(top))
+        times = process.inverse_log_snr(torch.linspace(high, low, count + 1, dtype=torch.float64)[:-1])
     process.check_times(times)
     bad = times[(process.log_snr(times).isinf()) | (times <= process.t_min)]
     if len(bad):
@@ -216,15 +212,15 @@ def _times(process: Process, levels: Tensor | int, highest: float | None) -> Ten
 
 def _down(denoiser: Denoises, process: Process, tables: list, z: Tensor, k: Tensor, seed: int, first: int) -> Tensor:
     """Every chain's run from its level to data; chains at one level run together, each with its own noise."""
-    found: dict[int, Tensor] = {}
+    ends: dict[int, Tensor] = {}
     for j in k.unique().tolist():
         which = (k == j).nonzero()[:, 0]
         source = PathSource(Noise(seed + j, first))
         drawn = [xi[which.to(xi.device)] for xi in noises_of(tables[j], source, tuple(z.shape), z.dtype, z.device)]
         noise = torch.stack(drawn) if drawn else None
         end = process.to_data(sample(denoiser, process, solver=tables[j], x=z[which.to(z.device)], noise=noise))
-        found |= dict(zip(which.tolist(), end, strict=True))
-    return torch.stack([found[i] for i in range(len(k))])
+        ends |= dict(zip(which.tolist(), end, strict=True))
+    return torch.stack([ends[i] for i in range(len(k))])
 
 
 def _uniform(noise: Noise, k: int, count: int, width: int) -> Tensor:

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fewstep.denoiser.base import Denoises
-from fewstep.geometry.between import between
-from fewstep.grid import Grid
+from fewstep.grid import Grid, as_grid
 from fewstep.likelihood.lift import data_time, lift
 from fewstep.loop import sample, tabulate
 from fewstep.noise import Noise
@@ -34,7 +35,7 @@ from fewstep.solver import Solver
 from fewstep.tableau import Tableau
 from fewstep.words import typed
 
-__all__ = ["decode", "encode", "slerp"]
+__all__ = ["between", "decode", "encode", "slerp"]
 
 AnySolver = str | Solver | Callable[[], Solver] | Tableau | Path | None
 
@@ -56,8 +57,6 @@ def encode(
     """The noise that decodes to data: the state at the grid's first time, (batch, *state).
 
     Args:
-        denoiser: (z, t) -> x0_hat.
-        process: the process.
         x: data (batch, *shape), read as the state at the grid's last time; on CLD its velocity is drawn (see
             `fewstep.likelihood.lift`).
         z: the state there instead.
@@ -104,10 +103,9 @@ def _table(
     process: Process, solver: AnySolver, grid: str | Tensor | Grid, steps: int | None, nfe: int | None
 ) -> Tableau:
     """The deterministic table from noise to data."""
-    if isinstance(solver, Tableau | Path):
-        table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe)
-    else:
-        table = tabulate(solver, process, grid=between(process, grid, low=data_time(process)), steps=steps, nfe=nfe)
+    ready = isinstance(solver, Tableau | Path)
+    grid = grid if ready else between(process, grid, low=data_time(process))
+    table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe)
     if table.noises:
         raise ValueError(
             f"got {type(table.solver).__name__}, which adds noise: an encoding wants a deterministic solver, as ddim "
@@ -137,3 +135,18 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     right = torch.where(flat, w, (w * theta).sin() / sin)
     found = (left * a + right * b).to(a.dtype)
     return found if isinstance(weight, Tensor) and weight.ndim else found[0]
+
+
+def between(
+    process: Process, grid: str | Tensor | Grid, *, high: float | None = None, low: float | None = None
+) -> Tensor | Grid:
+    """The grid as `tabulate` takes it, with its ends at `high` and `low` where it is named; a tensor stays as given."""
+    if not isinstance(grid, str) and (isinstance(grid, Tensor) or not callable(grid)):
+        return cast(Tensor, grid)
+    names, changes = {f.name for f in fields(cast(Any, process))}, {}
+    for end, value in {"max": high, "min": low}.items():
+        if value is not None and value != getattr(process, f"t_{end}"):
+            process.check_times(torch.tensor([value], dtype=torch.float64))
+            changes[f"t_{end}" if f"t_{end}" in names else f"sigma_{end}"] = value
+    part = cast(Process, replace(cast(Any, process), **changes)) if changes else process
+    return lambda _, steps: as_grid(grid, part, steps)

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser.base import Denoises
-from fewstep.geometry.between import between
-from fewstep.geometry.encode import AnySolver
+from fewstep.geometry.encode import AnySolver, between
 from fewstep.grid import Grid
 from fewstep.loop import sample, tabulate
 from fewstep.noise import Noise
@@ -46,8 +45,6 @@ def boomerang(
     """Data near x0 (batch, *shape): noised to the level of t, and sampled down from there to t_min.
 
     Args:
-        denoiser: (z, t) -> x0_hat.
-        process: the process.
         x0: data (batch, *shape).
         t: the time up to which noise is added, above t_min and where sigma > 0.
         solver: any that writes a table; None is the process's default.
@@ -96,6 +93,5 @@ def jump(
         raise ValueError("got a ready table to jump out of: give its solver and grid")
     kept = max(round(share * (len(whole.grid) - 1)), 1)
     table = whole.solver.tabulate(process, whole.grid[: kept + 1])
-    return sample(denoiser, process, solver=table, shape=shape, x=x, seed=seed, first=first, final="denoise").to(
-        torch.float32 if x is None else x.dtype
-    )
+    d = sample(denoiser, process, solver=table, shape=shape, x=x, seed=seed, first=first, final="denoise")
+    return d.to(torch.float32 if x is None else x.dtype)

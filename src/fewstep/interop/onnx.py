@@ -81,7 +81,6 @@ def inputs(
 
     Args:
         model, table: as exported.
-        num: samples.
         labels: one a sample; None is none.
         seed: of `fewstep.Noise`.
     """
@@ -100,7 +99,6 @@ def export(model: Model, table: Tableau, path: str | Path, *, guidance: float = 
     Args:
         model: as `fewstep.load(..., dtype=torch.float32)` reads it.
         table: on the model's process; its `x0` form or its network's own prediction.
-        path: the file.
         guidance: scale of classifier-free guidance, as in `fewstep.guide`: two network evaluations a call.
 
     Raises:

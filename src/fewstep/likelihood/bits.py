@@ -30,17 +30,20 @@ BIN = 2 / 255  # levels 0..255 stretched over [-1, 1]
 @typed
 def bits_per_dim(nats: Tensor, dim: int, *, bin: float = BIN) -> Tensor:
     """Bits per dimension of the levels, from the log density in nats of data with one bin of uniform noise."""
-    if not bin > 0:
-        raise ValueError(f"got bin={bin}: give the distance between two levels in data units, above 0")
-    return -nats / (dim * math.log(2)) - math.log2(bin)
+    return -nats / (dim * math.log(2)) - math.log2(checked(bin))
 
 
 @typed
 def dequantise(x: Tensor, *, bin: float = BIN, seed: int = 0, first: int = 0) -> Tensor:
     """Levels x (batch, *shape) in data units plus uniform noise in (-bin/2, bin/2); sample i is number first + i."""
-    if not bin > 0:
-        raise ValueError(f"got bin={bin}: give the distance between two levels in data units, above 0")
     if not x.is_floating_point():
         raise ValueError(f"got levels in {x.dtype}: put them in data units first (uint8 images: x / 127.5 - 1)")
     normal = Noise(seed, first).normal("dequantise", 0, tuple(x.shape), dtype=torch.float64, device=x.device)
-    return x + (bin * (torch.special.ndtr(normal) - 0.5)).to(x.dtype)
+    return x + (checked(bin) * (torch.special.ndtr(normal) - 0.5)).to(x.dtype)
+
+
+def checked(bin: float) -> float:
+    """The distance between two levels, refused where it is none."""
+    if not bin > 0:
+        raise ValueError(f"got bin={bin}: give the distance between two levels in data units, above 0")
+    return bin

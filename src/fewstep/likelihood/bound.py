@@ -35,7 +35,7 @@ from torch import Tensor
 from fewstep.denoiser.base import Denoises, same_process
 from fewstep.denoiser.oracle import _matched
 from fewstep.grid import Grid
-from fewstep.likelihood.bits import BIN, bits_per_dim
+from fewstep.likelihood.bits import BIN, bits_per_dim, checked
 from fewstep.likelihood.lift import gaussian_start
 from fewstep.loop.drive import predict
 from fewstep.loop.tabulate import tabulate
@@ -114,8 +114,6 @@ def elbo(
     """The variational bound on log p(x) of an ancestral sampler: the three terms, in nats.
 
     Args:
-        denoiser: (z, t) -> x0_hat.
-        process: the process.
         x: data (batch, *shape).
         solver: any whose table is a Markov chain with noise in each row: ddpm, ddpm-beta, ddim with eta > 0, ... With
             eta < 1 the bound holds and is loose: q has more noise than the rows, at any number of steps.
@@ -127,8 +125,7 @@ def elbo(
         seed: of the draws; sample i is number `first` + i.
         first: the number of the batch's first sample.
     """
-    if bin is not None and not bin > 0:
-        raise ValueError(f"got bin={bin}: give the distance between two levels in data units, above 0")
+    bin = None if bin is None else checked(bin)
     same_process(denoiser, process)
     gaussian_start(process)
     table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe)
@@ -146,10 +143,8 @@ def elbo(
     shape = (len(x), *process.state_shape(tuple(x.shape[1:])))
     found = torch.zeros(draws, len(x), len(times), dtype=torch.float64, device=x.device)
     for k, t in enumerate(times):
-        if k < len(kernels):
-            term = _step(process, kernels[k], t, times[k + 1], tuple(c.shape[1:]))
-        else:
-            term = _decoder(process, t, x, bin, ends)
+        last = k == len(kernels)
+        term = _decoder(process, t, x, bin, ends) if last else _step(process, kernels[k], t, times[k + 1], c)
         for i in range(draws):
             eps = noise.normal("elbo", i * len(times) + k, shape, dtype=torch.float64, device=x.device)
             z = process.diffuse(x, t, eps)
@@ -158,16 +153,9 @@ def elbo(
     b, _ = _matched(process, process.diffuse(x, times[0], x.new_zeros(shape)), times[0])
     mean, total = found.mean(0), found.sum(2)
     error = total.std(0) / draws**0.5 if draws > 1 else total.new_full((len(x),), math.nan)
-    return Bound(
-        prior=0.5 * (b * c).flatten(1).sum(1),
-        steps=mean[:, :-1],
-        data=mean[:, -1],
-        error=error,
-        times=times,
-        dim=math.prod(x.shape[1:]),
-        calls=draws * len(times),
-        bin=bin,
-    )
+    prior, dim = 0.5 * (b * c).flatten(1).sum(1), math.prod(x.shape[1:])
+    return Bound(prior=prior, steps=mean[:, :-1], data=mean[:, -1], error=error, times=times, dim=dim,
+                 calls=draws * len(times), bin=bin)  # fmt: skip
 
 
 def _kernels(table: Tableau) -> list[Kernel]:
@@ -202,9 +190,9 @@ def _kernels(table: Tableau) -> list[Kernel]:
     return found
 
 
-def _step(process: Process, kernel: Kernel, t: float, s: float, data_shape: tuple[int, ...]) -> Term:
-    """L_t of the row from t to s."""
-    a, b, covariance = kernel
+def _step(process: Process, kernel: Kernel, t: float, s: float, x: Tensor) -> Term:
+    """L_t of the row from t to s, of data like x."""
+    (a, b, covariance), data_shape = kernel, tuple(x.shape[1:])
     gain, wanted = posterior(process, t, s)
     keep, jump, whiten = gain - a, process.M(s) - gain * process.M(t), inverse(cholesky(covariance))
     spread = float(log_det(covariance, data_shape)) - float(log_det(wanted, data_shape))

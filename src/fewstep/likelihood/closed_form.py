@@ -56,8 +56,5 @@ def gaussian_log_prob(process: Process, z: Tensor, t: Time) -> Tensor:
     """The log density N(z; 0, Sigma_t) in nats, (batch,): the law of the start states of a sampler."""
     whitened = apply(inverse(process.R(t)), z).flatten(1)
     spread = log_det(process.R(t), process.data_shape(tuple(z.shape[1:])))
-    return -0.5 * whitened.square().sum(1) - 0.5 * whitened.shape[1] * math.log(math.tau) - _number(spread, z)
-
-
-def _number(value: Tensor | float, z: Tensor) -> Tensor | float:
-    return value.to(z.device) if isinstance(value, Tensor) else value
+    spread = spread.to(z.device) if isinstance(spread, Tensor) else spread
+    return -0.5 * whitened.square().sum(1) - 0.5 * whitened.shape[1] * math.log(math.tau) - spread

@@ -137,7 +137,8 @@ def log_prob(
         weights = nats.reshape(repeats, batch)
         nats = weights.logsumexp(0) - math.log(repeats)
         share = (weights - nats).exp()
-        error = (_standard_error(share.T, False) ** 2 + (error.reshape(repeats, batch) * share).square().mean(0) / repeats) ** 0.5  # fmt: skip  # noqa: E501
+        within = (error.reshape(repeats, batch) * share).square().mean(0) / repeats
+        error = (_standard_error(share.T, False) ** 2 + within) ** 0.5
     kind = f"a lower bound in the mean, from {repeats} velocities drawn for each sample," if block else "the value"
     how = "exact" if exact else "Hutchinson's estimate"
     says = f"{kind} of the log density of {type(process).__name__}'s ODE at t = {t:g}; its divergence is {how}"
@@ -168,9 +169,8 @@ def _carry(
         state = y[:, :n].reshape(-1, *shape)
         k = _growth(process, time)
         b = process.M_rate(time) - k * process.M(time)
-        d, divergence = _prediction_and_trace(
-            denoiser, process, state, time, b, None if signs is None else signs[:, which]
-        )
+        here = None if signs is None else signs[:, which]
+        d, divergence = _prediction_and_trace(denoiser, process, state, time, b, here)
         grow = apply(k, state) + apply(b, d)
         spread = divergence + torch.as_tensor(trace(k, process.data_shape(tuple(shape)))).to(divergence)[:, None]
         return rate.to(y)[:, None] * torch.cat([grow.flatten(1), spread], 1)

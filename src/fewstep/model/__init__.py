@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fewstep.model.folder import save_model
-from fewstep.model.model import Model
-from fewstep.model.networks import NETWORKS, build_network, call_network
+from fewstep.model.model import NETWORKS, Model, build_network, call_network
 
 __all__ = ["NETWORKS", "Model", "build_network", "call_network", "save_model"]

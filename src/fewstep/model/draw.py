@@ -70,9 +70,7 @@ def draw(
     """Samples `num` images, `batch` at a time; sample k has the noise and the label of its number, whatever the batch.
 
     Args:
-        model: a loaded model.
         solver: a table on the model's process, or a driver.
-        num: how many samples.
         labels: class numbers, (num,), or None for none.
         guidance: scale of classifier-free guidance, as in `fewstep.guide`; 1 is none.
         seed, final, device: as in `fewstep.sample`.

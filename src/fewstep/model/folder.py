@@ -25,7 +25,7 @@ from warnings import warn
 import torch
 from torch import Tensor, nn
 
-from fewstep.blueprint import check_call, check_fits, is_whole
+from fewstep.blueprint import check_call, check_fits, is_whole, unfit
 from fewstep.denoiser import TIMES
 from fewstep.files import (
     WEIGHTS,
@@ -38,8 +38,7 @@ from fewstep.files import (
     write_json,
     write_text,
 )
-from fewstep.model.model import Model, wrapped
-from fewstep.model.networks import build_network, call_network, config_of
+from fewstep.model.model import Model, build_network, call_network, config_of, wrapped
 from fewstep.pace import Pace, choose
 from fewstep.process import Process
 from fewstep.process.config import process_from_json, process_to_json
@@ -128,7 +127,7 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
             f"{where} has format {about.get('format')!r:.80}; this version reads {FORMAT}; update fewstep."
         )
     shape, patch, labels = about.get("shape"), about.get("patch", 1), about.get("labels", [])
-    digest = about.get("weights_sha256", "0" * 64)
+    digest, rows = about.get("weights_sha256", "0" * 64), about.get("quality", [])
     checks = {
         "predicts": (about.get("predicts") in [*PREDICTIONS, "edm"], f"one of {', '.join(PREDICTIONS)}, edm"),
         "time": (about.get("time") in [*TIMES], f"one of {', '.join(TIMES)}"),
@@ -141,13 +140,11 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
         "weights_sha256": (isinstance(digest, str) and len(digest) == 64, "a SHA-256 in hexadecimal"),
         "training": (isinstance(about.get("training", {}), dict), "an object"),
         "data": (isinstance(about.get("data", {}), dict), "an object"),
-        "quality": (_rows(about.get("quality", [])), "a list of objects"),
+        "quality": (isinstance(rows, list) and all(isinstance(row, dict) for row in rows), "a list of objects"),
     }
     for name, (good, allowed) in checks.items():
         if not good:
-            raise ValueError(
-                f"{where} has {name} {about.get(name)!r:.80}; it must be {allowed}; fetch or write the folder again."
-            )
+            raise unfit(f"{where} has {name} {about.get(name)!r:.80}; it must be {allowed}")
     if unknown := sorted(set(about) - {*checks, "format", "process"}):
         warn(f"{where} has {unknown[0]!r}, which this version does not know and does not read", stacklevel=4)
     if "weights_sha256" not in about:
@@ -166,33 +163,23 @@ def _check_ends(net: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
     """Refuses a network that does not take and return what fewstep.json says, or does not know its labels."""
     config: Mapping[str, Any] = net.config  # type: ignore[assignment] - set by diffusers
     (channels, *sides), patch, labels = known["shape"], known["patch"], known["labels"]
+    where = folder / "fewstep.json"
     folded, taken = channels * patch**2, config["in_channels"]
     if known["process"].kind != "block" and (any(side % patch for side in sides) or taken != folded):
-        raise ValueError(
-            f"{folder / 'fewstep.json'} has shape {known['shape']} and patch {patch}, which are {folded} channels for "
-            f"the network, whose config.json says in_channels={taken}; fetch or write the folder again."
-        )
+        whose = f"{folded} channels for the network, whose config.json says in_channels={taken}"
+        raise unfit(f"{where} has shape {known['shape']} and patch {patch}, which are {whose}")
     table = next((m for m in net.modules() if isinstance(m, nn.Embedding)), None)
     most = 0 if table is None else table.num_embeddings - 1
     if len(labels) > most or bool(labels) != (table is not None):
-        raise ValueError(
-            f"{folder / 'fewstep.json'} has {len(labels)} labels; the network of config.json knows {most} classes "
-            "beside none; fetch or write the folder again."
-        )
+        raise unfit(f"{where} has {len(labels)} labels; the network of config.json knows {most} classes beside none")
     process = known["process"]
     if process.kind == "diagonal" and process.size != tuple(sides):
-        raise ValueError(
-            f"{folder / 'fewstep.json'} has shape {known['shape']} and a process on images of {process.size}; one "
-            "of frequencies has the images' own size; fetch or write the folder again."
-        )
+        wrong = f"{where} has shape {known['shape']} and a process on images of {process.size}"
+        raise unfit(f"{wrong}; one of frequencies has the images' own size")
     wrapped(lambda x, t: x, process, known["predicts"], known["time"])
     if process.kind != "block":
         size = (1, folded, *(side // patch for side in sides))
         check_call(partial(build_network, config_of(net)), size, folder / "config.json", labelled=bool(labels))
-
-
-def _rows(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
 def _run(net: nn.Module, labelled: bool, patch: int, process: Process, x: Tensor) -> Tensor:

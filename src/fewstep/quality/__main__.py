@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fewstep.data import read_images
-from fewstep.data.known import KNOWN_DATA
+from fewstep.data.images import KNOWN_DATA
 from fewstep.files import write_text
 from fewstep.quality.classifier import Classifier, accuracy, images_to_tensor, save_classifier, train_classifier
 from fewstep.quality.reference import Reference, load_reference, save_reference

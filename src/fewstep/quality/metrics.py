@@ -5,6 +5,9 @@ a direction X is real and Y generated. mu, C: mean and covariance (divisor n - 1
 NND_k(x_i): distance from x_i to its k-th nearest neighbour in X, itself not counted.
 Everything is computed in float64 on the CPU.
 
+Many sets are measured against one by a `Yardstick`. A resample is a vector of counts, how often each sample was drawn;
+two sets of paired samples get the same counts, so that what they share cancels in the difference.
+
 References:
     Heusel et al., GANs trained by a two time-scale update rule, 2017, eq. 6. https://arxiv.org/abs/1706.08500
     Gretton et al., A kernel two-sample test, JMLR 13, 2012, eq. 3.
@@ -21,17 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "KernelDistance",
-    "Neighbours",
-    "Quality",
-    "compare",
-    "frechet_distance",
-    "frechet_gaussians",
-    "kernel_distance",
-    "neighbours",
-    "precision_recall",
-]
+__all__ = ["KernelDistance", "Neighbours", "Quality", "Yardstick", "compare", "frechet_distance", "frechet_gaussians",
+           "interval", "kernel_distance", "neighbours", "precision_recall", "resamples"]  # fmt: skip
+
+EXACT = 256  # features up to which every resample is measured for itself
 
 Features = Tensor | np.ndarray
 
@@ -64,11 +60,19 @@ def frechet_gaussians(mean_a: Features, cov_a: Features, mean_b: Features, cov_b
         mean_a: (d,); cov_a: (d, d) symmetric, positive semi-definite; likewise b.
     """
     mean_a, cov_a, mean_b, cov_b = (torch.as_tensor(v, dtype=torch.float64) for v in (mean_a, cov_a, mean_b, cov_b))
-    lam, U = torch.linalg.eigh(cov_a)
-    root = (U * lam.clamp_min(0).sqrt()) @ U.T  # C_a^{1/2}
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
-    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
-    return max(0.0, float(distance))
+    cross = _cross(_root(cov_a), cov_b)
+    return max(0.0, float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """C^{1/2}."""
+    lam, U = torch.linalg.eigh(covariance)
+    return (U * lam.clamp_min(0).sqrt()) @ U.T
+
+
+def _cross(root: Tensor, covariance: Tensor) -> Tensor:
+    """The last trace, of C_a^{1/2} and C_b."""
+    return torch.linalg.eigvalsh(root @ covariance @ root).clamp_min(0).sqrt().sum()
 
 
 @dataclass(frozen=True)
@@ -253,3 +257,71 @@ def _pair(a: Features, b: Features, *, least: int) -> tuple[Tensor, Tensor]:
                 f"the {name} features hold NaN or infinity; finite numbers are needed; look at the samples."
             )
     return a, b
+
+
+class Yardstick:
+    r"""The Frechet distance of weighted sets to one real set X: see `fewstep.quality.frechet_gaussians`.
+
+    Args:
+        real: features (n, d), n >= 2.
+    """
+
+    def __init__(self, real: Features) -> None:
+        real = torch.as_tensor(real, dtype=torch.float64)
+        self.mean, covariance = real.mean(0), torch.cov(real.T).reshape(real.shape[1], -1)
+        self.trace = covariance.trace()
+        self.root = _root(covariance)
+
+    def frechet(self, features: Features, counts: Tensor | None = None) -> float:
+        """Squared Frechet distance of the features (m, d), the i-th taken `counts[i]` times, to the real ones."""
+        mean, covariance, _ = _moments(features, counts)
+        cross = _cross(self.root, covariance)
+        return max(0.0, float((mean - self.mean).square().sum() + covariance.trace() + self.trace - 2 * cross))
+
+    def resampled(self, features: Features, counts: Tensor) -> Tensor:
+        """The distance of every resample (times, m): (times,) float64.
+
+        Above 256 features, where an eigendecomposition a resample would take hours, to first order in the counts: the
+        distance plus mean(counts * `influence`), without the bias that small resamples have.
+        """
+        if torch.as_tensor(features).shape[1] <= EXACT:
+            return torch.tensor([self.frechet(features, row) for row in counts], dtype=torch.float64)
+        influence = self.influence(features)
+        return self.frechet(features) + counts.double() @ influence / len(influence)
+
+    def influence(self, features: Features) -> Tensor:
+        r"""What one more copy of each sample does to m times the distance, (m,), to first order.
+
+        $$ 2 (\mu - \mu_X)^T (y - \mu) + (y - \mu)^T G (y - \mu) - \mathrm{tr}\, G C, \qquad
+           G = 1 - C_X^{1/2} (C_X^{1/2} C C_X^{1/2})^{-1/2} C_X^{1/2}: $$
+
+        the derivatives of `frechet_gaussians` by mean and covariance, 1 - G being the optimal map from Y to X.
+        """
+        mean, covariance, apart = _moments(features)
+        lam, U = torch.linalg.eigh(self.root @ covariance @ self.root)
+        inverse_root = torch.where(lam > 1e-9 * lam[-1], lam.clamp_min(1e-300).rsqrt(), 0.0)
+        bend = torch.eye(len(mean), dtype=torch.float64) - self.root @ ((U * inverse_root) @ U.T) @ self.root
+        return 2 * apart @ (mean - self.mean) + ((apart @ bend) * apart).sum(1) - (bend * covariance).sum()
+
+
+def _moments(features: Features, counts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (d,), covariance (d, d) and differences from the mean (m, d) of weighted features."""
+    y = torch.as_tensor(features, dtype=torch.float64)
+    w = torch.ones(len(y), dtype=torch.float64) if counts is None else counts.double()
+    mean = w @ y / w.sum()
+    y = y - mean
+    return mean, (y * w[:, None]).T @ y / (w.sum() - 1), y
+
+
+def resamples(count: int, times: int, *, seed: int = 0) -> Tensor:
+    """Counts (times, count): each row draws `count` of `count` samples with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(count, (times, count), generator=generator)
+    return torch.stack([torch.bincount(row, minlength=count) for row in drawn])
+
+
+def interval(value: float, resampled: Tensor, *, level: float = 0.95) -> tuple[float, float]:
+    """The basic bootstrap interval: twice the value minus the resamples' quantiles, which undoes their bias."""
+    tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.quantile(resampled.double(), tail).tolist()
+    return 2 * value - high, 2 * value - low

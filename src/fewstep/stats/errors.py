@@ -167,7 +167,7 @@ def errors_of(
     )
     nodes = torch.linspace(start, last, max(2, 1 + round((last - start) / _APART)), dtype=torch.float64).tolist()
     generator, rows = torch.Generator().manual_seed(seed), []
-    with Bar(len(nodes), "measuring the error") as bar:
+    with Bar(len(nodes), "measuring the error", shown=progress) as bar:
         for lam in nodes:
             t = float(process.inverse_log_snr(lam))
             eps = torch.randn((n, *process.state_shape(tuple(data.shape[1:]))), generator=generator).to(data)
@@ -180,8 +180,7 @@ def errors_of(
                 both = ((d - mean[where]) * miss).flatten(1).mean(1), miss.square().flatten(1).mean(1)
                 found.append(torch.stack(both).cpu())
             rows.append((lam, abs(float(denoiser.ready(t).q)), *_row(torch.cat(found, 1), blind)))
-            if progress:
-                bar.advance()
+            bar.advance()
     return Errors(
         log_snr=tuple(nodes),
         errors=tuple(math.sqrt(square) / q for _, q, square, *_ in rows),

@@ -96,7 +96,7 @@ def measure(
             pass
     mean, starts = saved.read(), range(0, len(data), batch)
     done = len(next(iter(mean.values()), ()))
-    with Bar((nodes - done) * len(starts), "measuring statistics") as bar:
+    with Bar((nodes - done) * len(starts), "measuring statistics", shown=progress) as bar:
         for lam_i in lam[done:].tolist():
             total: dict[str, Tensor] = {}
             for start in starts:
@@ -104,8 +104,7 @@ def measure(
                 part = conditioned(where) if conditioned else denoiser
                 sums = _node(part, process, data[where], lam_i, seed=seed * 65537 + start, v3=v3)
                 total = {k: v + total[k] if total else v for k, v in sums.items()}
-                if progress:
-                    bar.advance()
+                bar.advance()
             row = {k: v[None] / len(data) for k, v in total.items()}
             mean = {k: torch.cat([mean[k], v]) if mean else v for k, v in row.items()}
             saved.write(mean)

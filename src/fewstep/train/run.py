@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from fewstep.data import Images, read_images
-from fewstep.data.known import KNOWN_DATA
+from fewstep.data.images import KNOWN_DATA
 from fewstep.denoiser import TIMES
 from fewstep.files import atomic, extra, physical_memory
 from fewstep.model import Model, build_network, call_network, save_model

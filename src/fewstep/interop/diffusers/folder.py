@@ -20,7 +20,7 @@ import torch
 from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor, nn
 
-from fewstep.blueprint import check_arguments, check_fits, is_whole
+from fewstep.blueprint import check_arguments, check_fits, describing, is_whole, unfit
 from fewstep.denoiser import Wrapped
 from fewstep.files import WEIGHTS, load_tensors, read_json, sha256, tensor_shapes
 from fewstep.interop.diffusers.convention import Convention
@@ -198,27 +198,21 @@ def _shards(index: Path) -> list[Path]:
     given = list(named.values()) if isinstance(named, dict) and named else [None]
     for name in given:
         if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
-            raise ValueError(
-                f"{index} names the shard {name!r:.80}; a shard is a safetensors file beside the index; fetch or write "
-                "the folder again."
-            )
+            raise unfit(f"{index} names the shard {name!r:.80}; a shard is a safetensors file beside the index")
     assert isinstance(named, dict)
     files = sorted({str(name) for name in given})
     for file in files:
         held, said = {*tensor_shapes(index.parent / str(file))}, {name for name, at in named.items() if at == file}
         if odd := sorted(held ^ said):
             where = "holds, which the index does not name" if odd[0] in held else "does not hold, which the index names"
-            raise ValueError(
-                f"{index.parent / str(file)} {where}: {odd[0]}; shards and index belong together; fetch or write the "
-                "folder again."
-            )
+            raise unfit(f"{index.parent / str(file)} {where}: {odd[0]}; shards and index belong together")
     return [index.parent / str(file) for file in files]
 
 
 def _joined(found: list[dict[str, Any]], part: Path) -> dict[str, Any]:
     joined = {name: about for shard in found for name, about in shard.items()}
     if len(joined) < sum(map(len, found)):
-        raise ValueError(f"{part} has a tensor in two shards; each lies in one; fetch or write the folder again.")
+        raise unfit(f"{part} has a tensor in two shards; each lies in one")
     return joined
 
 
@@ -242,18 +236,12 @@ def _made(cls: Any, config: Mapping[str, Any], part: Path) -> nn.Module:
     """The network of a config."""
     from diffusers.models.unets.unet_1d_blocks import SelfAttention1d
 
-    try:
+    with describing(cls.__name__, part / "config.json"):
         net = cls.from_config(config)
         for module in net.modules():  # of a UNet1D: a head for every 32 channels, and so none for fewer, which fails
             if isinstance(module, SelfAttention1d):
                 module.num_heads = max(module.num_heads, 1)
         return net
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"{part / 'config.json'} does not describe a {cls.__name__} ({reason}); it holds "
-            "that class's arguments; fetch or write the folder again."
-        ) from error
 
 
 def _renamed(net: nn.Module, tensors: MutableMapping[str, Any]) -> Mapping[str, Any]:
@@ -269,10 +257,8 @@ def _shape(net: Any, part: Path) -> tuple[int, ...]:
     channels, size = net.config.get("in_channels"), net.config.get("sample_size")
     sides = (size,) * (_axes(net) or 2) if isinstance(size, int) else tuple(size or ())
     if not all(is_whole(n, LONGEST if len(sides) == 1 else SIDE) for n in (channels, *sides)):
-        raise ValueError(
-            f"{part / 'config.json'} has in_channels={channels!r:.40} and sample_size={size!r:.40}; whole numbers from "
-            f"1 to {SIDE} are allowed; fetch or write the folder again."
-        )
+        given = f"in_channels={channels!r:.40} and sample_size={size!r:.40}"
+        raise unfit(f"{part / 'config.json'} has {given}; whole numbers from 1 to {SIDE} are allowed")
     return (channels, *sides)
 
 
