@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -14,12 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.bench.cell import Cell, Study
-from fewstep.bench.contender import Contender, Prepared, exact, ours, without
+from fewstep.bench.contender import Prepared, exact, ours, without
 from fewstep.bench.features import Real, features_of, real
 from fewstep.bench.measure import Meter, Row
 from fewstep.bench.peers import peers
 from fewstep.bench.run import Entry, Made, enter, make, preselect
-from fewstep.bench.subject import Subject, subject
+from fewstep.bench.subject import subject
 from fewstep.noise import STREAM
 from fewstep.pace import Pace, hardware
 from fewstep.process.config import process_to_json
@@ -201,49 +202,36 @@ def prepare(asked: Asked) -> Bench:
     sampled = subject(asked.model, device=asked.device, pace=asked.pace).guided(asked.guidance)
     kept = Path(asked.out) / "kept"
     features = features_of(asked.features, sampled)
-    found, missing = _contenders(asked, sampled)
+    found, missing = ours(asked.solvers, sampled), {}
+    if asked.peers is not None:
+        others, missing = peers(asked.peers)
+        found += others
+    if not (found := without(found, asked.without)):
+        raise ValueError("got no contender: leave fewer out")
     known = real(features, sampled, asked.data, kept)
     if asked.select_by == "frechet" and known is None:
         raise ValueError("got frechet to select by, and no real samples: give --data, or select by rms")
     study = Study(subject=sampled, features=features, exact=exact(sampled, asked.exact), kept=kept,
                   batch=asked.batch, device=asked.device)  # fmt: skip
-    return Bench(
-        asked=asked,
-        study=study,
-        real=known,
-        entries=enter(found, sampled.process, asked.calls),
-        missing=missing,
-    )
+    entries = enter(found, sampled.process, asked.calls)
+    return Bench(asked=asked, study=study, real=known, entries=entries, missing=missing)
 
 
 def versions() -> dict[str, str]:
     """Of everything that makes the numbers."""
     found = {"python": platform.python_version(), "noise_stream": str(STREAM)}
     for name in ("fewstep", "torch", "diffusers", "k-diffusion", "torchdiffeq", "transformers"):
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
-
-
-def _contenders(asked: Asked, sampled: Subject) -> tuple[list[Contender], dict[str, str]]:
-    found, missing = ours(asked.solvers, sampled), {}
-    if asked.peers is not None:
-        others, missing = peers(asked.peers)
-        found += others
-    found = without(found, asked.without)
-    if not found:
-        raise ValueError("got no contender: leave fewer out")
-    return found, missing
 
 
 def _first_of_each_group(ready: Sequence[tuple[Entry, Prepared]], most: int) -> list[tuple[Entry, Prepared]]:
     """The first entries of each group and number of calls."""
-    found: dict[tuple[str, int], list[tuple[Entry, Prepared]]] = {}
+    groups: dict[tuple[str, int], list[tuple[Entry, Prepared]]] = {}
     for entry, run in ready:
-        found.setdefault((entry.contender.group, entry.calls), []).append((entry, run))
-    return [pair for pairs in found.values() for pair in pairs[:most]]
+        groups.setdefault((entry.contender.group, entry.calls), []).append((entry, run))
+    return [pair for pairs in groups.values() for pair in pairs[:most]]
 
 
 def _tell(made: Made) -> None:

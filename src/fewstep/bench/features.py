@@ -31,6 +31,7 @@ __all__ = ["Features", "Real", "features_of", "real"]
 MOST = 10_000  # real samples on either side
 BATCH = 256
 CLOTHES = (1, 28, 28)
+GIVE = "classifier, pixels, the folder of a vision model, or module:function"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +59,13 @@ def features_of(name: str | None, subject: Subject) -> Features:
         return Features(name=name, digest=name, of=lambda x: x.flatten(1).float())
     if name == "classifier":
         if subject.shape != CLOTHES:
-            raise ValueError(
-                f"got the features classifier for samples of shape {subject.shape}: it sees {CLOTHES}; give pixels, "
-                "the folder of a vision model, or module:function"
-            )
+            sees = f"got the features classifier for samples of shape {subject.shape}: it sees {CLOTHES}"
+            raise ValueError(f"{sees}; give {GIVE.removeprefix('classifier, ')}")
         return Features(name=name, digest=sha256(SHIPPED / "weights.safetensors"), of=load_classifier().features)
     if Path(name).is_dir():
         return _classifier(Path(name), subject) or _transformer(Path(name))
     if ":" not in name:
-        raise ValueError(f"got the features {name!r}: give classifier, pixels, the folder of a vision model, or "
-                         "module:function")  # fmt: skip
+        raise ValueError(f"got the features {name!r}: give {GIVE}")
     function = named_object(name)
     where = Path(name.rpartition(":")[0])
     digest = sha256(where) if where.is_file() else name
@@ -104,12 +102,9 @@ def _samples(subject: Subject, data: str | Path | None) -> tuple[Tensor, str, st
     if data is None:
         assert subject.data is not None
         return subject.data.float(), f"the data of {subject.name}", subject.digest
-    found = read_images(data)
-    if found.shape != subject.shape:
-        raise ValueError(
-            f"got pictures of shape {found.shape} in {data} for a model of {subject.shape}: give its own data"
-        )
-    return images_to_tensor(found.images), found.source, found.fingerprint()
+    given = read_images(data)
+    given.check_shape(subject.shape, data)
+    return images_to_tensor(given.images), given.source, given.fingerprint()
 
 
 def _classifier(folder: Path, subject: Subject) -> Features | None:

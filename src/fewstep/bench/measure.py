@@ -33,6 +33,7 @@ from fewstep.quality import Yardstick, interval, kernel_distance, neighbours, re
 __all__ = ["Meter", "Row"]
 
 Row = dict[str, Any]
+Seed = dict[str, Tensor]  # what `Study.make` returns
 NEAREST = 4096  # samples of the neighbour metrics, whose work grows with the square
 STUDENT = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # 97.5 %, degrees of freedom
 
@@ -54,11 +55,7 @@ class Meter:
         self.yardstick = Yardstick(real.reference) if real is not None else None
 
     def rows(
-        self,
-        made: Sequence[Made],
-        exact: Sequence[dict[str, Tensor]],
-        calls: int,
-        tick: Callable[[], object] = lambda: None,
+        self, made: Sequence[Made], exact: Sequence[Seed], calls: int, tick: Callable[[], object] = lambda: None
     ) -> list[Row]:
         """A row for each contender and number of calls, then the exact end states and the floor.
 
@@ -101,7 +98,7 @@ class Meter:
         found += [ends[end][0] for end in ("state", "data") if end in used or end == "state"]
         return [*found, self._floor()] if self.yardstick else found
 
-    def _exact(self, seeds: Sequence[dict[str, Tensor]], calls: int) -> dict[str, tuple[Row, tuple[float, Tensor]]]:
+    def _exact(self, seeds: Sequence[Seed], calls: int) -> dict[str, tuple[Row, tuple[float, Tensor]]]:
         """The row of each kind of exact end states, and what `_drawn` says of it."""
         found: dict[str, tuple[Row, tuple[float, Tensor]]] = {}
         for end, name, key in (("state", "exact end states", "features"),
@@ -124,33 +121,32 @@ class Meter:
                 return min(peers, key=lambda m: drawn[id(m)][0])
         return None
 
-    def _drawn(self, seeds: Sequence[dict[str, Tensor]]) -> tuple[float, Tensor]:
+    def _drawn(self, seeds: Sequence[Seed]) -> tuple[float, Tensor]:
         """The number that contenders are compared by, and the same of every resample."""
         if self.yardstick is None:
-            means = [(s["error"].mean(), counts.double() @ s["error"] / self.images)
-                     for s, counts in zip(seeds, self.counts, strict=True)]  # fmt: skip
-            return (float(torch.stack([m for m, _ in means]).mean().sqrt()),
-                    torch.stack([again for _, again in means]).mean(0).sqrt())  # fmt: skip
+            return float(torch.stack([s["error"].mean() for s in seeds]).mean().sqrt()), self._resampled(seeds)
         again = [self.yardstick.resampled(s["features"], counts)
                  for s, counts in zip(seeds, self.counts, strict=True)]  # fmt: skip
         value = sum(self.yardstick.frechet(s["features"]) for s in seeds) / len(seeds)
         return value, torch.stack(again).mean(0)
 
-    def _frechet_interval(self, seeds: Sequence[dict[str, Tensor]], value: float, again: Tensor) -> tuple[float, float]:
+    def _frechet_interval(self, seeds: Sequence[Seed], value: float, again: Tensor) -> tuple[float, float]:
         half = 1.96 * float(again.std())
         if len(seeds) >= 3 and self.yardstick is not None:
             each = torch.tensor([self.yardstick.frechet(s["features"]) for s in seeds], dtype=torch.float64)
             half = STUDENT.get(len(seeds) - 1, 2.26) * float(each.std()) / math.sqrt(len(seeds))
         return value - half, value + half
 
-    def _rmse(self, seeds: Sequence[dict[str, Tensor]]) -> Row:
-        error = torch.cat([s["error"] for s in seeds])
-        again = torch.stack([counts.double() @ s["error"] / self.images
-                             for s, counts in zip(seeds, self.counts, strict=True)]).mean(0)  # fmt: skip
-        rmse = float(error.mean().sqrt())
-        return {"rmse": rmse, "rmse_interval": interval(rmse, again.sqrt())}
+    def _rmse(self, seeds: Sequence[Seed]) -> Row:
+        rmse = float(torch.cat([s["error"] for s in seeds]).mean().sqrt())
+        return {"rmse": rmse, "rmse_interval": interval(rmse, self._resampled(seeds))}
 
-    def _quality(self, seeds: Sequence[dict[str, Tensor]]) -> Row:
+    def _resampled(self, seeds: Sequence[Seed]) -> Tensor:
+        """The root mean square distance of every resample."""
+        each = [counts.double() @ s["error"] / self.images for s, counts in zip(seeds, self.counts, strict=True)]
+        return torch.stack(each).mean(0).sqrt()
+
+    def _quality(self, seeds: Sequence[Seed]) -> Row:
         """Samples, seconds, and what all seeds' features say together."""
         count = self.images * len(seeds)
         seconds = float(sum(s["seconds"] for s in seeds))

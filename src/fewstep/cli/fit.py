@@ -108,29 +108,19 @@ def run(args: argparse.Namespace) -> None:
 
 
 def feature_space(name: str, shape: tuple[int, ...]) -> Callable[[Any], Any]:
-    """The features of a name, differentiable."""
+    """The features of a name, differentiable; a classifier's are refused where it sees samples of another shape."""
     from fewstep.check.subject import named_object
-
-    if name == CLASSIFIER:
-        return classifier(None, shape)
-    if Path(name).is_dir():
-        return classifier(Path(name), shape)
-    try:
-        found = named_object(name) if ":" in name else None
-    except ValueError as error:
-        raise Usage(str(error)) from None
-    if not callable(found):
-        raise Usage(f"got --features {name}: give {CLASSIFIER}, the folder of one, or MODULE:FUNCTION")
-    return found
-
-
-def classifier(folder: Path | None, shape: tuple[int, ...]) -> Callable[[Any], Any]:
-    """The features of a classifier's folder, differentiable; refused where it sees samples of another shape."""
     from fewstep.quality import load_classifier
 
-    net = load_classifier(folder).requires_grad_(False)
+    if name != CLASSIFIER and not Path(name).is_dir():
+        with usage():
+            function = named_object(name) if ":" in name else None
+        if not callable(function):
+            raise Usage(f"got --features {name}: give {CLASSIFIER}, the folder of one, or MODULE:FUNCTION")
+        return function
+    net = load_classifier(None if name == CLASSIFIER else name).requires_grad_(False)
     if shape != (sees := tuple(net.config["shape"])):
-        raise Usage(f"got --features {folder or CLASSIFIER} for samples of shape {shape}: it sees {sees}")
+        raise Usage(f"got --features {name} for samples of shape {shape}: it sees {sees}")
     return lambda images: net.body.to(images.device)(images.clamp(-1, 1))
 
 
@@ -147,10 +137,9 @@ def real_features(data: str | None, features: Any, model: Model) -> Any:
     from fewstep.data import read_images
     from fewstep.quality import images_to_tensor
 
-    found = read_images(data)
-    if found.shape != model.shape:
-        raise Usage(f"got pictures of shape {found.shape} in {data} for a model of {model.shape}: give its own data")
-    chosen = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))[:10_000].numpy()
+    given = read_images(data)
+    with usage():
+        given.check_shape(model.shape, data)
+    chosen = torch.randperm(len(given.images), generator=torch.Generator().manual_seed(0))[:10_000]
     with torch.no_grad():
-        parts = [features(images_to_tensor(found.images[chosen[k : k + 256]])) for k in range(0, len(chosen), 256)]
-    return torch.cat(parts)
+        return torch.cat([features(images_to_tensor(given.images[part.numpy()])) for part in chosen.split(256)])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.cli.common import Usage, at_least, check_device, pace_arguments, pace_of, usage
+from fewstep.cli.common import at_least, check_device, pace_arguments, pace_of, usage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,20 +72,12 @@ def run(args: argparse.Namespace) -> None:
         return
 
     with model.pace.threaded():
-        found = measure(
-            None,
-            model.process,
-            data.to(args.device),
-            nodes=args.nodes,
-            v3=args.only == "all",
-            batch=args.batch,
-            seed=args.seed,
-            out=out,
-            weights=model.weights,
-            labels=labels,
-            conditioned=lambda where: model.denoiser(None if labels is None else labels[where]),
-        )
-    print(f"{found} of {found.samples} data points: {out}")
+        statistics = measure(
+            None, model.process, data.to(args.device), nodes=args.nodes, v3=args.only == "all", batch=args.batch,
+            seed=args.seed, out=out, weights=model.weights, labels=labels,
+            conditioned=lambda where: model.denoiser(labels and labels[where]),
+        )  # fmt: skip
+    print(f"{statistics} of {statistics.samples} data points: {out}")
 
 
 def _error(model: Model, args: argparse.Namespace, data: Tensor, labels: Sequence[int] | None, out: Path) -> None:
@@ -96,18 +88,14 @@ def _error(model: Model, args: argparse.Namespace, data: Tensor, labels: Sequenc
     from fewstep.stats import errors_of
 
     with model.pace.threaded():
-        found = errors_of(
-            model.denoiser(None if labels is None else labels[:1]),
-            data.to(args.device),
-            conditioned=lambda where: model.denoiser(None if labels is None else labels[: len(data)][where]),
-            batch=args.batch,
-            seed=args.seed,
-            progress=True,
-        )
-    replace(found, weights=model.weights).save(out)
-    first = suited(None, replace(model, error=found.error), 1.0).first(model.process, 10)
+        errors = errors_of(
+            model.denoiser(labels and labels[:1]), data.to(args.device), batch=args.batch, seed=args.seed,
+            conditioned=lambda where: model.denoiser(labels and labels[: len(data)][where]), progress=True,
+        )  # fmt: skip
+    replace(errors, weights=model.weights).save(out)
+    first = suited(None, replace(model, error=errors.error), 1.0).first(model.process, 10)
     where = f"at {first:.1f}" if math.isfinite(first) else "at the start"
-    print(f"{found.sentence}: the default makes its first call {where}: {out}")
+    print(f"{errors.sentence}: the default makes its first call {where}: {out}")
 
 
 def _data(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int] | None]:
@@ -118,18 +106,15 @@ def _data(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int]
     from fewstep.model.record import class_numbers
     from fewstep.quality import images_to_tensor
 
-    found = read_images(args.data)
-    if found.shape != model.shape:
-        raise Usage(
-            f"got pictures of shape {found.shape} in {args.data} for a model of {model.shape}: give its own data"
-        )
-    chosen = np.random.default_rng(args.seed).permutation(len(found.images))[: args.samples]
-    images = images_to_tensor(found.images[chosen])
-    if found.labels is None or not model.labels:
-        return images, None
+    given = read_images(args.data)
     with usage():
-        theirs = class_numbers(found.names, model.labels, f"label in {args.data}")
-    return images, [theirs[k] for k in found.labels[chosen].tolist()]
+        given.check_shape(model.shape, args.data)
+        chosen = np.random.default_rng(args.seed).permutation(len(given.images))[: args.samples]
+        images = images_to_tensor(given.images[chosen])
+        if given.labels is None or not model.labels:
+            return images, None
+        theirs = class_numbers(given.names, model.labels, f"label in {args.data}")
+    return images, [theirs[k] for k in given.labels[chosen].tolist()]
 
 
 def _drawn(model: Model, args: argparse.Namespace) -> tuple[Tensor, Sequence[int] | None]:

@@ -62,6 +62,11 @@ class Images:
         h, w = self.images.shape[1:3]
         return (1 if self.images.ndim == 3 else self.images.shape[3], h, w)
 
+    def check_shape(self, shape: tuple[int, ...], where: object) -> None:
+        """Refuses pictures, told from `where`, of another shape than a model's."""
+        if self.shape != shape:
+            raise ValueError(f"got pictures of shape {self.shape} in {where} for a model of {shape}: give its own data")
+
     def fingerprint(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of images and labels."""
         digest = hashlib.sha256(np.ascontiguousarray(self.images).data)

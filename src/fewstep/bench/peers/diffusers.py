@@ -44,58 +44,33 @@ BY_LEVEL = ("karras", "exponential", "beta")
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A class of `diffusers.schedulers`, its options, the spacings it offers, and the form of its state."""
+    """A scheduler class of diffusers, the spacings it offers, its options, and the form of its state."""
 
-    module: str
     cls: str
     spacings: tuple[str, ...]
-    form: str = "vp"
     options: dict[str, Any] = field(default_factory=dict)
+    form: str = "vp"
 
 
-def _multistep(order: int, **options: Any) -> Scheduler:
-    spacings = (*BY_TIME, "linspace-min", *BY_LEVEL, "lu", SAME_GRID)
-    options = {"solver_order": order, **options}
-    return Scheduler("scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler", spacings, options=options)
-
-
-def _unipc(order: int, kind: str) -> Scheduler:
-    spacings = (*BY_TIME, "linspace-min", *BY_LEVEL, SAME_GRID)
-    options = {"solver_order": order, "solver_type": kind}
-    return Scheduler("scheduling_unipc_multistep", "UniPCMultistepScheduler", spacings, options=options)
-
-
+MULTISTEP = partial(Scheduler, "DPMSolverMultistepScheduler", (*BY_TIME, "linspace-min", *BY_LEVEL, "lu", SAME_GRID))
+UNIPC = partial(Scheduler, "UniPCMultistepScheduler", (*BY_TIME, "linspace-min", *BY_LEVEL, SAME_GRID))
+DEIS = partial(Scheduler, "DEISMultistepScheduler", (*BY_TIME, *BY_LEVEL, SAME_GRID))
 SCHEDULERS: dict[str, Scheduler] = {
-    "ddim": Scheduler("scheduling_ddim", "DDIMScheduler", ("leading", "trailing"), options={"clip_sample": False}),
-    "pndm": Scheduler("scheduling_pndm", "PNDMScheduler", ("leading", "trailing"), options={"skip_prk_steps": True}),
-    "dpm++2m": _multistep(2),
-    "dpm++2m-heun": _multistep(2, solver_type="heun"),
-    "dpm++3m": _multistep(3),
-    "dpm++2s": Scheduler(
-        "scheduling_dpmsolver_singlestep",
-        "DPMSolverSinglestepScheduler",
-        ("plain", *BY_LEVEL, SAME_GRID),
-        options={"lower_order_final": True},
-    ),
-    "unipc-2": _unipc(2, "bh2"),
-    "unipc-3": _unipc(3, "bh2"),
-    "unipc-bh1-2": _unipc(2, "bh1"),
-    "deis-2": Scheduler("scheduling_deis_multistep", "DEISMultistepScheduler", (*BY_TIME, *BY_LEVEL, SAME_GRID)),
-    "deis-3": Scheduler(
-        "scheduling_deis_multistep",
-        "DEISMultistepScheduler",
-        (*BY_TIME, *BY_LEVEL, SAME_GRID),
-        options={"solver_order": 3},
-    ),
-    "sa-ode": Scheduler(
-        "scheduling_sasolver",
-        "SASolverScheduler",
-        (*BY_TIME, SAME_GRID),
-        options={"tau_func": lambda t: 0},
-    ),
-    "euler": Scheduler("scheduling_euler_discrete", "EulerDiscreteScheduler", ("trailing", *BY_LEVEL), "ve"),
-    "heun": Scheduler("scheduling_heun_discrete", "HeunDiscreteScheduler", ("trailing", *BY_LEVEL, SAME_GRID), "ve"),
-    "lms": Scheduler("scheduling_lms_discrete", "LMSDiscreteScheduler", ("trailing", *BY_LEVEL, SAME_GRID), "ve"),
+    "ddim": Scheduler("DDIMScheduler", ("leading", "trailing"), {"clip_sample": False}),
+    "pndm": Scheduler("PNDMScheduler", ("leading", "trailing"), {"skip_prk_steps": True}),
+    "dpm++2m": MULTISTEP({"solver_order": 2}),
+    "dpm++2m-heun": MULTISTEP({"solver_order": 2, "solver_type": "heun"}),
+    "dpm++3m": MULTISTEP({"solver_order": 3}),
+    "dpm++2s": Scheduler("DPMSolverSinglestepScheduler", ("plain", *BY_LEVEL, SAME_GRID), {"lower_order_final": True}),
+    "unipc-2": UNIPC({"solver_order": 2, "solver_type": "bh2"}),
+    "unipc-3": UNIPC({"solver_order": 3, "solver_type": "bh2"}),
+    "unipc-bh1-2": UNIPC({"solver_order": 2, "solver_type": "bh1"}),
+    "deis-2": DEIS(),
+    "deis-3": DEIS({"solver_order": 3}),
+    "sa-ode": Scheduler("SASolverScheduler", (*BY_TIME, SAME_GRID), {"tau_func": lambda t: 0}),
+    "euler": Scheduler("EulerDiscreteScheduler", ("trailing", *BY_LEVEL), form="ve"),
+    "heun": Scheduler("HeunDiscreteScheduler", ("trailing", *BY_LEVEL, SAME_GRID), form="ve"),
+    "lms": Scheduler("LMSDiscreteScheduler", ("trailing", *BY_LEVEL, SAME_GRID), form="ve"),
 }
 
 
@@ -114,7 +89,7 @@ def _march(
     scheduler: Scheduler, spacing: str, denoiser: Denoises, levels: Levels, noise: Tensor, steps: int
 ) -> tuple[Tensor, str]:
     """A pipeline's loop."""
-    cls = getattr(import_module(f"diffusers.schedulers.{scheduler.module}"), scheduler.cls)
+    cls = getattr(import_module("diffusers"), scheduler.cls)
     alphas = 1 / (1 + torch.exp(-2 * levels.process.log_snr(levels.times(TRAINED))))
     betas = 1 - alphas / torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
     known = signature(cls.__init__).parameters
