@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections import UserDict
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -438,3 +440,22 @@ def test_what_is_made_of_a_field_is_changed_with_it():
     for around in (Derived, Late.around, Slotted, Frozen):
         some = of_samples(around(conditioned(labels=torch.arange(4.0))), torch.tensor([3, 1]), 4)
         torch.testing.assert_close(some(torch.zeros(2, 2), 0.5)[:, 0], torch.tensor([3.0, 1.0]))
+
+
+def test_conditions_in_a_mapping_of_its_own_kind_stay_of_that_kind():
+    """As a tokenizer's: what it offers beside its entries is still there for some of the samples."""
+
+    class Encoding(UserDict):
+        @property
+        def size(self):
+            return self["ids"].shape[1]
+
+    def net(x, t, *, given):
+        return x * given.size + given["ids"][:, :1]
+
+    z, index = torch.randn(3, 2), torch.tensor([2, 0])
+    denoiser = fs.wrap(partial(net, given=Encoding(ids=torch.arange(12.0).reshape(3, 4))), VP, predicts="data")
+    torch.testing.assert_close(of_samples(denoiser, index, 3)(z[index], 0.4), denoiser(z, 0.4)[index])
+    fixed = MappingProxyType({"ids": torch.arange(12.0).reshape(3, 4)})
+    some = of_samples(partial(net, given=fixed), index, 3)
+    assert torch.equal(some.keywords["given"]["ids"], fixed["ids"][index])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -71,7 +72,7 @@ def of_samples(denoiser: Any, index: Tensor, batch: int) -> Any:
 
     def pick(v: Any) -> Any:
         if isinstance(v, Mapping):
-            return _same(v, {name: pick(value) for name, value in v.items()})
+            return _same(v, _filled(v, {name: pick(value) for name, value in v.items()}))
         if type(v) in (tuple, list):
             texts = len(v) == batch and all(isinstance(each, str) for each in v)
             return type(v)(v[i] for i in index.tolist()) if texts else _same(v, type(v)(map(pick, v)))
@@ -90,6 +91,16 @@ def of_samples(denoiser: Any, index: Tensor, batch: int) -> Any:
 
     known: dict[int, tuple[Any, Any]] = {}
     return mapped(denoiser, change, known)
+
+
+def _filled(before: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:
+    """A mapping of the same type with these values, where that can be written; a dict otherwise."""
+    if type(before) is not dict and isinstance(before, MutableMapping):
+        with suppress(Exception):  # some freeze themselves
+            twin = copy.copy(before)
+            twin.update(values)
+            return twin
+    return values
 
 
 def _same(before: Any, after: Any) -> Any:
