@@ -18,7 +18,7 @@ import fewstep as fs
 from fewstep.cli import main
 from fewstep.denoiser import Counted
 from fewstep.page import figures, html
-from fewstep.page.choice import NONE, Choice, Job
+from fewstep.page.choice import DEFAULT, NONE, Choice, Job, offered
 from fewstep.page.plane import MIXTURES, SCALAR, Plane
 from fewstep.page.watch import Finished, Frame, frames, side_by_side
 
@@ -286,6 +286,13 @@ def test_the_plane_is_drawn_at_any_number_of_calls(steps, panels):
     walk = Plane(steps=steps).walk()
     assert sum(bool(axes.collections) for axes in figures.field(walk).axes) == panels
     assert figures.paths(walk).axes[0].lines
+
+
+@pytest.mark.parametrize("registry", [fs.SOLVERS, fs.TABLES], ids=["samples", "plane"])
+def test_a_drop_down_shows_each_solver_once(registry):
+    shown = offered(registry)
+    assert shown[0] == DEFAULT
+    assert len({id(registry[name]) for name in shown}) == len(shown) == len({id(make) for make in registry.values()})
 
 
 def test_pieces_of_the_page_say_what_they_are_and_run_nothing():

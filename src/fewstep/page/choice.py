@@ -8,7 +8,7 @@ the last step goes to sigma = 0 wherever solver and grid allow it, as `fewstep s
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,17 +20,22 @@ from fewstep.loop import solve
 from fewstep.model import Model
 from fewstep.model.draw import conditioned, suited
 from fewstep.model.record import class_labels, describe, tabulated
-from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Default, Driver, Outcome
+from fewstep.solver import ALIASES, DEFAULT_SOLVERS, SOLVERS, Default, Driver, Outcome
 from fewstep.stats import attach
 from fewstep.tableau import Tableau
 from fewstep.words import Typed, build, pick
 
-__all__ = ["DEFAULT", "EACH", "NONE", "Choice", "Job", "bounded"]
+__all__ = ["DEFAULT", "EACH", "NONE", "Choice", "Job", "bounded", "offered"]
 
 DEFAULT = "default"  # the solver or grid of the model's process
 EACH, NONE = "every class in turn", "no class"  # the labels that are no class's name
 RANGES = {"steps": (1, 1000), "num": (1, 256), "seed": (0, 2**63 - 1), "scale": (-100, 100)}
 LETTERS = 400  # of a text
+
+
+def offered(registry: Iterable[str]) -> list[str]:
+    """What a drop-down of solvers shows: the default, then each other solver by one of its names."""
+    return [DEFAULT, *(name for name in registry if name not in (DEFAULT, *ALIASES))]
 
 
 def bounded(chosen: Any) -> None:

@@ -16,7 +16,7 @@ from fewstep.grid import GRIDS
 from fewstep.interop.load import load
 from fewstep.model import Model
 from fewstep.page import figures, html
-from fewstep.page.choice import DEFAULT, EACH, NONE, Choice, Job
+from fewstep.page.choice import DEFAULT, EACH, NONE, Choice, Job, offered
 from fewstep.page.plane import MIXTURES, SCALAR, Plane
 from fewstep.page.watch import Finished, Frame, side_by_side
 from fewstep.solver import SOLVERS, TABLES
@@ -66,9 +66,9 @@ def _samples(gr: Any, models: Mapping[str, str | Path | None], folder: Path) -> 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             model = gr.Dropdown(list(models), value=first, label="Model")
-            solver = gr.Dropdown([DEFAULT, *SOLVERS], value=DEFAULT, label="Solver")
+            solver = gr.Dropdown(offered(SOLVERS), value=DEFAULT, label="Solver")
             options = gr.Textbox("", label="Options of the solver", placeholder="eta=0.5", max_lines=1)
-            second = gr.Dropdown([NOTHING, DEFAULT, *SOLVERS], value=NOTHING, label="Beside it, from the same noise")
+            second = gr.Dropdown([NOTHING, *offered(SOLVERS)], value=NOTHING, label="Beside it, from the same noise")
             grid = gr.Dropdown(list(GRIDS), value=DEFAULT, label="Grid")
             steps = gr.Slider(1, 100, value=10, step=1, label="Network calls, at most")
             label = gr.Dropdown(_labels(_model(models, first)), value=EACH, label="Class")
@@ -167,7 +167,7 @@ def _playground(gr: Any, tab: Any) -> None:
         with gr.Column(scale=1, min_width=280):
             mixture = gr.Dropdown(list(MIXTURES), value=Plane().mixture, label="Mixture")
             process = gr.Dropdown(list(SCALAR), value=Plane().process, label="Process")
-            solver = gr.Dropdown([DEFAULT, *TABLES], value=DEFAULT, label="Solver")
+            solver = gr.Dropdown(offered(TABLES), value=DEFAULT, label="Solver")
             grid = gr.Dropdown(list(GRIDS), value=DEFAULT, label="Grid")
             steps = gr.Slider(1, 100, value=Plane().steps, step=1, label="Network calls, at most")
             seed = gr.Number(0, precision=0, label="Seed")
