@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -13,11 +14,13 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.denoiser.base import range_of
 from fewstep.files import load_tensors, save_tensors
 
 diffusers = pytest.importorskip("diffusers")
 
 import diffusers_tiny as tiny  # noqa: E402
+from fewstep.interop.diffusers import load_folder  # noqa: E402
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARDS = f"{WEIGHTS}.index.json"
@@ -332,3 +335,15 @@ def test_a_text_encoder_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     save_tensors(file, tensors, {"format": "pt"})
     with pytest.raises(ValueError, match="its text encoder has no .*q_proj.weight"):
         fs.load(tmp_path).denoiser(prompt="a cat")
+
+
+@pytest.mark.parametrize(("parts", "within"), [({}, 1.0), ({"vqvae": ["diffusers", "VQModel"]}, math.inf)])
+def test_pictures_are_within_their_range_and_latents_in_none(
+    folder: Path, parts: dict[str, Any], within: float
+) -> None:
+    changed(folder / "model_index.json", **parts)
+    model = load_folder(folder)
+    assert range_of(model.denoiser()) == model.within == within
+    assert range_of(load_folder(folder / "unet").denoiser()) == within
+    sampled = fs.sample(model.denoiser(), model.process, shape=(2, *model.shape), steps=2, final="denoise")
+    assert (float(sampled.abs().max()) <= 1) == (within == 1.0)

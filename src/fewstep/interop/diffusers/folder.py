@@ -7,6 +7,7 @@ sees and predicts latents where the pipeline does. Weights are read from safeten
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
@@ -44,10 +45,12 @@ class DiffusersModel(Model):
     Attributes:
         convention: process, prediction and time steps, as the scheduler's config has them.
         texts: the pipeline's `encode_prompt` where it has one text encoder, else None.
+        within: the largest size of the data's entries, 1 where the network sees pictures themselves; inf for latents.
     """
 
     convention: Convention
     texts: Callable[..., Any] | None = None
+    within: float = math.inf
 
     def denoiser(self, label: Any = None, *, prompt: str | list[str] | None = None, **conditions: Any) -> Wrapped:
         """The denoiser (z, t) -> x0_hat with the network's conditions bound to it.
@@ -70,7 +73,7 @@ class DiffusersModel(Model):
         elif "class_labels" not in conditions and (table := self._table) is not None:
             raise ValueError(f"got no label for a network of classes 0 to {table.num_embeddings - 1}: give one")
         made = self.convention.denoiser(partial(self._network, **conditions), dtype=self.dtype)
-        return replace(made, error=self.error)
+        return replace(made, error=self.error, within=self.within)
 
     def _classes(self, label: Any) -> Tensor:
         """The network's class numbers, a scalar or (B,); other conditions of classes (times, vectors) as they come."""
@@ -150,18 +153,21 @@ def load_folder(
     net.load_state_dict(_renamed(net, tensors))
     nn.Module.to(net, device=device, dtype=dtype)
     net.eval().requires_grad_(False)
-    digests = [sha256(file) for file in files]
+    digests, shape = [sha256(file) for file in files], _shape(net, part)
+    coded = any(re.search("Autoencoder|VAE|VQ", each[1]) for each in index.values() if each)
+    pictures = _axes(net) == 2 and shape[0] in (1, 3) and bool(index) and not coded
     return DiffusersModel(
         net=net,
         process=convention.process,
         predicts=convention.predicts,
         time=convention.steps,
-        shape=_shape(net, part),
+        shape=shape,
         dtype=next(net.parameters()).dtype,
         path=folder,
         weights=digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         convention=convention,
         texts=_texts(whole, index, device),
+        within=1.0 if pictures else math.inf,
     )
 
 
