@@ -9,8 +9,24 @@ import torch
 
 import fewstep as fs
 from fewstep.check.exact import grid, problem, small
+from fewstep.loop.tabulate import informed
 from fewstep.process.operator import magnitude
-from fewstep.solver import DDIM, DPMMultistep, EDMHeun, FirstLast, Multistep, Singlestep, UniPC
+from fewstep.solver import (
+    DDIM,
+    CFGPlusPlus,
+    Default,
+    DPMMultistep,
+    EDMHeun,
+    FinalEuler,
+    FirstLast,
+    GaussianSplit,
+    Multistep,
+    ReverseMean,
+    Singlestep,
+    Splitting,
+    UniC,
+    UniPC,
+)
 from oracle import numbers
 
 torch.set_num_threads(1)
@@ -158,5 +174,45 @@ def test_what_makes_no_sense_is_refused():
     for make in (FirstLast, fs.FinalEuler, lambda solver: fs.UniC(predictor=solver)):
         with pytest.raises(ValueError, match="got a RK45 as .*: give a solver of tables"):
             make(solver=fs.RK45())
-    with pytest.raises(ValueError, match="adds noise before its first call"):
+    with pytest.raises(ValueError, match="whose first call is not at the start"):
         FirstLast(solver=EDMHeun(churn=10.0), first="analytic").tabulate(fs.EDM(), grid(fs.EDM(), 4))
+
+
+NOISE = Default(predicts="noise", size=3072)
+
+
+@pytest.mark.parametrize("name", ["default", "karras"])
+def test_a_solver_around_the_default_has_its_grid(name):
+    """The default's own places its calls by the rule; that of the process would spend them elsewhere."""
+    own = fs.tabulate(NOISE, fs.VP(), steps=6, grid=name).grid
+    assert not torch.equal(own, fs.tabulate("multistep-2", fs.VP(), steps=6, grid=name).grid)
+    for solver in (FirstLast(solver=NOISE), FinalEuler(solver=NOISE), FirstLast(solver=NOISE, last="lower")):
+        table = fs.tabulate(solver, fs.VP(), steps=6, grid=name)
+        assert {row.t for row in table.rows} >= set(table.grid.tolist())
+        if not isinstance(solver, FinalEuler):
+            assert torch.equal(table.grid, own)
+    assert torch.equal(fs.tabulate(Splitting(inner=NOISE), fs.VP(), steps=18).grid, NOISE.grid("default")(fs.VP(), 6))
+
+
+def test_a_solver_around_the_default_hears_of_the_network():
+    net = fs.guide(*(fs.wrap(lambda x, t: 0 * x, fs.VP(), "v") for _ in range(2)), 3.0)
+    heard = informed(Default(), net, (3, 8, 8))
+    assert (heard.predicts, heard.guidance, heard.size) == ("v", 3.0, 192)
+    assert informed(FinalEuler(solver=FirstLast(solver="default")), net, (3, 8, 8)).solver.solver == heard
+    apart = informed(Splitting(inner=Default()), net, (3, 8, 8)).inner  # which sees the unguided part alone
+    assert (apart.predicts, apart.guidance) == ("v", 1.0)
+    mine = FirstLast(solver=DDIM())
+    assert informed(mine, net, (3, 8, 8)) is mine
+
+
+def test_what_adds_to_each_row_refuses_a_solver_of_more_than_one():
+    """The default's first call may lie behind a row, and its corrector makes rows again."""
+    assert UniC(predictor=GaussianSplit(relax=math.inf)).calls(4, to_zero=False) == 4
+    for inner in (Default(), NOISE, GaussianSplit(), EDMHeun(method="euler", churn=4.0), Multistep(corrector=True)):
+        for around in (CFGPlusPlus, lambda inner: ReverseMean(inner=inner, step=0.1)):
+            with pytest.raises(ValueError, match="inside (CFG|ReverseMean).*give a solver that makes one row a step"):
+                around(inner=inner)
+    pair = fs.guide(fs.Gaussian(fs.VP(), 0.0, 1.0), fs.Gaussian(fs.VP(), 0.3, 1.0), 2.0)
+    table = fs.tabulate(Splitting(inner=Default()), fs.VP(), steps=12)
+    assert table.nfe == 12
+    assert fs.sample(pair, fs.VP(), solver=table, shape=(2, 3), progress=False).isfinite().all()

@@ -18,6 +18,7 @@ from fewstep.check.exactness import moment_defect
 from fewstep.check.verdicts import _residual
 from fewstep.process import PROCESSES
 from fewstep.solver import DDIM, TABLES, DPMMultistep, EDMHeun, Multistep, RungeKutta, UniPC
+from fewstep.solver.base import Moments
 from fewstep.solver.ode.runge_kutta import METHODS
 
 OPTIONS = {
@@ -131,3 +132,21 @@ def test_collocation_is_the_closed_form_on_gaussian_data():
     gaussian = fs.Gaussian(pr.process, pr.denoiser.means[0], 0.6)
     exact = oracle.gaussian_map(gaussian, pr.start, *pr.ends)
     assert float((integrate(gaussian, pr.start, *pr.ends) - exact).abs().max()) < 1e-12
+
+
+def test_a_promise_checks_its_words():
+    """A misspelt end or kind would promise nothing, and be held to nothing."""
+    for wrong, match in (
+        (lambda: fs.Promise(-1), "order -1: give a whole number"),
+        (lambda: fs.Promise(1.5), "order 1.5"),
+        (lambda: fs.Promise(1, ends=("sigma = 0",)), "ends=.*out of alpha=0, sigma=0"),
+        (lambda: fs.Promise(1, ends="sigma=0"), "give a tuple"),
+        (lambda: fs.Promise(1, point_mass=("numbers",)), "point_mass=.*out of scalar, diagonal, block"),
+        (lambda: fs.Promise(1, heads="derivative"), "heads='derivative': give a tuple of names"),
+        (lambda: fs.Promise(1, stochastic="no"), "stochastic='no': give True or False"),
+        (lambda: Moments("score", "t", (0,)), "form='score': choose data or noise"),
+        (lambda: Moments("data", "lambda", (0,)), "clock='lambda': choose t, log-snr or rho"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            wrong()
+    assert fs.Promise(2, ends=(), point_mass=(), heads=("mine",)).heads == ("mine",)

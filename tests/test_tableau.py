@@ -198,3 +198,27 @@ def test_infinite_options_survive_json(tmp_path):
     table.save(tmp_path / "t")
     assert Tableau.load(tmp_path / "t").solver == table.solver
     assert table.solver.config()["churn_max"] == "inf"
+
+
+def test_tables_of_a_solver_of_ones_own_are_read_once_it_is_registered(tmp_path, monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Held(fs.Solver):
+        share: float = 1.0
+
+        @property
+        def promise(self):
+            return fs.Promise(1)
+
+        def write(self, w):
+            fs.DDIM().write(w)
+
+    for process in (fs.VP(), fs.Blurring(size=(4, 4))):  # by rows, and by the rule
+        path = tmp_path / f"{process.kind}.safetensors"
+        table = fs.tabulate(Held(share=0.5), process, steps=3)
+        table.save(path)
+        with pytest.raises(ValueError, match=r"class 'Held', which is not known: put .* into fs.TABLES before"):
+            Tableau.load(path)
+        with monkeypatch.context() as patch:
+            patch.setitem(fs.TABLES, "held", Held)
+            assert Tableau.load(path).solver == Held(share=0.5)
+            assert fs.FirstLast(solver="held").solver == Held()

@@ -38,6 +38,7 @@ __all__ = [
     "usable_device",
     "warn",
     "whole",
+    "within",
 ]
 
 VERSION = "0.1.0"
@@ -131,6 +132,18 @@ def among(part: object, **allowed: Iterable[Any]) -> None:
         if (value := getattr(part, name)) not in values:
             *most, last = map(str, values)
             raise ValueError(f"got {name}={value!r}: choose {', '.join(most)} or {last}")
+
+
+def within(part: object, **intervals: str) -> None:
+    """Refuses an option of a part that is not in its interval: std="[0, inf)"."""
+    for name, interval in intervals.items():
+        value, (low, high) = getattr(part, name), map(float, interval[1:-1].split(","))
+        above = low <= value if interval[0] == "[" else low < value
+        if not (above and (value <= high if interval[-1] == "]" else value < high)):
+            where = (
+                f"{'of at least' if interval[0] == '[' else 'above'} {low:g}" if high == math.inf else f"in {interval}"
+            )
+            raise ValueError(f"got {name}={value}: give a {'finite ' * interval.endswith('inf)')}number {where}")
 
 
 def whole(label: str, value: Any) -> int:

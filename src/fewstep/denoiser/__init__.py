@@ -13,28 +13,7 @@ from fewstep.denoiser.retimed import Retimed, retime
 from fewstep.process.predict import PREDICTIONS, conversion, statistic, view
 
 __all__ = [
-    "PREDICTIONS",
-    "TIMES",
-    "Bridged",
-    "Counted",
-    "Dataset",
-    "Denoiser",
-    "Differentiated",
-    "Gaussian",
-    "Guided",
-    "Mixture",
-    "NetworkError",
-    "Retimed",
-    "VarianceHead",
-    "Wrapped",
-    "as_denoiser",
-    "bridged",
-    "compiled",
-    "conversion",
-    "guide",
-    "retime",
-    "statistic",
-    "variance_head",
-    "view",
-    "wrap",
-]
+    "PREDICTIONS", "TIMES", "Bridged", "Counted", "Dataset", "Denoiser", "Differentiated", "Gaussian", "Guided",
+    "Mixture", "NetworkError", "Retimed", "VarianceHead", "Wrapped", "as_denoiser", "bridged", "compiled", "conversion",
+    "guide", "retime", "statistic", "variance_head", "view", "wrap"
+]  # fmt: skip

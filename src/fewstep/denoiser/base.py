@@ -46,22 +46,9 @@ from fewstep.denoiser.watch import called, kept as owned
 from fewstep.process.base import Process, Time
 
 __all__ = [
-    "Around",
-    "Counted",
-    "Denoiser",
-    "Denoises",
-    "Split",
-    "as_denoiser",
-    "fingerprint",
-    "layers",
-    "leaves",
-    "mapped",
-    "of_samples",
-    "parts",
-    "range_of",
-    "same_process",
-    "told",
-]
+    "Around", "Counted", "Denoiser", "Denoises", "Split", "as_denoiser", "fingerprint", "layers", "leaves", "mapped",
+    "of_samples", "parts", "range_of", "same_process", "told"
+]  # fmt: skip
 
 T = TypeVar("T")
 Denoises = Callable[[Tensor, Time], Any]  # what `as_denoiser` takes

@@ -32,12 +32,8 @@ from fewstep.process.predict import PREDICTIONS, conversion, preconditioning, vi
 from fewstep.words import pick, typed
 
 __all__ = [
-    "TIMES",
-    "NetworkError",
-    "Wrapped",
-    "wrap",
-    "writes_into",
-]
+    "TIMES", "NetworkError", "Wrapped", "wrap", "writes_into"
+]  # fmt: skip
 
 
 TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {

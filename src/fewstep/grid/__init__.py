@@ -37,25 +37,9 @@ from fewstep.process.clock import falling
 from fewstep.words import pick, whole
 
 __all__ = [
-    "GRIDS",
-    "Grid",
-    "as_grid",
-    "ays",
-    "beta",
-    "default",
-    "dynamic_mu",
-    "exponential",
-    "flow_shift",
-    "karras",
-    "kl_optimal",
-    "linear_quadratic",
-    "log_snr",
-    "logistic",
-    "power",
-    "sgm_uniform",
-    "to_zero",
-    "uniform",
-]
+    "GRIDS", "Grid", "as_grid", "ays", "beta", "default", "dynamic_mu", "exponential", "flow_shift", "karras",
+    "kl_optimal", "linear_quadratic", "log_snr", "logistic", "power", "sgm_uniform", "to_zero", "uniform"
+]  # fmt: skip
 
 
 def default(process: Process, steps: int) -> Tensor:

@@ -19,22 +19,9 @@ from fewstep.process.clock import clock as clock_of
 from fewstep.words import typed
 
 __all__ = [
-    "Grid",
-    "beta",
-    "beta_quantile",
-    "dynamic_mu",
-    "exponential",
-    "flow_shift",
-    "karras",
-    "kl_optimal",
-    "linear_quadratic",
-    "log_snr",
-    "logistic",
-    "power",
-    "sgm_uniform",
-    "to_zero",
-    "uniform",
-]
+    "Grid", "beta", "beta_quantile", "dynamic_mu", "exponential", "flow_shift", "karras", "kl_optimal",
+    "linear_quadratic", "log_snr", "logistic", "power", "sgm_uniform", "to_zero", "uniform"
+]  # fmt: skip
 
 Grid = Callable[[Process, int], Tensor]
 

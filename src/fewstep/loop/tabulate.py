@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from fewstep.process import Process
 from fewstep.process.base import Memory, recalling
 from fewstep.process.bridge import boots
 from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, SOLVERS, Default, Solver
-from fewstep.solver.base import calls_of
+from fewstep.solver.base import Outer, calls_of
 from fewstep.solver.driver.base import Driver
 from fewstep.tableau import Tableau
 from fewstep.tableau.kept import kept
@@ -109,13 +109,16 @@ def sample_shape(process: Process, shape: tuple[int, ...] | None, x: Tensor | No
 
 
 def informed(solver: Any, denoiser: Any, shape: Sequence[int]) -> Any:
-    """The default solver with what a denoiser and the shape of a sample say; any other as it is.
+    """The default solver, alone or in another, with what a denoiser and the shape of a sample say; others as they are.
 
     A default whose options are set already is another.
     """
     if solver in (None, "default", Default, Default()):
         size = math.prod(shape) if shape else Default().size
         return Default(size=max(size, 1), **about(denoiser))
+    if isinstance(solver, Outer) and (inside := informed(solver.inside, denoiser, shape)) is not solver.inside:
+        inside = replace(inside, guidance=1.0) if "guidance" in solver.heads else inside  # which is taken apart
+        return replace(cast(Any, solver), **{solver.field: inside})
     return solver
 
 

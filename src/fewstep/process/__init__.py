@@ -10,34 +10,10 @@ from fewstep.process.langevin import CLD
 from fewstep.process.scalar import EDM, VE, VP, Cosine, Discrete, Flow, SubVP
 
 __all__ = [
-    "ALL_PROCESSES",
-    "BRIDGES",
-    "Blurring",
-    "Bridge",
-    "CLD",
-    "Cosine",
-    "DDBMVE",
-    "DDBMVP",
-    "Discrete",
-    "EDM",
-    "Flow",
-    "GOUB",
-    "HeatDissipation",
-    "I2SB",
-    "IRSDE",
-    "InDI",
-    "Interpolant",
-    "Masking",
-    "PROCESSES",
-    "Process",
-    "ResShift",
-    "ScalarProcess",
-    "SubVP",
-    "UniDB",
-    "VE",
-    "VEBlur",
-    "VP",
-]
+    "ALL_PROCESSES", "BRIDGES", "Blurring", "Bridge", "CLD", "Cosine", "DDBMVE", "DDBMVP", "Discrete", "EDM", "Flow",
+    "GOUB", "HeatDissipation", "I2SB", "IRSDE", "InDI", "Interpolant", "Masking", "PROCESSES", "Process", "ResShift",
+    "ScalarProcess", "SubVP", "UniDB", "VE", "VEBlur", "VP"
+]  # fmt: skip
 
 PROCESSES = {
     "vp": VP,

@@ -32,18 +32,9 @@ from fewstep.process.operator import Coefficient, apply, inverse, transpose, uns
 from fewstep.words import Typed
 
 __all__ = [
-    "Memory",
-    "Process",
-    "ScalarProcess",
-    "Time",
-    "across",
-    "asking_at",
-    "derivative",
-    "like",
-    "once",
-    "recalling",
-    "to_tensor",
-]
+    "Memory", "Process", "ScalarProcess", "Time", "across", "asking_at", "derivative", "like", "once", "recalling",
+    "to_tensor"
+]  # fmt: skip
 
 Time = Any  # float | (batch,) float64 Tensor; a function of a Time returns the same of the two
 ASKED = ("M", "R", "Psi", "F", "GG", "Sigma", "M_rate", "R_rate", "alpha", "sigma", "log_snr", "inverse_log_snr")

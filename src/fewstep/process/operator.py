@@ -20,22 +20,9 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "Block",
-    "Coefficient",
-    "Diagonal",
-    "apply",
-    "cholesky",
-    "inverse",
-    "is_zero",
-    "log_det",
-    "magnitude",
-    "root",
-    "stacked",
-    "trace",
-    "transpose",
-    "unstacked",
-    "weighted_sum",
-]
+    "Block", "Coefficient", "Diagonal", "apply", "cholesky", "inverse", "is_zero", "log_det", "magnitude", "root",
+    "stacked", "trace", "transpose", "unstacked", "weighted_sum"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

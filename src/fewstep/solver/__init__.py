@@ -39,60 +39,14 @@ from fewstep.solver.sde.restart import Restart
 from fewstep.solver.sde.seeds import SEEDS
 
 __all__ = [
-    "ALIASES",
-    "AnnealedLangevin",
-    "CFGPlusPlus",
-    "DDIM",
-    "DDPM",
-    "DEFAULT_SOLVERS",
-    "DRIVERS",
-    "Default",
-    "ERSDE",
-    "LCM",
-    "SEEDS",
-    "SOLVERS",
-    "TABLES",
-    "Ancestral",
-    "Analytic",
-    "RK45",
-    "DPMAdaptive",
-    "DPMMultistep",
-    "DPMSolverV3",
-    "Driver",
-    "EDMHeun",
-    "EulerMaruyama",
-    "FinalEuler",
-    "GaussianSplit",
-    "GottaGoFast",
-    "GradientEstimation",
-    "FirstLast",
-    "Fitted",
-    "HeunPP",
-    "LangevinCorrected",
-    "LearnedVariance",
-    "Multistep",
-    "Outcome",
-    "PNDM",
-    "PredictorCorrector",
-    "Promise",
-    "QuasiTaylor",
-    "ReverseDiffusion",
-    "ReverseMean",
-    "Restart",
-    "RungeKutta",
-    "SASolver",
-    "SDEMultistep",
-    "SSCS",
-    "Singlestep",
-    "Solver",
-    "StochasticHeun",
-    "Splitting",
-    "StochasticQuasiTaylor",
-    "Taylor",
-    "UniC",
-    "UniPC",
-    "names",
-]
+    "ALIASES", "AnnealedLangevin", "CFGPlusPlus", "DDIM", "DDPM", "DEFAULT_SOLVERS", "DRIVERS", "Default", "ERSDE",
+    "LCM", "SEEDS", "SOLVERS", "TABLES", "Ancestral", "Analytic", "RK45", "DPMAdaptive", "DPMMultistep", "DPMSolverV3",
+    "Driver", "EDMHeun", "EulerMaruyama", "FinalEuler", "GaussianSplit", "GottaGoFast", "GradientEstimation",
+    "FirstLast", "Fitted", "HeunPP", "LangevinCorrected", "LearnedVariance", "Multistep", "Outcome", "PNDM",
+    "PredictorCorrector", "Promise", "QuasiTaylor", "ReverseDiffusion", "ReverseMean", "Restart", "RungeKutta",
+    "SASolver", "SDEMultistep", "SSCS", "Singlestep", "Solver", "StochasticHeun", "Splitting", "StochasticQuasiTaylor",
+    "Taylor", "UniC", "UniPC", "names"
+]  # fmt: skip
 
 # By kind of process; chosen by measurement, see docs/choosing.md and benchmarks/judge_default.py.
 DEFAULT_SOLVERS = {"scalar": "default", "diagonal": "default", "block": "default"}
@@ -215,9 +169,8 @@ _TABLES: dict[str, Callable[..., Solver] | str] = {
 }
 
 ALIASES = {name: entry for name, entry in _TABLES.items() if isinstance(entry, str)}
-TABLES: dict[str, Callable[..., Solver]] = {
-    name: cast(Callable[..., Solver], _TABLES[ALIASES.get(name, name)]) for name in _TABLES
-}
+TABLES: dict[str, Callable[..., Solver]] = NAMED
+TABLES.update({name: cast(Callable[..., Solver], _TABLES[ALIASES.get(name, name)]) for name in _TABLES})
 
 DRIVERS: dict[str, Callable[..., Driver]] = {
     "rk45": RK45,
@@ -228,7 +181,6 @@ DRIVERS: dict[str, Callable[..., Driver]] = {
 }
 
 SOLVERS: dict[str, Callable[..., Any]] = {**TABLES, **DRIVERS}
-NAMED.update(TABLES)
 
 
 def names(name: str) -> tuple[str, ...]:

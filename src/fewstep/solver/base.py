@@ -19,15 +19,18 @@ from torch import Tensor
 from fewstep.grid import GRIDS, Grid
 from fewstep.process.base import Memory, Process
 from fewstep.process.bridge import boots
+from fewstep.process.clock import CLOCKS
 from fewstep.solver.weights import together
 from fewstep.tableau.form import Form
 from fewstep.tableau.kept import kept, said
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.through import Through
 from fewstep.tableau.writer import Writer
-from fewstep.words import Typed, bounded, pick
+from fewstep.words import Typed, among, bounded, pick
 
-__all__ = ["ALL_KINDS", "BOTH", "BY_FORM", "LAST", "Moments", "Promise", "Promised", "Solver", "booted", "calls_of"]
+__all__ = [
+    "ALL_KINDS", "BOTH", "BY_FORM", "LAST", "Moments", "Outer", "Promise", "Promised", "Solver", "booted", "calls_of"
+]  # fmt: skip
 
 ALL_KINDS = ("scalar", "diagonal", "block")
 BOTH = ("alpha=0", "sigma=0")  # the singular ends
@@ -43,13 +46,17 @@ class Moments:
     clock: str
     degrees: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        among(self, form=("data", "noise"), clock=CLOCKS)
+
 
 @dataclass(frozen=True)
 class Promise:
     """What a solver declares of itself; `fewstep check` and the tests hold it to that.
 
     Attributes:
-        order: the global order reached with its own start and end, on smooth problems; of a driver, of accepted steps.
+        order: the global order reached with its own start and end, on smooth problems (of a driver: of accepted steps);
+            0 where no limit is claimed.
         stochastic: whether it adds noise.
         point_mass: the kinds of process on which a single data point is carried exactly (None: all that it covers); on
             the others it leaves a residual that shrinks with the steps.
@@ -66,6 +73,17 @@ class Promise:
     heads: tuple[str, ...] = ()
     ends: tuple[str, ...] = BOTH
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.order, int) or self.order < 0:
+            raise ValueError(f"got a promise of order {self.order!r}: give a whole number, 0 for none")
+        if not isinstance(self.stochastic, bool):
+            raise ValueError(f"got a promise with stochastic={self.stochastic!r}: give True or False")
+        for name, allowed in (("point_mass", ALL_KINDS), ("ends", BOTH), ("heads", ())):
+            words = getattr(self, name)
+            if words is not None and not (isinstance(words, tuple) and all(w in (allowed or (w,)) for w in words)):
+                what = f"out of {', '.join(allowed)}" if allowed else "of names"
+                raise ValueError(f"got a promise with {name}={words!r}: give a tuple {what}")
+
 
 class Promised(Typed, ABC):
     """A method that declares what it is good for; what is read of its promise has the promise's names.
@@ -76,6 +94,7 @@ class Promised(Typed, ABC):
 
     kinds: ClassVar[tuple[str, ...]] = ALL_KINDS
     reason: ClassVar[str] = ""
+    instead: ClassVar[str] = "ddim, or multistep-2"  # what runs everywhere
 
     @property
     @abstractmethod
@@ -112,6 +131,28 @@ class Promised(Typed, ABC):
         options = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
         return {"class": type(self).__name__, **{k: _json(v) for k, v in options.items()}}
 
+    def covers(self, process: Process, grid: Tensor) -> bool:
+        """Refuses processes and singular ends it has no formula for; whether the grid ends at sigma = 0."""
+        label = type(self).__name__
+        if process.kind not in self.kinds:
+            raise ValueError(
+                f"got {type(process).__name__} ({process.kind}) for {label}, which covers {', '.join(self.kinds)} "
+                f"processes ({self.reason}): use {self.instead}"
+            )
+        (start, end), legal = grid[[0, -1]].tolist(), self.ends
+        if process.log_snr(start) == -math.inf and "alpha=0" not in legal:
+            raise ValueError(
+                f"got a grid that starts at t = {start:g}, where alpha = 0, for {label}, which is singular there: "
+                f"start later or use {self.instead}"
+            )
+        to_zero = process.log_snr(end) == math.inf
+        if to_zero and "sigma=0" not in legal:
+            raise ValueError(
+                f"got a grid that ends at t = {end:g}, where sigma = 0, for {label}, which is singular there: "
+                f"end earlier or use {self.instead}"
+            )
+        return to_zero
+
 
 class Solver(Promised):
     """Writes the table of one method."""
@@ -128,32 +169,20 @@ class Solver(Promised):
         """Network calls of `steps` grid intervals; `to_zero` when the grid ends at sigma = 0."""
         return steps
 
+    @property
+    def one_row(self) -> bool:
+        """Whether a step is one row and one call, to which solvers around it may add something."""
+        return self.calls(3, to_zero=False) == 3 and not getattr(self, "corrector", False)
+
     def grid(self, name: str) -> Grid:
         """A grid by its name; "default" is the solver's own where it has one, else the process's."""
         return pick(GRIDS, name, "grid")
 
     def tabulate(self, process: Process, grid: Tensor) -> Tableau:
         """The table for a process and a grid of decreasing times (n + 1,)."""
-        label = type(self).__name__
-        if process.kind not in self.kinds:
-            raise ValueError(
-                f"got {type(process).__name__} ({process.kind}) for {label}, which covers {', '.join(self.kinds)} "
-                f"processes ({self.reason}): use ddim or multistep-2"
-            )
         boot = boots(process, float(grid[0]))
-        start, end = (process.log_snr(float(t)) for t in (grid[int(boot)], grid[-1]))
-        if start == -torch.inf and "alpha=0" not in self.ends:
-            raise ValueError(
-                f"got a grid that starts at t = {float(grid[0]):g}, where alpha = 0, for {label}, which is singular "
-                "there: start later or use ddim, dpmpp-2m or multistep-2"
-            )
-        if end == torch.inf and "sigma=0" not in self.ends:
-            raise ValueError(
-                f"got a grid that ends at t = {float(grid[-1]):g}, where sigma = 0, for {label}, which is singular "
-                "there: end earlier or use ddim, dpmpp-2m or multistep-2"
-            )
-        calls = calls_of(self, len(grid) - 1, to_zero=end == torch.inf, boot=boot)
-        bounded("network calls of a table", calls)
+        to_zero = self.covers(process, grid[int(boot) :])
+        bounded("network calls of a table", calls_of(self, len(grid) - 1, to_zero=to_zero, boot=boot))
         return kept((self.on(process), tuple(grid.tolist())), lambda: self._written(process, grid))
 
     def on(self, process: Process) -> Hashable:
@@ -196,6 +225,24 @@ def booted(w: Writer) -> Through | None:
         form = form + p.R(s) * w.fresh_noise(t, s, "boot")
     first = w.row(form, s)
     return Through(w).between(first, w.times[1:]) if len(w.steps) > 1 else None
+
+
+class Outer(Solver):
+    """A solver around another, on its grid."""
+
+    field: ClassVar[str] = "solver"  # the option that is the other
+
+    @property
+    def inside(self) -> Any:
+        """The other solver."""
+        return getattr(self, self.field)
+
+    def grid(self, name: str) -> Grid:
+        return self.inside.grid(name)
+
+    def as_inside(self) -> None:
+        """Covers the processes that the other does."""
+        vars(self).update(kinds=self.inside.kinds, reason=self.inside.reason)
 
 
 def _beyond(part: Any) -> tuple[Any, ...]:

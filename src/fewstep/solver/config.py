@@ -16,16 +16,24 @@ from fewstep.words import short
 
 __all__ = ["NAMED", "Tableau", "solver_from_config"]
 
-# The registry of those that write tables, for solvers around others; the package, above its families, fills it in.
+# The registry of those that write tables, which is `fewstep.TABLES`: the package, above its families, fills it in.
 NAMED: dict[str, Callable[..., Solver]] = {}
 
 
 def solver_from_config(config: Any, levels: int = 4) -> Solver:
-    """The solver of `Solver.config`; a ValueError for one that is not known, or that lies deeper than `levels`."""
+    """The solver of `Solver.config`; a ValueError for one that is not known, or that lies deeper than `levels`.
+
+    Known are the library's, and those of your own that `fewstep.TABLES` has.
+    """
     name = config.get("class") if isinstance(config, dict) else None
-    cls = _classes(Solver).get(name) if isinstance(name, str) and levels else None
+    registered = {getattr(make, "func", make) for make in NAMED.values()}
+    known = {cls.__name__: cls for cls in registered if isinstance(cls, type)} | _classes(Solver)
+    cls = known.get(name) if isinstance(name, str) and levels else None
     if cls is None:
-        raise ValueError(f"got a solver of class {short(name)}, which is not known: give what Solver.config wrote")
+        raise ValueError(
+            f"got a solver of class {short(name)}, which is not known: put your own class into fs.TABLES before, as "
+            "fs.TABLES['mine'] = Mine, or give what Solver.config of the library wrote"
+        )
     options = {k: _option(v, levels - 1) for k, v in config.items() if k != "class"}
     known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(cast(Any, cls)) if f.init}
     if lacking := [name for name, needed in known.items() if needed and name not in options]:

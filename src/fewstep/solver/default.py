@@ -115,10 +115,13 @@ class Default(Solver):
     def grid(self, name: str) -> Grid:
         return functools.partial(_grid, self) if name == "default" else super().grid(name)
 
+    @property
+    def one_row(self) -> bool:
+        """Its rule says of each process and number of calls how many rows there are."""
+        return False
+
     def write(self, w: Writer) -> None:
-        w.times = self._from_the_first_call(w.process, w.times)
-        w.steps = list(zip(w.times[:-1], w.times[1:], strict=True))
-        w.grid = torch.tensor(w.times, dtype=torch.float64)
+        w.on(self._from_the_first_call(w.process, w.times))
         self.at(w.process, len(w.steps)).write(w)
 
     def _from_the_first_call(self, process: Process, times: list[float]) -> list[float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from fewstep.process.base import Time
 from fewstep.tableau.form import Form
 from fewstep.tableau.row import Author
@@ -25,9 +23,17 @@ class Through(Writer):
 
     def between(self, start: Form, times: list[float]) -> Through:
         """Itself, from another start on other times."""
-        self.start, self.times, self.grid = start, times, torch.tensor(times, dtype=torch.float64)
-        self.steps = list(zip(times[:-1], times[1:], strict=True))
+        self.start = start
+        Writer.on(self, times)
         return self
+
+    def on(self, times: list[float]) -> None:
+        """The same in the writer behind, for those of its times that were the ones here."""
+        outer, before = self.w.times, self.times
+        Writer.on(self, times)
+        k = outer.index(before[0]) if before[0] in outer else len(outer)
+        if outer[k : k + len(before)] == before:
+            self.w.on([*outer[:k], *times, *outer[k + len(before) :]])
 
     @property
     def last(self) -> Form:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fewstep.process.base import Process, Time
@@ -20,15 +21,19 @@ class Writer:
     """
 
     def __init__(self, process: Process, grid: Tensor) -> None:
-        self.process, self.grid = process, grid
-        self.times: list[float] = grid.tolist()
-        self.steps = list(zip(self.times[:-1], self.times[1:], strict=True))
+        self.process = process
+        Writer.on(self, grid.tolist())
         self._rows = [Row(self.times[0], None, Form({}), "start")]
         self._noises: list[NoiseInterval] = []
         self._heads: dict[tuple[int, str], tuple[Coefficient, Coefficient]] = {}
         self.start = Form.of(("z", 0))
         self._ones: Form | None = None
         self._onward = dict(self.steps)
+
+    def on(self, times: list[float]) -> None:
+        """Takes these times, and the steps between them, for those of the grid."""
+        self.times, self.grid = times, torch.tensor(times, dtype=torch.float64)
+        self.steps = list(zip(times[:-1], times[1:], strict=True))
 
     @property
     def last(self) -> Form:

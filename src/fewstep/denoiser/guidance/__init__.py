@@ -12,21 +12,6 @@ from fewstep.denoiser.guidance.threshold import Thresholded
 from fewstep.denoiser.guidance.update import APG, Rescale
 
 __all__ = [
-    "APG",
-    "DDNM",
-    "SIMILARITIES",
-    "AnyOf",
-    "ClassifierGuided",
-    "Complement",
-    "Composed",
-    "Observation",
-    "Replacement",
-    "Rescale",
-    "Similarity",
-    "Thresholded",
-    "conjunction",
-    "disjunction",
-    "dps",
-    "negation",
-    "pigdm",
-]
+    "APG", "DDNM", "SIMILARITIES", "AnyOf", "ClassifierGuided", "Complement", "Composed", "Observation", "Replacement",
+    "Rescale", "Similarity", "Thresholded", "conjunction", "disjunction", "dps", "negation", "pigdm"
+]  # fmt: skip

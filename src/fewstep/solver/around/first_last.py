@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fewstep.process.operator import inverse, transpose
-from fewstep.solver.base import LAST, Promise, Solver
+from fewstep.solver.base import LAST, Outer, Promise, Solver
 from fewstep.solver.config import NAMED
 from fewstep.solver.ode.dpm import DPMMultistep
 from fewstep.solver.ode.exponential import Multistep
@@ -32,13 +32,13 @@ from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.through import Through
 from fewstep.tableau.writer import Writer
-from fewstep.words import among, pick
+from fewstep.words import among, pick, within
 
 __all__ = ["FinalEuler", "FirstLast"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstLast(Solver):
+class FirstLast(Outer):
     r"""A solver with another first or last step.
 
     Order: 1 with the analytic first step (its miss is one step's), with an order-preserving start what the solver's
@@ -62,17 +62,15 @@ class FirstLast(Solver):
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, str):
-            object.__setattr__(self, "solver", pick(NAMED, self.solver, "solver")())
+            vars(self).update(solver=pick(NAMED, self.solver, "solver")())
         among(self, first=("own", "analytic", "order"), last=("own", "lower"))
-        if not 0 <= self.std < math.inf:
-            raise ValueError(f"got std={self.std}: give a number of at least 0")
+        within(self, std="[0, inf)")
         if self.first == "order" and not isinstance(self._inner, Multistep | DPMMultistep | UniPC):
             raise ValueError(
                 f"got first='order' for {type(self._inner).__name__}, which has no start of lower order that could be "
                 "replaced: give a Multistep, DPMMultistep or UniPC"
             )
-        object.__setattr__(self, "kinds", self._inner.kinds)
-        object.__setattr__(self, "reason", self._inner.reason)
+        self.as_inside()
 
     @property
     def _inner(self) -> Any:
@@ -129,24 +127,22 @@ class FirstLast(Solver):
         to_zero = w.process.log_snr(w.times[-1]) == math.inf
         saves = self.first == "analytic" and self._own_calls(len(w.steps), to_zero=to_zero) > 1
         inner = _Analytic(w, self.std) if saves else _Start(w, self._inner, *self._start)
-        if not self._cut:
-            self._inner.write(inner)
-            inner.finish()
-            return
-        inner.between(w.start, w.times[:-1])
+        if self._cut:
+            inner.between(w.start, w.times[:-1])
         if inner.steps:
             self._inner.write(inner)
-        t, s = w.steps[-1]
-        form = getattr(self._inner, "form", "data")
-        form = form if form in ("data", "noise") else "data"
-        z, d = inner.last, inner.call(inner.last, t)
-        carry, whole = first_order(w.process, form, t, s)
-        w.row(carry * z + whole * (d if form == "data" else inner.eps(z)), s)
-        inner.finish()
+        if self._cut:
+            t, s = w.steps[-1]
+            form = "noise" if getattr(self._inner, "form", "data") == "noise" else "data"
+            z, d = inner.last, inner.call(inner.last, t)
+            carry, whole = first_order(w.process, form, t, s)
+            w.row(carry * z + whole * (d if form == "data" else inner.eps(z)), s)
+        if isinstance(inner, _Analytic) and not inner.used:
+            raise ValueError("got first='analytic' for a solver whose first call is not at the start: give first='own'")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinalEuler(Solver):
+class FinalEuler(Outer):
     r"""Any solver, with an Euler step on the reverse SDE's drift in the last interval of the grid, without noise.
 
     $$ z_s = z_t + (s - t) (F_t z_t + G_t G_t^T R_t^{-T} \epsilon) $$
@@ -165,8 +161,7 @@ class FinalEuler(Solver):
     solver: Solver = Multistep(points=3, form="noise", clock="t")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kinds", self.solver.kinds)
-        object.__setattr__(self, "reason", self.solver.reason)
+        self.as_inside()
 
     @property
     def promise(self) -> Promise:
@@ -195,22 +190,14 @@ class _Analytic(Through):
             matched = std**2 * (transpose(p.M(t)) * inverse(p.Sigma(t)))
             self._data = (inverse(1.0 + matched * p.M(t)) * matched) * self.start
             self._eps = self._eps - (inverse(p.R(t)) * p.M(t)) * self._data
-
-        self._used = False
+        self.used = False
 
     def call(self, z: Form, at: float, *, to: float | None = None) -> Form:
-        self._used = self._used or z == self.start
+        self.used = self.used or z == self.start
         return self._data if z == self.start else super().call(z, at, to=to)
 
     def eps(self, z: Form) -> Form:
         return self._eps if z == self.start else super().eps(z)
-
-    def finish(self) -> None:
-        """Refuses a solver that does not begin with a call at the start."""
-        if not self._used:
-            raise ValueError(
-                "got first='analytic' for a solver that adds noise before its first call: give first='own'"
-            )
 
 
 class _Start(Through):
@@ -221,9 +208,6 @@ class _Start(Through):
         self._solver, self._order, self._made = solver, order, 0
         to_zero = w.process.log_snr(w.times[-1]) == math.inf
         self._count = min(count, len(w.steps) - to_zero)
-
-    def finish(self) -> None:
-        """Nothing to refuse."""
 
     def row(self, form: Form, t: float) -> Form:
         if self._made < self._count and t == self.times[self._made + 1]:

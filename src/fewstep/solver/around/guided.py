@@ -5,8 +5,8 @@ With D = D_base + delta the ODE's field is a sum, and guidance alone moves a sta
 $$ z_s \mathrel{+}= -(R_s - \Psi_s \Psi_t^{-1} R_t)\, R^{-1} M\, \delta $$
 
 (the noise form's step with the noise that belongs to delta). Splitting alternates it with steps of the inner solver on
-D_base, whose history then holds the model's smooth predictions only. CFG++ keeps the model's noise: the
-inner solver's step plus M_s delta. Guidance on the reverse mean moves a stochastic step by its own covariance.
+D_base, whose history then holds the model's smooth predictions only. CFG++ keeps the model's noise. Guidance on the
+reverse mean moves a stochastic step by its own covariance.
 
 References: Wizadwongsa, Suwajanakorn, Accelerating guided diffusion sampling with splitting numerical methods, 2023,
 https://arxiv.org/abs/2301.11558. Chung, Kim, Park, Nam, Ye, CFG++: manifold-constrained classifier free guidance for
@@ -15,13 +15,13 @@ diffusion models, 2024, https://arxiv.org/abs/2406.08070.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, inverse, transpose
-from fewstep.solver.base import Promise, Solver
+from fewstep.solver.base import Outer, Promise, Solver
 from fewstep.solver.ode.pndm import PNDM
 from fewstep.solver.sde.ancestral import DDIM, DDPM
 from fewstep.solver.weights import first_order
@@ -33,14 +33,22 @@ __all__ = ["CFGPlusPlus", "ReverseMean", "Splitting"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Around(Solver):
+class _Around(Outer):
     """What all share: an inner solver that runs on the head `base`, with something done to each state it makes."""
 
-    inner: Solver = field(default_factory=DDIM)
+    inner: Solver = dataclasses.field(default_factory=DDIM)
+
+    label: ClassVar[str] = ""  # of those that want an inner solver of one row a step
+    field = "inner"
 
     def __post_init__(self) -> None:
         if self.inner.heads:
             raise ValueError(f"got {self.inner!r} as inner solver: give one that reads the data prediction alone")
+        if self.label and not self.inner.one_row:
+            raise ValueError(f"got {self.inner!r} inside {self.label}: give a solver that makes one row a step")
+
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        return self.inner.calls(steps, to_zero=to_zero)
 
     def _passed_on(self, order: int, ends: tuple[str, ...] | None = None) -> Promise:
         """The inner solver's promise, but for a point mass, which guidance moves."""
@@ -55,14 +63,13 @@ class Splitting(_Around):
 
     Lie-Trotter (`strang=False`): the model's step, then the guidance's at its end, by Euler. Strang: half a guidance
     step at t, the model's step, half a guidance step at s. Calls: the inner solver's on `base`, and one (Lie-Trotter)
-    or two (Strang) a step on `guidance`; the denoiser is a `Guided`. An inner solver that makes one row a step keeps
-    its history across guidance; others are run a step at a time.
+    or two (Strang) a step on `guidance`. An inner solver that makes one row a step keeps its history across guidance;
+    others are run a step at a time.
 
     Order 1; Strang's is 2 around a solver of one step and of order 2. Around a multistep solver it is 1, because the
-    predictions it remembers have moved with the guidance too (measured; the paper's STSP4 is of this kind).
-
-    Where we differ: the two half steps that meet at a time are one midpoint step there, of the same two calls;
-    published are two Euler steps (`midpoint=False`), whose order is 1.
+    predictions it remembers have moved with the guidance too (measured; the paper's STSP4 is of this kind). Where we
+    differ: the two half steps that meet at a time are one midpoint step there, of the same two calls; published are two
+    Euler steps (`midpoint=False`), whose order is 1.
 
     References: Wizadwongsa and Suwajanakorn 2023, Algorithms 1 and 2, https://arxiv.org/abs/2301.11558.
 
@@ -72,19 +79,19 @@ class Splitting(_Around):
         midpoint: second-order guidance steps (Strang only).
     """
 
-    inner: Solver = field(default_factory=lambda: PNDM(points=4, start="ramp"))
+    inner: Solver = dataclasses.field(default_factory=lambda: PNDM(points=4, start="ramp"))
     strang: bool = True
     midpoint: bool = True
 
     @property
     def promise(self) -> Promise:
         """A guidance step divides by R where it ends."""
-        second = self.strang and self.midpoint and not _one_row_a_step(self.inner, 3, to_zero=False)
+        second = self.strang and self.midpoint and not self.inner.one_row
         return self._passed_on(min(self.inner.order, 2 if second else 1), ends=())
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         guidance = (2 if self.strang else 1) * steps
-        if _one_row_a_step(self.inner, steps, to_zero=to_zero):
+        if self.inner.one_row:
             return self.inner.calls(steps, to_zero=to_zero) + guidance
         each, last = (self.inner.calls(1, to_zero=end) for end in (False, to_zero))
         return (steps - 1) * each + last + guidance
@@ -129,16 +136,13 @@ class CFGPlusPlus(_Around):
     References: Chung et al. 2024, Algorithm 2, https://arxiv.org/abs/2406.08070.
     """
 
+    label = "CFG++"
+
     @property
     def promise(self) -> Promise:
         return self._passed_on(0)
 
-    def calls(self, steps: int, *, to_zero: bool) -> int:
-        return self.inner.calls(steps, to_zero=to_zero)
-
     def write(self, w: Writer) -> None:
-        if not _one_row_a_step(self.inner, 3, to_zero=False):
-            raise ValueError(f"got {self.inner!r} inside CFG++: give a solver that makes one row a step")
         evaluated: list[Form] = []
 
         class Shifted(_Base):
@@ -156,13 +160,11 @@ class CFGPlusPlus(_Around):
 class ReverseMean(_Around):
     r"""Guidance as a step in the state: z_s = (the inner solver's step on `base`) + C C^T g, or + step g.
 
-    With C C^T it is classifier guidance on the reverse mean. C C^T is the covariance of the noise in the step and
-    g = Sigma_t^{-1} M_t delta the gradient that delta, the head `guidance`, came from; so it takes any guidance, and
-    any stochastic solver that makes one row a step. Guidance on the noise is the same denoiser without this solver. The
-    two agree in the limit of many steps and differ by a step's square; where a step has no noise, as one that ends in
-    the prediction, this one has no guidance.
-
-    With a number it is a step of gradient ascent of that size, after any solver's: published DPS around `DDPM`, of
+    With C C^T, the covariance of the noise in the step, it is classifier guidance on the reverse mean;
+    g = Sigma_t^{-1} M_t delta is the gradient that delta, the head `guidance`, came from, so it takes any guidance.
+    Guidance on the noise is the same denoiser without this solver: the two agree in the limit of many steps and differ
+    by a step's square; a step without noise, as one that ends in the prediction, has no guidance here. With a number it
+    is a step of gradient ascent of that size, after any solver's: published DPS around `DDPM`, of
     `fewstep.dps(..., normalised=True)`.
 
     References: Dhariwal, Nichol, Diffusion models beat GANs on image synthesis, 2021,
@@ -174,8 +176,10 @@ class ReverseMean(_Around):
         step: the size of a step in the state, above 0, in units of the state's variance; None is C C^T.
     """
 
-    inner: Solver = field(default_factory=DDPM)
+    inner: Solver = dataclasses.field(default_factory=DDPM)
     step: float | None = None
+
+    label = "ReverseMean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,12 +194,7 @@ class ReverseMean(_Around):
     def promise(self) -> Promise:
         return self._passed_on(0 if self.step is not None else min(1, self.inner.order))
 
-    def calls(self, steps: int, *, to_zero: bool) -> int:
-        return self.inner.calls(steps, to_zero=to_zero)
-
     def write(self, w: Writer) -> None:
-        if not _one_row_a_step(self.inner, 3, to_zero=False):
-            raise ValueError(f"got {self.inner!r} inside ReverseMean: give a solver that makes one row a step")
         evaluated: list[tuple[Form, float]] = []
         step = self.step
 
@@ -228,8 +227,10 @@ class _Base(Through):
         return self.head(z, "base")
 
     def eps(self, z: Form) -> Form:
+        """R^-1 (z - M D)."""
         at = self._at[next(iter(z.terms))]
-        return _noise(self.process, at, z, self.head(z, "base"))
+        back = inverse(self.process.R(at))
+        return back * z - (back * self.process.M(at)) * self.head(z, "base")
 
 
 class _Spliced(_Base):
@@ -246,21 +247,10 @@ class _Spliced(_Base):
 
 def run(inner: Solver, w: Writer, then: Callable[[Form, float], Form]) -> None:
     """Writes the inner solver's steps with `then` done to the start and to each state at a time of the grid."""
-    if _one_row_a_step(inner, len(w.steps), to_zero=False):
+    if inner.one_row:
         inner.write(_Spliced(w, then))
         return
     z = then(w.start, w.times[0])
     for t, s in w.steps:
         inner.write(_Base(w).between(z, [t, s]))
         z = then(w.last, s)
-
-
-def _one_row_a_step(inner: Solver, steps: int, *, to_zero: bool) -> bool:
-    """Whether the inner solver makes one state a step, with one call."""
-    return inner.calls(steps, to_zero=to_zero) == steps and not getattr(inner, "corrector", False)
-
-
-def _noise(process: Process, t: float, z: Form, d: Form) -> Form:
-    """R^-1 (z - M D)."""
-    back = inverse(process.R(t))
-    return back * z - (back * process.M(t)) * d

@@ -16,8 +16,9 @@ https://arxiv.org/abs/2302.04867.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from fewstep.solver.base import Promise, Solver
+from fewstep.solver.base import Outer, Promise, Solver
 from fewstep.solver.ode.exponential import Multistep
 from fewstep.solver.sde.ancestral import DDIM
 from fewstep.tableau.form import Form
@@ -28,7 +29,7 @@ __all__ = ["UniC"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniC(Solver):
+class UniC(Outer):
     r"""UniC-p after a deterministic predictor of one call a step; order p + 1 if the predictor's is p, at equal calls.
 
     The order is one more than the predictor's, at most points + 1 and, with the predictor's start, at most 3. State
@@ -36,8 +37,6 @@ class UniC(Solver):
     `UniC(predictor=Multistep(points=p), points=p)` is `Multistep(points=p, corrector=True)`.
     We differ from the authors' code in the weights: B_j are the integrals themselves (UniPC's varying coefficients;
     B(h) cancels in its solved systems), on any process, where the code sets the first of them to 1/2.
-
-    References: Zhao et al., UniPC, 2023, https://arxiv.org/abs/2302.04867.
 
     Args:
         predictor: a solver that adds no noise and makes one row and one call a step.
@@ -51,6 +50,8 @@ class UniC(Solver):
     form: str = "data"
     clock: str = "log-snr"
 
+    field = "predictor"
+
     def __post_init__(self) -> None:
         label = type(self.predictor).__name__
         if self.predictor.stochastic:
@@ -59,8 +60,7 @@ class UniC(Solver):
             raise ValueError(f"got the predictor {label}, which takes more than a call a step: give one that takes one")
         if self.points is not None and self.points < 1:
             raise ValueError(f"got points={self.points}: give at least 1, or None for the predictor's order")
-        object.__setattr__(self, "kinds", self.predictor.kinds)
-        object.__setattr__(self, "reason", self.predictor.reason)
+        self.as_inside()
         _ = self._rule
 
     @property
@@ -99,14 +99,12 @@ class _Correcting(Through):
         self._rule = rule
         self._nodes: list[tuple[float, Form]] = []
         self._corrected = w.start
-        self._instead: dict[object, object] = {}
+        self._instead: dict[Any, Any] = {}
 
     def row(self, form: Form, t: float) -> Form:
         self.made += 1
-        read = Form({})
-        for symbol, c in form:
-            read = read + c * Form.of(self._instead.get(symbol, symbol))  # type: ignore[arg-type]
-        return super().row(read, t)
+        read: Any = ((c, Form.of(self._instead.get(symbol, symbol))) for symbol, c in form)
+        return super().row(Form.total(read), t)
 
     def call(self, z: Form, at: float, *, to: float | None = None) -> Form:
         d = super().call(z, at, to=to)

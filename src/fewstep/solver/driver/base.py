@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, NoReturn, Protocol
 
-import torch
 from torch import Tensor
 
 from fewstep.noise import NoiseSource
@@ -176,6 +175,7 @@ class Driver(Promised):
     """
 
     own_times: ClassVar[bool] = True
+    instead: ClassVar[str] = "rk45"
 
     @abstractmethod
     def drive(self, run: Run) -> Outcome:
@@ -193,18 +193,7 @@ class Driver(Promised):
 
     def check(self, process: Process, grid: Tensor) -> None:
         """Refuses processes and ends it has no formula for."""
-        label = type(self).__name__
-        if process.kind not in self.kinds:
-            raise ValueError(
-                f"got {type(process).__name__} ({process.kind}) for {label}, which covers {', '.join(self.kinds)} "
-                f"processes ({self.reason}): use rk45"
-            )
-        for place, end, lam in ((0, "alpha=0", -torch.inf), (-1, "sigma=0", torch.inf)):
-            if process.log_snr(float(grid[place])) == lam and end not in self.ends:
-                raise ValueError(
-                    f"got a grid with an end at t = {float(grid[place]):g}, where {end.replace('=', ' = ')}, for "
-                    f"{label}, which is singular there: move this end inside or use rk45"
-                )
+        self.covers(process, grid)
 
     def tabulate(self, process: Process, grid: Tensor) -> NoReturn:  # noqa: ARG002
         """Refused: there is no table before the run."""

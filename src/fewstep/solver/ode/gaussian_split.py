@@ -117,6 +117,11 @@ class GaussianSplit(Solver):
             ends=("alpha=0",) * (not infinite_node) + LAST * bool(self.std or self.ending),
         )
 
+    @property
+    def one_row(self) -> bool:
+        """Not with a corrector, or a first call that is not at the start."""
+        return self.relax == math.inf and self.first == -math.inf
+
     def write(self, w: Writer) -> None:
         n, wide = len(w.steps), Widened(w.process, self.std)
         step = functools.partial(self._step, w.process, wide.frame() if self.std else "data", logistic(self.width))

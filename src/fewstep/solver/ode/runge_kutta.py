@@ -154,6 +154,11 @@ class EDMHeun(Solver):
         order = 0 if wider else METHODS[self.method].order
         return Promise(order, stochastic=churned, point_mass=() if wider else ("scalar",), ends=LAST)
 
+    @property
+    def one_row(self) -> bool:
+        """Churn is a row of its own."""
+        return super().one_row and not self.churn
+
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return METHODS[self.method].calls(steps, to_zero=to_zero)
 
