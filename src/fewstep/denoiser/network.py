@@ -28,7 +28,7 @@ from fewstep.denoiser.base import Counted, Denoiser
 from fewstep.denoiser.watch import NetworkError, called, kept
 from fewstep.process.base import Process, Time, like, once, to_tensor
 from fewstep.process.operator import Coefficient, apply
-from fewstep.process.predict import PREDICTIONS, conversion, preconditioning, view
+from fewstep.process.predict import EDM_LIKE, PREDICTIONS, conversion, preconditioning, view
 from fewstep.words import pick, typed
 
 __all__ = [
@@ -74,8 +74,8 @@ class Wrapped(Denoiser):
         t, to = (float(x) if isinstance(x, Tensor) and x.ndim == 0 else x for x in (t, to))
         if output not in ("x0", self.predicts):
             raise ValueError(f"got a table in terms of {output!r} for a network that predicts {self.predicts!r}")
-        if self.predicts == "edm":
-            c_in, p, q = preconditioning("edm", self.process, t, self.sigma_data)
+        if self.predicts in EDM_LIKE:
+            c_in, p, q = preconditioning(self.predicts, self.process, t, self.sigma_data)
         else:
             c_in = view(self.predicts, self.process, t)
             p, q = conversion(self.predicts, self.process, t) if output == "x0" else (0.0, 1.0)
@@ -137,7 +137,7 @@ class AtTime:
         d = self.denoiser
         net = d.net if net is None else net
         dtype = d.dtype or _dtype(net) or z.dtype
-        scaled = d.predicts == "edm" or not (isinstance(self.c_in, float) and self.c_in == 1.0)
+        scaled = d.predicts in EDM_LIKE or not (isinstance(self.c_in, float) and self.c_in == 1.0)
         x = (apply(self.c_in, z) if scaled else z).to(dtype)
         x = x.clone() if x is z else x  # the network's own, to write into or to keep
         times = [_told(v, z, dtype) for v in (self.label, self.there) if v is not None]
@@ -204,9 +204,9 @@ def wrap(
         process: the process it was trained on.
         predicts: "noise", "data", "v", "flow", "score" (`fewstep.denoiser.PREDICTIONS`), or "edm": the raw F of EDM's
             preconditioning D = c_skip x + c_out F(c_in x, log(sigma)/4) with x = z/alpha, sigma = sigma/alpha (Karras
-            et al. 2022, eq. 7 and table 1). On CLD "noise" and "score" are read through their velocity part, and a
-            score network may return that part alone; with "v" and "flow" the network sees the state's `statistic`
-            (see `fewstep.process.predict`) and data shapes.
+            et al. 2022, eq. 7 and table 1), or "consistency", the same with x0 = x at t_min. On CLD "noise" and "score"
+            are read through their velocity part, and a score network may return that part alone; with "v" and "flow"
+            the network sees the state's `statistic` (see `fewstep.process.predict`) and data shapes.
         time: the network's time convention (`TIMES` or a function); None is "t", and "log-sigma/4" for "edm".
         dtype: the network's dtype; None asks its parameters.
         sigma_data: EDM's standard deviation of the data; used with predicts="edm" only, where None is 0.5 with a
@@ -221,7 +221,7 @@ def wrap(
     Raises:
         ValueError: for an unknown prediction or time.
     """
-    time = time or ("log-sigma/4" if predicts == "edm" else "t")
+    time = time or ("log-sigma/4" if predicts in EDM_LIKE else "t")
     if isinstance(time, str):
         pick(TIMES, time, "time")
         if time == "index" and process.t_max > 1:
@@ -234,17 +234,17 @@ def wrap(
         raise ValueError(f"got sigma_data={sigma_data}: give the standard deviation of the data, above 0")
     if isinstance(net, Wrapped):
         raise ValueError(f"got a {type(net).__name__} to wrap, which is a denoiser already: give it to sample as it is")
-    if predicts != "edm":
-        pick({**PREDICTIONS, "edm": None}, predicts, "predicts")
+    if predicts not in EDM_LIKE:
+        pick({**PREDICTIONS, **dict.fromkeys(EDM_LIKE)}, predicts, "predicts")
         conversion(predicts, process, (process.t_max + process.t_min) / 2)
     elif process.kind != "scalar":
         raise ValueError(
-            f"got predicts='edm' for {type(process).__name__}: EDM's preconditioning is for scalar processes"
+            f"got predicts={predicts!r} for {type(process).__name__}: EDM's preconditioning is for scalar processes"
         )
-    if predicts == "edm" and sigma_data is None:
+    if predicts in EDM_LIKE and sigma_data is None:
         warnings.warn(
-            "got predicts='edm' without sigma_data: it takes 0.5, that of EDM's images in [-1, 1]; give the standard "
-            "deviation that the network was trained with, sigma_data=0.5 if it is this one",
+            f"got predicts={predicts!r} without sigma_data: it takes 0.5, that of EDM's images in [-1, 1]; give the "
+            "standard deviation that the network was trained with, sigma_data=0.5 if it is this one",
             stacklevel=3,
         )
     return Wrapped(

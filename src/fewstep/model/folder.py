@@ -39,10 +39,12 @@ from fewstep.files import (
     write_text,
 )
 from fewstep.model.model import Model, build_network, call_network, config_of, wrapped
+from fewstep.nets import MLP
 from fewstep.pace import Pace, choose
 from fewstep.process import Process
 from fewstep.process.config import process_from_json, process_to_json
-from fewstep.process.predict import PREDICTIONS
+from fewstep.process.predict import EDM_LIKE, PREDICTIONS
+from fewstep.solver.config import Tableau
 from fewstep.stats.errors import known_error
 
 __all__ = ["SIDE", "load_own", "paced", "save_model"]
@@ -70,7 +72,9 @@ def load_own(folder: Path, given: Pace, device: torch.device) -> Model:
     facts = {name: about[name] for name in ("training", "quality", "data") if name in about}
     weights = sha256(folder / WEIGHTS)
     error = known_error(folder, weights)
-    return Model(net=net, dtype=made.dtype, pace=made, path=folder, weights=weights, facts=facts, error=error, **known)
+    tables = {name: Tableau.load(folder / f"table-{name}.safetensors") for name in about.get("tables", [])}
+    return Model(net=net, dtype=made.dtype, pace=made, path=folder, weights=weights, facts=facts, error=error,
+                 tables=tables, **known)  # fmt: skip
 
 
 def save_model(
@@ -86,6 +90,9 @@ def save_model(
     facts: Mapping[str, Any] | None = None,
     card: str = "",
     dtype: torch.dtype = torch.bfloat16,
+    sigma_data: float = 0.5,
+    two_times: bool = False,
+    tables: Mapping[str, Tableau] | None = None,
 ) -> Path:
     """Writes a model folder that `load` reads: whole in a folder beside it first, then renamed to `folder`.
 
@@ -96,6 +103,7 @@ def save_model(
         facts: "training", "quality" and "data", written into fewstep.json.
         card: the text of README.md.
         dtype: of the stored weights.
+        sigma_data, two_times, tables: as in `Model`.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "fewstep.json").exists():
@@ -115,6 +123,11 @@ def save_model(
             "labels": list(labels),
             "weights_sha256": sha256(part / WEIGHTS),
         }
+        about |= {"sigma_data": sigma_data} if sigma_data != 0.5 else {}
+        about |= {"two_times": True} if two_times else {}
+        about |= {"tables": list(tables)} if tables else {}
+        for name, table in (tables or {}).items():
+            table.save(part / f"table-{name}.safetensors")
         write_json(part / "fewstep.json", about | dict(facts or {}))
         write_text(part / "README.md", card)
     return folder
@@ -128,18 +141,28 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
         )
     shape, patch, labels = about.get("shape"), about.get("patch", 1), about.get("labels", [])
     digest, rows = about.get("weights_sha256", "0" * 64), about.get("quality", [])
+    predictions = [*PREDICTIONS, *EDM_LIKE]
     checks = {
-        "predicts": (about.get("predicts") in [*PREDICTIONS, "edm"], f"one of {', '.join(PREDICTIONS)}, edm"),
+        "predicts": (
+            about.get("predicts") in predictions,
+            f"one of {', '.join(predictions)}",
+        ),
         "time": (about.get("time") in [*TIMES], f"one of {', '.join(TIMES)}"),
         "shape": (
-            isinstance(shape, list) and len(shape) == 3 and all(is_whole(side, SIDE) for side in shape),
-            f"three positive whole numbers: channels, height, width, each at most {SIDE}",
+            isinstance(shape, list) and len(shape) in (1, 3) and all(is_whole(side, SIDE) for side in shape),
+            f"three positive whole numbers: channels, height, width, each at most {SIDE}; or one, of a vector",
         ),
         "patch": (is_whole(patch, SIDE), f"a positive whole number of at most {SIDE}"),
         "labels": (isinstance(labels, list) and all(isinstance(v, str) for v in labels), "a list of names"),
         "weights_sha256": (isinstance(digest, str) and len(digest) == 64, "a SHA-256 in hexadecimal"),
         "training": (isinstance(about.get("training", {}), dict), "an object"),
         "data": (isinstance(about.get("data", {}), dict), "an object"),
+        "sigma_data": (
+            isinstance(about.get("sigma_data", 0.5), float) and 0 < about.get("sigma_data", 0.5) < math.inf,
+            "a number above 0",
+        ),
+        "two_times": (isinstance(about.get("two_times", False), bool), "true or false"),
+        "tables": (_names(about.get("tables", [])), "a list of numbers of calls, as words"),
         "quality": (isinstance(rows, list) and all(isinstance(row, dict) for row in rows), "a list of objects"),
     }
     for name, (good, allowed) in checks.items():
@@ -156,14 +179,23 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
         "shape": tuple(shape or ()),
         "patch": patch,
         "labels": tuple(labels),
+        "sigma_data": about.get("sigma_data", 0.5),
+        "two_times": about.get("two_times", False),
     }
 
 
 def _check_ends(net: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
     """Refuses a network that does not take and return what fewstep.json says, or does not know its labels."""
     config: Mapping[str, Any] = net.config  # type: ignore[assignment] - set by diffusers
-    (channels, *sides), patch, labels = known["shape"], known["patch"], known["labels"]
     where = folder / "fewstep.json"
+    if isinstance(net, MLP):
+        if config["size"] != math.prod(known["shape"]) or config["classes"] != len(known["labels"]):
+            takes = f"the network of config.json takes {config['size']} numbers and {config['classes']}"
+            raise unfit(f"{where} has shape {known['shape']} and {len(known['labels'])} labels; {takes}")
+        return
+    if len(known["shape"]) != 3:
+        raise unfit(f"{where} has shape {known['shape']}; a network of images has three axes")
+    (channels, *sides), patch, labels = known["shape"], known["patch"], known["labels"]
     folded, taken = channels * patch**2, config["in_channels"]
     if known["process"].kind != "block" and (any(side % patch for side in sides) or taken != folded):
         whose = f"{folded} channels for the network, whose config.json says in_channels={taken}"
@@ -176,10 +208,14 @@ def _check_ends(net: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
     if process.kind == "diagonal" and process.size != tuple(sides):
         wrong = f"{where} has shape {known['shape']} and a process on images of {process.size}"
         raise unfit(f"{wrong}; one of frequencies has the images' own size")
-    wrapped(lambda x, t: x, process, known["predicts"], known["time"])
+    wrapped(lambda x, t: x, process, known["predicts"], known["time"], known["sigma_data"])
     if process.kind != "block":
         size = (1, folded, *(side // patch for side in sides))
         check_call(partial(build_network, config_of(net)), size, folder / "config.json", labelled=bool(labels))
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) and v.isalnum() and len(v) < 16 for v in value)
 
 
 def _run(net: nn.Module, labelled: bool, patch: int, process: Process, x: Tensor) -> Tensor:

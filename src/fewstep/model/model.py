@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from fewstep.blueprint import check_arguments, describing
 from fewstep.denoiser import Wrapped, wrap
 from fewstep.files import extra
+from fewstep.nets import MLP
 from fewstep.pace import Pace
 from fewstep.process import Process
+from fewstep.tableau import Tableau
 
 __all__ = ["NETWORKS", "Model", "build_network", "call_network", "config_of", "wrapped"]
 
-# The diffusers classes that are called as net(x, t, class_labels=y).sample, and where each is defined.
+# The classes that are called as net(x, t, class_labels=y), and where each is defined; those of diffusers on images.
 NETWORKS = {
     "UNet2DModel": "diffusers.models.unets.unet_2d",
     "DiTTransformer2DModel": "diffusers.models.transformers.dit_transformer_2d",
+    "MLP": "fewstep.nets",
 }
 
 
@@ -45,6 +48,9 @@ class Model:
         weights: SHA-256 of the file of its weights, by which statistics and fitted tables know their model.
         facts: the rest of fewstep.json: "training" and "quality", as the card tells them.
         error: of the network's output, as `fewstep stats` measured it beside the weights; 0 where it is not known.
+        sigma_data: of the data that it was trained on, where it predicts "edm" or "consistency".
+        two_times: whether the network is told where a row leads, after the time.
+        tables: of a student, those that it was made for, by name.
     """
 
     net: nn.Module
@@ -60,6 +66,9 @@ class Model:
     weights: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     error: float = 0.0
+    sigma_data: float = 0.5
+    two_times: bool = False
+    tables: Mapping[str, Tableau] = field(default_factory=dict)
 
     def denoiser(self, label: int | str | Tensor | Sequence[int | str] | None = None) -> Wrapped:
         """The denoiser (z, t) -> x0_hat for one label, for a label per sample, or for none.
@@ -73,8 +82,9 @@ class Model:
             classes = classes.to(next(self.net.parameters()).device)
 
         labelled = partial(self._call, classes=classes)  # tensors of a partial go along with their samples
-        made = wrapped(labelled, self.process, self.predicts, self.time)
-        return replace(made, weights=self.weights, within=1.0, error=self.error)
+        made = wrapped(labelled, self.process, self.predicts, self.time, self.sigma_data)
+        within = 1.0 if len(self.shape) == 3 else math.inf
+        return replace(made, weights=self.weights, within=within, error=self.error)
 
     def _call(self, x: Tensor, t: Tensor, *, classes: Tensor | None) -> Tensor:
         y = classes.expand(len(x)) if classes is not None and classes.ndim == 0 else classes
@@ -113,9 +123,9 @@ class Model:
         return self.labels.index(label) if isinstance(label, str) else label
 
 
-def wrapped(net: Callable[..., Tensor], process: Process, predicts: str, time: str) -> Wrapped:
-    """The denoiser of a network that was trained here, with the sigma_data of images in [-1, 1]."""
-    data = 0.5 if predicts == "edm" else None
+def wrapped(net: Callable[..., Tensor], process: Process, predicts: str, time: str, sigma_data: float = 0.5) -> Wrapped:
+    """The denoiser of a network that was trained here; of images in [-1, 1] unless the deviation is told."""
+    data = sigma_data if predicts in ("edm", "consistency") else None
     return wrap(net, process, predicts=predicts, time=time, dtype=torch.float32, sigma_data=data)
 
 
@@ -148,6 +158,8 @@ def call_network(net: nn.Module, x: Tensor, t: Tensor, classes: Tensor | None, p
         process: the process whose coordinates x has.
     """
     t = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
+    if isinstance(net, MLP):
+        return net(x, t, class_labels=classes)
     x = process.from_coordinates(x).to(next(net.parameters()).dtype)
     x = nn.functional.pixel_unshuffle(x, patch) if patch > 1 else x
     out = net(x, t, class_labels=classes).sample

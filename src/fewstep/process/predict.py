@@ -26,8 +26,9 @@ import torch
 from fewstep.process.base import Process, ScalarProcess, Time, like, to_tensor
 from fewstep.process.operator import Coefficient, inverse, magnitude, transpose
 
-__all__ = ["PREDICTIONS", "VARIANCES", "conversion", "preconditioning", "statistic", "view"]
+__all__ = ["EDM_LIKE", "PREDICTIONS", "VARIANCES", "conversion", "preconditioning", "statistic", "view"]
 
+EDM_LIKE = ("edm", "consistency")  # preconditionings of x = z / alpha, which have the data's deviation in them
 VARIANCES = ("sn", "npr")  # heads that predict the variance of every coordinate of the noise
 Conversion = Callable[[Process, Time], tuple[Coefficient, Coefficient]]
 
@@ -110,11 +111,16 @@ def preconditioning(
     """(c_in, p, q) with x0 = p z + q F(c_in z): what a network is shown, and how its output is read.
 
     `view` and `conversion`, or for "edm" EDM's preconditioning of x = z / alpha at sigma / alpha (Karras et al. 2022,
-    table 1), on scalar processes.
+    table 1), on scalar processes. "consistency" is the same with x0 = x at t_min: c_skip and c_out of sigma - sigma_min
+    (Song et al. 2023, appendix C).
     """
-    if prediction != "edm":
+    if prediction not in EDM_LIKE:
         return view(prediction, process, t), *conversion(prediction, process, t)
     assert isinstance(process, ScalarProcess)
     alpha, sigma = process.alpha(t), process.sigma(t)
     total = sigma**2 + (alpha * sigma_data) ** 2  # alpha^2 (sigma_edm^2 + sigma_data^2)
-    return total**-0.5, alpha * sigma_data**2 / total, sigma * sigma_data * total**-0.5
+    if prediction == "edm":
+        return total**-0.5, alpha * sigma_data**2 / total, sigma * sigma_data * total**-0.5
+    rho = sigma / alpha - process.sigma(process.t_min) / process.alpha(process.t_min)
+    p = sigma_data**2 / (rho**2 + sigma_data**2) / alpha
+    return total**-0.5, p, alpha * rho * sigma_data * total**-0.5

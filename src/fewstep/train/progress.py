@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fewstep.train.loop import Trainer
+    from fewstep.train.trainer import Trainer
 
 __all__ = ["Progress", "duration"]
 

@@ -282,9 +282,7 @@ def _learned(setup: Setup, data: Images) -> tuple[Process, str, str]:
 
 def _in_memory(trainer: Trainer, setup: Setup, data: Images) -> Model:
     """The model of the averaged weights as they stand."""
-    net: nn.Module = copy.deepcopy(trainer.net).eval().requires_grad_(False)
-    for p, average in zip(net.parameters(), trainer.ema, strict=True):
-        p.copy_(average)
+    net: nn.Module = copy.deepcopy(trainer.average).eval()
     _, learns, clock = _learned(setup, data)
     return Model(
         net=net,

@@ -1,0 +1,5 @@
+"""Small networks of torch alone, for points and vectors."""
+
+from fewstep.nets.small import MLP
+
+__all__ = ["MLP"]

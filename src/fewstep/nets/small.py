@@ -1,0 +1,98 @@
+r"""A small network for points and vectors: a multilayer perceptron of (x, t), and of what else it is told.
+
+    x, [t, sin(2^j pi t / 2), cos(2^j pi t / 2)]_j, the same of s, class_labels, w  ->  width, SiLU, ...  ->  x
+
+The second time s, and the guidance w, enter through layers that begin at zero: a network that was trained without them
+goes on from where it stands.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MLP", "Features"]
+
+
+class Features(nn.Module):
+    """A number as itself, and its sines and cosines at octaves from a period of 4."""
+
+    def __init__(self, octaves: int = 5) -> None:
+        super().__init__()
+        self.rates = [2.0**j * math.pi / 2 for j in range(octaves)]
+
+    @property
+    def count(self) -> int:
+        return 1 + 2 * len(self.rates)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(batch,) -> (batch, count)."""
+        angles = t[:, None] * torch.tensor(self.rates, dtype=t.dtype, device=t.device)
+        return torch.cat([t[:, None], angles.sin(), angles.cos()], 1)
+
+
+class MLP(nn.Module):
+    """A perceptron on data of any shape, taken as a vector.
+
+    Args:
+        size: numbers in a state.
+        width: of the hidden layers.
+        depth: how many of them.
+        classes: how many labels, 0 meaning none; 0: it takes no labels.
+        two_times: it takes a second time s.
+        guided: it takes a guidance w.
+        outputs: tensors of the state's shape that it returns; with more than one, a tuple.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        width: int = 96,
+        depth: int = 3,
+        classes: int = 0,
+        two_times: bool = False,
+        guided: bool = False,
+        outputs: int = 1,
+    ) -> None:
+        super().__init__()
+        self.config = {"size": size, "width": width, "depth": depth, "classes": classes, "two_times": two_times,
+                       "guided": guided, "outputs": outputs}  # fmt: skip
+        self.outputs, self.features = outputs, Features()
+        count = self.features.count
+        self.enter = nn.Linear(size + count, width)
+        self.second = _zero(nn.Linear(count, width, bias=False)) if two_times else None
+        self.guide = _zero(nn.Linear(count, width, bias=False)) if guided else None
+        self.classes = nn.Embedding(classes + 1, width) if classes else None
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.leave = nn.Linear(width, size * outputs)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        *,
+        class_labels: Tensor | None = None,
+        w: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The output at states x (batch, *shape), times t and s, labels (batch,) and guidance w (batch,)."""
+        h = self.enter(torch.cat([x.flatten(1), self.features(t)], 1))
+        if self.second is not None and s is not None:
+            h = h + self.second(self.features(s))
+        if self.guide is not None and w is not None:
+            h = h + self.guide(self.features(w.to(h.dtype) / 4))
+        if self.classes is not None and class_labels is not None:
+            h = h + self.classes(class_labels)
+        for layer in self.hidden:
+            h = layer(nn.functional.silu(h))
+        out = self.leave(nn.functional.silu(h))
+        if self.outputs == 1:
+            return out.reshape(x.shape)
+        return tuple(part.reshape(x.shape) for part in out.chunk(self.outputs, 1))
+
+
+def _zero(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    return layer

@@ -1,0 +1,90 @@
+"""What a method is: stages of a training, and the tables that its student is sampled by.
+
+To write one: (1) subclass `Method` as a frozen dataclass of its options, with the equation, the paper and which way its
+time runs in the docstring; (2) return the stages of a `Setting`; (3) say in `tables` what samples the student; (4) add
+it to `METHODS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.grid import GRIDS, to_zero
+from fewstep.process import Process
+from fewstep.solver import TABLES
+from fewstep.tableau import Tableau
+from fewstep.train.objective import Stage
+from fewstep.train.pairs import Coupling, Independent, Transport
+from fewstep.train.player import Player, Reads
+from fewstep.words import Typed, pick
+
+__all__ = ["COUPLINGS", "Method", "Setting", "table", "times"]
+
+COUPLINGS: dict[str, type[Coupling]] = {"independent": Independent, "transport": Transport}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a method is applied to.
+
+    Attributes:
+        process: what is learned on.
+        size: numbers of a sample.
+        taught: whether there is a teacher.
+        started: whether the network begins as the teacher's.
+        folder: of the run, where pairs are recorded.
+    """
+
+    process: Process
+    size: int
+    taught: bool = False
+    started: bool = False
+    folder: Path = Path()
+
+
+class Method(Typed, ABC):
+    """A training; see the module's docstring.
+
+    - `needs`: it imitates a teacher.
+    - `two_times`: its network is told the destination.
+    - `averages`: of the network, beside the one that is saved.
+    - `optimiser`, `predicts`, `process`: what it takes unless asked otherwise; None: the run's.
+    """
+
+    needs: ClassVar[bool] = False
+    two_times: ClassVar[bool] = False
+    guided: ClassVar[bool] = False
+    averages: ClassVar[tuple[str, ...]] = ()
+    optimiser: ClassVar[str] = "adamw"
+    process: ClassVar[str] = "vp"
+    predicts: ClassVar[str | None] = None
+
+    @abstractmethod
+    def stages(self, on: Setting) -> list[Stage]:
+        """What is done, one after the other."""
+
+    def others(self, on: Setting, net: nn.Module, reads: Reads) -> Mapping[str, Player]:  # noqa: ARG002
+        """The players beside "net"."""
+        return {}
+
+    def tables(self, process: Process) -> dict[str, Tableau]:  # noqa: ARG002
+        """The tables that the student was made for, by a name that says the calls; none: any solver samples it."""
+        return {}
+
+
+def times(process: Process, grid: str, steps: int) -> Tensor:
+    """The times of a named grid, the last at sigma = 0 where the process has such a time."""
+    made = pick(GRIDS, grid, "grid")
+    return to_zero(made, append=False)(process, steps) if process.t_zero is not None else made(process, steps)
+
+
+def table(solver: str, process: Process, grid: Tensor) -> Tableau:
+    """The table of a named solver on these times."""
+    return TABLES[solver]().tabulate(process, torch.as_tensor(grid, dtype=torch.float64))

@@ -1,0 +1,245 @@
+"""What a step of training is made of: couplings of data and noise, and laws of the times."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewstep.files import extra, load_tensors
+from fewstep.process import Process
+from fewstep.train.objective import Draw
+from fewstep.words import Typed
+
+__all__ = [
+    "Adjacent",
+    "Coupling",
+    "Dyadic",
+    "Independent",
+    "Law",
+    "LogitNormal",
+    "Normal",
+    "Recorded",
+    "Start",
+    "Steps",
+    "Times",
+    "Transport",
+    "TwoDraws",
+    "Uniform",
+    "normal_times",
+]
+
+
+class Coupling(Typed, ABC):
+    """Which noise goes with which data."""
+
+    @abstractmethod
+    def __call__(self, draw: Draw, shape: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """(x0, eps); `shape` gives a tensor like the state of data."""
+
+
+@dataclass(frozen=True)
+class Independent(Coupling):
+    """Any with any."""
+
+    def __call__(self, draw: Draw, shape: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        return draw.batch.x0, draw.normal("eps", shape(draw.batch.x0))
+
+
+@dataclass(frozen=True)
+class Transport(Coupling):
+    """The pairing within the batch of the least squared distance.
+
+    References: Tong et al., Improving and generalizing flow-based generative models with minibatch optimal transport,
+    2023, https://arxiv.org/abs/2302.00482; Pooladian et al., 2023, https://arxiv.org/abs/2304.14772.
+    """
+
+    def __call__(self, draw: Draw, shape: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        x0, eps = Independent()(draw, shape)
+        assign = extra("scipy.optimize", "bench", "minibatch optimal transport").linear_sum_assignment
+        cost = torch.cdist(x0.flatten(1), eps.flatten(1)) ** 2
+        return x0, eps[torch.from_numpy(assign(cost.numpy(force=True))[1]).to(eps.device)]
+
+
+@dataclass(frozen=True)
+class Recorded(Coupling):
+    """The pairs (noise, end) of a file: a row of it for every sample of the batch."""
+
+    path: Path
+
+    @cached_property
+    def pairs(self) -> dict[str, Tensor]:
+        return load_tensors(self.path)
+
+    @property
+    def digest(self) -> str:
+        """Of the file's numbers, as the checkpoint knows them."""
+        whole = b"".join(self.pairs[name].contiguous().numpy().tobytes() for name in ("eps", "x0"))
+        return hashlib.sha256(whole).hexdigest()
+
+    def __call__(self, draw: Draw, shape: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        like, eps = draw.batch.x0, self.pairs["eps"]
+        rows = (draw.uniform("row") * len(eps)).long()
+        return self.pairs["x0"][rows].to(like), eps[rows].to(like)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Where the network is asked (t), a time on the way (u), the destination (s), and whether that is the last."""
+
+    t: Tensor
+    u: Tensor
+    s: Tensor
+    last: Tensor = field(default_factory=lambda: torch.tensor(False))
+
+
+class Law(Typed, ABC):
+    """How the times of a batch are drawn, from noise to data."""
+
+    @abstractmethod
+    def __call__(self, process: Process, draw: Draw) -> Times: ...
+
+
+class One(Law):
+    """A law of t alone; the destination is t itself, that of a plain denoiser."""
+
+    def __call__(self, process: Process, draw: Draw) -> Times:
+        t = self.times(process, draw.uniform("t"))
+        return Times(t, t, t)
+
+    @abstractmethod
+    def times(self, process: Process, u: Tensor) -> Tensor:
+        """The times of shares u in (0, 1) of the law."""
+
+
+@dataclass(frozen=True)
+class Normal(One):
+    """Log-SNR normal, within the process's range: Karras et al. 2022 draw ln sigma ~ N(-1.2, 1.2^2)."""
+
+    mean: float = 1.2
+    std: float = 1.2
+
+    def times(self, process: Process, u: Tensor) -> Tensor:
+        return normal_times(process, u, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Uniform(One):
+    """Time uniform; or the log-SNR."""
+
+    clock: str = "t"
+    floor: float = 1e-3  # the log-SNR's least share of the range, where that is infinite
+
+    def times(self, process: Process, u: Tensor) -> Tensor:
+        if self.clock == "t":
+            return process.t_max + (process.t_min - process.t_max) * u
+        width = process.t_max - process.t_min
+        low, high = (float(process.log_snr(t)) for t in (process.t_max - self.floor * width,
+                                                         process.t_min + self.floor * width))  # fmt: skip
+        return torch.as_tensor(process.inverse_log_snr(low + (high - low) * u))
+
+
+@dataclass(frozen=True)
+class LogitNormal(One):
+    """t = t_min + (t_max - t_min) sigmoid(n), n ~ N(mean, std^2)."""
+
+    mean: float = -0.4
+    std: float = 1.0
+
+    def times(self, process: Process, u: Tensor) -> Tensor:
+        n = self.mean + self.std * torch.special.ndtri(u)
+        return process.t_min + (process.t_max - process.t_min) * torch.sigmoid(n)
+
+
+@dataclass(frozen=True)
+class Start(Law):
+    """From the start to the end at once."""
+
+    def __call__(self, process: Process, draw: Draw) -> Times:
+        t = torch.full_like(draw.uniform("t"), process.t_max)
+        return Times(t, t, torch.full_like(t, end(process)), torch.ones_like(t, dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class Steps(Law):
+    """A step of a grid: t and s its ends, u a point between. `grid` has the points between at odd places."""
+
+    grid: tuple[float, ...]
+
+    def __call__(self, process: Process, draw: Draw) -> Times:
+        grid = torch.tensor(self.grid, dtype=torch.float64)
+        i = 2 * (draw.uniform("t") * ((len(grid) - 1) // 2)).long()
+        return Times(grid[i], grid[i + 1], grid[i + 2], i + 3 == len(grid))
+
+
+@dataclass(frozen=True)
+class Adjacent(Law):
+    """Neighbours t and u of a grid, s the grid's end; with the chances of its intervals, or alike."""
+
+    grid: tuple[float, ...]
+    chances: tuple[float, ...] = ()
+
+    def __call__(self, process: Process, draw: Draw) -> Times:
+        grid, share = torch.tensor(self.grid, dtype=torch.float64), draw.uniform("t")
+        if self.chances:
+            whole = torch.tensor(self.chances, dtype=torch.float64).cumsum(0)
+            i = torch.searchsorted(whole / whole[-1], share).clamp(max=len(grid) - 2)
+        else:
+            i = (share * (len(grid) - 1)).long()
+        return Times(grid[i], grid[i + 1], grid[-1].expand(len(i)), i + 2 == len(grid))
+
+
+@dataclass(frozen=True)
+class TwoDraws(Law):
+    """Two draws of a law, the noisier one first; for a share of the batch both are the first."""
+
+    law: One = field(default_factory=LogitNormal)
+    same: float = 0.0
+    to_end: float = 0.0  # the share whose destination is the process's end
+
+    def __call__(self, process: Process, draw: Draw) -> Times:
+        a, b = (self.law.times(process, draw.uniform(name)) for name in ("t", "s"))
+        t, s = torch.maximum(a, b), torch.minimum(a, b)
+        share = draw.uniform("same")
+        s = torch.where(share > 1 - self.to_end, end(process), s)
+        return Times(t, s, torch.where(share < self.same, t, s))
+
+
+@dataclass(frozen=True)
+class Dyadic(Law):
+    """Jumps over 1, 2, 4, ... steps of a grid of 2^k, between multiples of their length; `base`: share of single steps.
+
+    A single step has u = s: there is nothing on the way.
+    """
+
+    grid: tuple[float, ...]
+    base: float = 0.75
+
+    def __call__(self, process: Process, draw: Draw) -> Times:
+        grid = torch.tensor(self.grid, dtype=torch.float64)
+        levels = (len(grid) - 1).bit_length() - 1
+        share = ((draw.uniform("level") - self.base) / (1 - self.base)).clamp(max=1 - 1e-9)
+        length = 2 ** torch.where(share < 0, 0, 1 + (share * levels).long())
+        i = (draw.uniform("t") * ((len(grid) - 1) // length)).long() * length
+        middle = torch.where(length > 1, length // 2, 1)
+        return Times(grid[i], grid[i + middle], grid[i + length], i + length + 1 == len(grid))
+
+
+def end(process: Process) -> float:
+    """Where a run ends: at sigma = 0 where the process has such a time."""
+    return process.t_min if process.t_zero is None else process.t_zero
+
+
+def normal_times(process: Process, u: Tensor, mean: float, std: float) -> Tensor:
+    """The times of shares u in (0, 1) of a normal in log-SNR, truncated to the process's range."""
+    low, high = (float(process.log_snr(t)) for t in (process.t_max, process.t_min))
+    q = [0.5 * (1 + math.erf((v - mean) / std / math.sqrt(2))) for v in (low, high)]
+    lam = mean + std * torch.special.ndtri(q[0] + (q[1] - q[0]) * u)
+    return torch.as_tensor(process.inverse_log_snr(lam.clamp(low, high)))

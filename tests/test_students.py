@@ -1,0 +1,156 @@
+"""Runs of every method on points: what is resumed, what is refused, and what comes out."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fewstep as fs
+from fewstep.files import load_tensors
+from fewstep.train import Stopped
+from fewstep.train.methods import METHODS
+from fewstep.train.students import train_student
+
+BATCH, STEPS = 16, 18
+TINY = {"batch": BATCH, "steps": STEPS, "width": 8, "depth": 2, "quiet": True}
+OPTIONS = {"progressive": (("steps", 8), ("to", 2))}  # two stages, and a border
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def points() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(64, 2))
+
+
+def mixture(method: str) -> fs.Mixture:
+    process = fs.PROCESSES[METHODS[method]().process]()
+    return fs.Mixture(process, torch.tensor([[0.5, 0.5], [-0.5, 0.0]]), 0.2)
+
+
+def options(method: str, **more: object) -> dict:
+    teacher = mixture(method) if METHODS[method]().needs else None
+    return TINY | {"method": method, "teacher": teacher, "options": OPTIONS.get(method, ())} | more
+
+
+def tensors(out: Path) -> dict[str, Tensor]:
+    return load_tensors(out / "checkpoint.safetensors")
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def stop_every(steps: int):
+    """Asks the run to stop after so many steps of this session."""
+    done = [0]
+
+    def watch(trainer: object, loss: float) -> None:  # noqa: ARG001
+        done[0] += 1
+        if done[0] == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return watch
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_in_parts_ends_in_the_weights_of_one_in_one(method: str, tmp_path: Path) -> None:
+    train_student(points(), tmp_path / "whole", **options(method))
+    stops = 0
+    while True:
+        try:
+            train_student(points(), tmp_path / "parts", **options(method), watch=stop_every(4))
+            break
+        except Stopped:
+            stops += 1
+    assert stops == 3
+    assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_folder_of_a_student_samples_by_its_own_tables(method: str, tmp_path: Path) -> None:
+    model = fs.load(train_student(points(), tmp_path, **options(method)), dtype=torch.float32)
+    assert model.shape == (2,)
+    tables = model.tables or {"10": None}
+    for calls, table in tables.items():
+        counted = fs.Counted(model.denoiser())
+        x = fs.sample(counted, model.process, solver=table, shape=(4, 2), progress=False)
+        assert torch.isfinite(x).all()
+        assert counted.calls == int(calls)
+    average = {k.removeprefix("ema."): v for k, v in tensors(tmp_path).items() if k.startswith("ema.")}
+    for name, value in model.net.named_parameters():
+        assert torch.equal(value, average[name])
+
+
+def test_a_network_of_the_users_own_is_trained_in_place(tmp_path: Path) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.linear(torch.cat([x, t[:, None]], 1))
+
+    net = Own()
+    before = net.linear.weight.detach().clone()
+    train_student(points(), tmp_path, **options("denoise", net=net))
+    assert not torch.equal(net.linear.weight, before)
+    assert torch.equal(net.linear.weight, tensors(tmp_path)["ema.linear.weight"])
+
+
+def test_labels_are_told_and_dropped(tmp_path: Path) -> None:
+    labels = np.arange(64) % 3
+    model = fs.load(train_student(points(), tmp_path, **options("flow", labels=labels)), dtype=torch.float32)
+    assert model.labels == ("0", "1", "2")
+    z, t = torch.zeros(2, 2), 0.5
+    each = model.denoiser(torch.tensor([0, 2]))(z, t)
+    assert not torch.equal(each[0], each[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "nothing"}, "method 'nothing'"),
+        ({"method": "progressive", "teacher": None}, "without a teacher"),
+        ({"method": "progressive", "options": (("steps", 6), ("to", 4))}, "power of 2"),
+        ({"method": "denoise", "options": (("weight", "heavy"),)}, "weight 'heavy'"),
+        ({"method": "denoise", "options": (("wait", 1),)}, "option of denoise 'wait'"),
+        ({"method": "consistency", "process": fs.VP()}, "made for EDM"),
+        ({"batch": 65}, "batch=65 for 64"),
+        ({"data": np.full((64, 2), np.nan)}, "not finite"),
+        ({"data": np.zeros((64, 2), int)}, "give floats"),
+        ({"labels": np.zeros(3, int)}, "one a sample"),
+        ({"net": 3}, "torch.nn.Module"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_any_work(change: dict, words: str, tmp_path: Path) -> None:
+    method = change.get("method", "consistency")
+    given = options(method if method in METHODS else "denoise") | {"data": points()} | change
+    with pytest.raises(ValueError, match=words):
+        train_student(given.pop("data"), tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_names_the_step_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the loss of step"):
+        train_student(points(), tmp_path, **options("denoise", lr=1e30, save_every=-1.0))
+    assert all(torch.isfinite(v).all() for v in tensors(tmp_path).values())
+
+
+def test_a_run_goes_on_only_as_it_began(tmp_path: Path) -> None:
+    train_student(points(), tmp_path, **options("denoise"))
+    for change in ({"method": "score"}, {"batch": 8}, {"seed": 1}, {"width": 9}, {"data": points() + 1}):
+        given = options("denoise") | {"data": points()} | change
+        with pytest.raises(ValueError, match="goes on only as it began|another network"):
+            train_student(given.pop("data"), tmp_path, **given)
