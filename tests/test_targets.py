@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import fewstep as fs
-from fewstep.denoiser.student import Student
 from fewstep.process.operator import apply, inverse
 from fewstep.train.methods import consistency
-from fewstep.train.objective import Batch
+from fewstep.train.pairs import Batch
+from fewstep.train.player import Student
 from fewstep.train.regression import DISTANCES, error
 from fewstep.train.target import averaged, guided, halved, heun, jump, push, shortened, unjump
 

@@ -28,7 +28,8 @@ from fewstep.pace import Pace, choose
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse
 from fewstep.process.predict import preconditioning
-from fewstep.train.objective import Batch, Draw, Objective, Stage
+from fewstep.train.objective import Objective, Stage
+from fewstep.train.pairs import Batch, Draw
 from fewstep.train.player import EMA, Player, Players
 from fewstep.train.trainer import BUDGET, Stopped, TrainConfig, Trainer as Base, read_header
 

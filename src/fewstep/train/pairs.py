@@ -1,26 +1,29 @@
-"""What a step of training is made of: couplings of data and noise, and laws of the times."""
+"""What a step of training is made of: its batch and numbers, couplings of data and noise, laws of the times."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.files import extra, load_tensors
+from fewstep.noise import Noise
 from fewstep.process import Process
-from fewstep.train.objective import Draw
 from fewstep.words import Typed
 
 __all__ = [
     "Adjacent",
+    "Batch",
     "Coupling",
+    "Draw",
     "Dyadic",
     "Independent",
     "Law",
@@ -35,6 +38,55 @@ __all__ = [
     "Uniform",
     "normal_times",
 ]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean data and what goes along with them.
+
+    Attributes:
+        x0: (B, *shape) float64, in data space.
+        conditions: what the network is told beside state and times, by its own names: class_labels, w.
+    """
+
+    x0: Tensor
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def told(self, **conditions: Tensor) -> Batch:
+        """The same data with further conditions, or others."""
+        return replace(self, conditions={**self.conditions, **conditions})
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Step k: its batch, and every random number by name, a function of (seed, k, name, sample).
+
+    Attributes:
+        batch: the data.
+        k: the number of the step, from 0, over all stages.
+        share: of the stage that is over, in [0, 1).
+        seed: of the run.
+        first, whole: of a batch that several processes share, where this part begins and how many samples there are.
+    """
+
+    batch: Batch
+    k: int
+    share: float = 0.0
+    seed: int = 0
+    first: int = 0
+    whole: int = 0
+
+    def normal(self, name: str, like: Tensor) -> Tensor:
+        """Standard normals like a tensor (B, ...)."""
+        noise, stream = Noise(self.seed, self.first), f"train/{name}"
+        return noise.normal(stream, self.k, like.shape, dtype=like.dtype, device=like.device)
+
+    def uniform(self, name: str) -> Tensor:
+        """Numbers in (0, 1), one a sample, stratified over the batch in a random order: (B,) float64."""
+        part = len(self.batch.x0)
+        count = self.whole or part
+        rng = np.random.default_rng([self.seed, self.k, *name.encode()])
+        return torch.from_numpy((rng.permutation(count) + rng.random()) / count)[self.first : self.first + part]
 
 
 class Coupling(Typed, ABC):

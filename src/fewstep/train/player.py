@@ -1,20 +1,95 @@
-"""A network that is trained: with its optimiser, its averages, its learning rate and its clip."""
+r"""Players: networks that are trained, how they are read, and the teacher.
+
+A student is a denoiser with a destination, g(z, t, s), the average of D along the ODE from t to s:
+
+$$ g = (S_s - S_t)^{-1} \int_t^s D\, dS, \quad S = R^{-1} M, \qquad
+   z_s = R_s R_t^{-1} z + (M_s - R_s R_t^{-1} M_t)\, g $$
+
+Time runs from noise to data: s is nearer to the data than t. s = t is the plain denoiser, s at the data the consistency
+function, s the next point of a grid the progressive student; a network that is told s has them all. One DDIM row, and
+so one table, samples every one of them exactly: what such a network learns is the row's prediction.
+
+A network of one time stands for the destination that it was trained for. A network of two is called as net(x, t, s),
+both in its time convention (`fewstep.denoiser.TIMES`), s no nearer to the data than the process's `t_min`.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser import Denoiser
-from fewstep.denoiser.student import Student
-from fewstep.train.objective import Batch
+from fewstep.denoiser import TIMES
+from fewstep.denoiser.network import as_state
+from fewstep.process import Process
+from fewstep.process.operator import Coefficient, apply, inverse
+from fewstep.process.predict import preconditioning
+from fewstep.train.pairs import Batch
 
-__all__ = ["Player", "Players", "Reads"]
+__all__ = ["EMA", "Asked", "Denoises", "Player", "Players", "Reads", "Student"]
 
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Student:
+    """A network read as g = p z + q F(c_in z, t[, s]); see the module's docstring.
+
+    Args:
+        net: called as net(x, t), or net(x, t, s) with `two_times`; conditions are bound by `functools.partial`.
+        process, predicts, sigma_data: as in `fewstep.wrap`.
+        time: a name in `TIMES`, or a function of times.
+        two_times: whether the network is told the destination.
+        dtype: of the network; None: that of the state.
+    """
+
+    net: Callable[..., Any]
+    process: Process
+    predicts: str = "data"
+    time: str | Callable[[Tensor], Tensor] = "t"
+    sigma_data: float = 0.5
+    two_times: bool = False
+    dtype: torch.dtype | None = None
+
+    def __call__(self, z: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+        """The average on the way from t to s for states z, in data space; of s = t where there is none."""
+        return self.read(z, t, self.raw(z, t, t if s is None else s))
+
+    def raw(self, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The network's output F, in the dtype of the state."""
+        dtype = self.dtype or z.dtype
+        x = apply(preconditioning(self.predicts, self.process, t, self.sigma_data)[0], z).to(dtype)
+        times = [self._label(v, z, dtype) for v in ((t, s) if self.two_times else (t,))]
+        out = self.net(x, *times)
+        out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
+        return as_state(out, z)
+
+    def read(self, z: Tensor, t: Tensor, raw: Tensor) -> Tensor:
+        """x0 = p z + q F, in data space."""
+        _, p, q = preconditioning(self.predicts, self.process, t, self.sigma_data)
+        return self.process.from_coordinates(apply(p, z) + apply(q, raw))
+
+    def unread(self, z: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        """The F that is read as x0."""
+        _, p, q = preconditioning(self.predicts, self.process, t, self.sigma_data)
+        return apply(inverse(q), self.process.coordinates(x0) - apply(p, z))
+
+    def output(self, t: Tensor) -> Coefficient:
+        """Q, by which an error of F is one of x0."""
+        return preconditioning(self.predicts, self.process, t, self.sigma_data)[2]
+
+    def _label(self, t: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
+        if callable(self.time):
+            label = self.time(t)
+        else:
+            label = TIMES[self.time](self.process, t.clamp(min=max(self.process.t_min, 1e-6)))
+        return label.to(z.device, torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+Denoises = Callable[..., Tensor]  # (z, t), in data space
+Asked = Callable[[Batch, bool], Denoises]  # of a teacher: a batch, with its conditions or without
 Reads = Callable[[Any, Batch], Student]  # a network and a batch's conditions -> how its output is read
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0),
@@ -120,11 +195,11 @@ class Player:
 class Players(dict[str, Player]):
     """The players by name, and the teacher: a denoiser for a batch's conditions, or a network that became it."""
 
-    def __init__(self, players: Mapping[str, Player], teacher: Callable[[Batch, bool], Denoiser] | None = None) -> None:
+    def __init__(self, players: Mapping[str, Player], teacher: Asked | None = None) -> None:
         super().__init__(players)
         self.given, self.became = teacher, False
 
-    def teacher(self, batch: Batch, *, conditional: bool = True) -> Callable[..., Tensor]:
+    def teacher(self, batch: Batch, *, conditional: bool = True) -> Denoises:
         """Who is imitated now: the network "teacher" once a stage made one, else what was given."""
         if self.became:
             return self["teacher"].at(batch)

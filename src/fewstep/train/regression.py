@@ -27,13 +27,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.student import Student
 from fewstep.process import Process
 from fewstep.process.base import derivative
 from fewstep.process.operator import apply
-from fewstep.train.objective import Draw, Objective
-from fewstep.train.pairs import Coupling, Independent, Law, Normal, Times
-from fewstep.train.player import Players
+from fewstep.train.objective import Objective
+from fewstep.train.pairs import Coupling, Draw, Independent, Law, Normal, Times
+from fewstep.train.player import Players, Student
 from fewstep.train.target import Point, Target
 from fewstep.words import pick
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from fewstep.data import Images
 from fewstep.denoiser import Denoiser, as_denoiser
 from fewstep.denoiser.base import same_process, told
-from fewstep.denoiser.student import Student
 from fewstep.files import save_tensors
 from fewstep.fitting.teacher import Task, record
 from fewstep.interop.load import load
@@ -35,9 +34,11 @@ from fewstep.nets import MLP
 from fewstep.pace import Pace
 from fewstep.process import PROCESSES, Process
 from fewstep.process.operator import apply, inverse
+from fewstep.saved import Saved
 from fewstep.train.methods import METHODS, Method, Setting
-from fewstep.train.objective import Batch, Draw, Stage
-from fewstep.train.player import EMA, Player, Players, Reads
+from fewstep.train.objective import Stage
+from fewstep.train.pairs import Batch, Draw, Recorded
+from fewstep.train.player import EMA, Asked, Denoises, Player, Players, Reads, Student
 from fewstep.train.progress import Progress
 from fewstep.train.trainer import BUDGET, Stopped, TrainConfig, Trainer, together
 from fewstep.words import build, pick, usable_device
@@ -165,6 +166,8 @@ def train_student(
     with Progress(quiet=quiet) as progress:
         if resume and checkpoint.exists():
             trainer.load()
+            if trainer.stage >= 0:
+                _record(trainer, stages[trainer.stage], trainer.stage, out, source.shape)
             progress.say(f"goes on from step {trainer.step} of {checkpoint}")
         else:
             trainer.save()
@@ -212,7 +215,7 @@ def _taught(teacher: Teacher, method: Method) -> Any:
     return teacher if isinstance(teacher, Model) else as_denoiser(teacher)
 
 
-def asked(taught: Any) -> Callable[[Batch, bool], Denoiser]:
+def asked(taught: Any) -> Asked:
     """(batch, with its conditions or without) -> the teacher's denoiser for them."""
     if isinstance(taught, Model):
         about = {
@@ -223,7 +226,7 @@ def asked(taught: Any) -> Callable[[Batch, bool], Denoiser]:
         }
         reads = reader(taught.process, about, two_times=taught.two_times)
 
-        def ask(batch: Batch, conditional: bool) -> Denoiser:
+        def ask(batch: Batch, conditional: bool) -> Denoises:
             none = {"class_labels": torch.zeros(len(batch.x0), dtype=torch.long)} if taught.labels else {}
             told = {k: v for k, v in batch.conditions.items() if k == "class_labels" and taught.labels}
             return reads(taught.net, Batch(batch.x0, none | told if conditional else none))
@@ -316,18 +319,24 @@ def _pictured(net: nn.Module, labels: Tensor | None, patch: int, process: Proces
 
 def _record(trainer: Trainer, stage: Stage, k: int, out: Path, shape: tuple[int, ...]) -> None:
     """The pairs of a stage, recorded by its teacher; what a killed run has of them is gone on from."""
-    path = out / f"pairs-{k}.safetensors"
-    if not stage.pairs or path.exists():
+    if not stage.pairs:
         return
-    process, seed = trainer.stages[k].objective.process, trainer.config.seed  # type: ignore[attr-defined]
-    teacher = trainer.players.teacher(Batch(torch.empty(0)))
-    task = Task(conditioned=lambda where: teacher, process=process, shape=shape, samples=stage.pairs, held_out=0,
-                batch=1024, seed=seed, dtype=torch.float64)  # fmt: skip
-    table = tabulate(stage.solver, process, steps=stage.calls)
-    said = {"method": trainer.setup["method"], "step": trainer.step, "seed": seed, "calls": stage.calls}
-    with torch.no_grad():
-        ends = record(task, table, out / f"pairs-{k}.part.safetensors", said, progress=False)
-    starts = torch.cat([task.start(where) for where in task.slices(held_out=False)])
-    eps = apply(inverse(process.R(process.t_max)), starts)
-    save_tensors(path, {"eps": eps, "x0": ends}, sealed=True)
-    (out / f"pairs-{k}.part.safetensors").unlink(missing_ok=True)
+    process = trainer.stages[k].objective.process  # type: ignore[attr-defined] - of the objectives that read pairs
+    calls, seed = stage.calls, trainer.config.seed
+    about = {"method": trainer.setup["method"], "data": trainer.setup["data"], "step": trainer.since[0], "seed": seed}
+    saved = Saved(out / f"pairs-{k}.safetensors", {**about, "pairs": stage.pairs, "calls": calls})
+    if not {"x0", "eps"} <= saved.read().keys():
+        teacher = trainer.players.teacher(Batch(torch.empty(0)))
+        task = Task(conditioned=lambda _: teacher, process=process, shape=shape, samples=stage.pairs, held_out=0,
+                    batch=1024, seed=seed, dtype=torch.float64)  # fmt: skip
+        table = tabulate(stage.solver, process, steps=calls)
+        ends = record(task, table, saved, progress=False)
+        starts = torch.cat([task.start(where) for where in task.slices(held_out=False)])
+        eps = apply(inverse(process.R(process.t_max)), starts)
+        saved.write({"eps": eps, "x0": ends}, now=True)
+    digest = Recorded(out / f"pairs-{k}.safetensors").digest
+    if trainer.notes.setdefault(f"pairs-{k}", digest) != digest:
+        raise ValueError(
+            f"{out / f'pairs-{k}.safetensors'} holds other pairs than the checkpoint was trained on; a run goes on "
+            "only as it began; start anew with resume=False."
+        )

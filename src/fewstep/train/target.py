@@ -18,7 +18,7 @@ from torch.autograd import forward_ad as forward
 
 from fewstep.process import Process
 from fewstep.process.operator import Coefficient, apply, inverse
-from fewstep.train.objective import Batch
+from fewstep.train.pairs import Batch
 from fewstep.words import Typed
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from torch import Tensor
 from fewstep.files import extra, load_tensors, save_tensors
 from fewstep.pace import Pace, hardware
 from fewstep.seal import is_sealed
-from fewstep.train.objective import Draw, Stage
+from fewstep.train.objective import Stage
+from fewstep.train.pairs import Draw
 from fewstep.train.player import EMA, Players
 
 __all__ = ["BUDGET", "Stopped", "TrainConfig", "Trainer", "read_header", "together"]
@@ -96,6 +97,7 @@ class Trainer:
         self.players, self.stages, self.draws, self.config, self.checkpoint = players, stages, draws, config, checkpoint
         self.setup, self.device, self.begins = dict(setup or {}), torch.device(device), begins
         self.step, self.seconds, self.hardware = 0, 0.0, hardware(device)
+        self.notes: dict[str, Any] = {}  # of stages that are over: what their pairs were
         self.stage, self.since = -1, (0, 0.0)  # its number; the step and the share of the budget where it began
         self._given, self._pace = pace or Pace(), Pace()  # the second is empty until it is chosen
         whole = sum(stage.share for stage in stages)
@@ -194,7 +196,7 @@ class Trainer:
             tensors |= player.tensors("" if name == "net" else f"{name}/")
         header = {"step": self.step, "seconds": self.seconds, "config": asdict(self.config)}
         header |= {"setup": self.setup, "hardware": self.hardware, "pace": asdict(self.pace), "format": 2}
-        header |= {"stage": self.stage, "since": self.since, "became": self.players.became}
+        header |= {"stage": self.stage, "since": self.since, "became": self.players.became, "notes": self.notes}
         header["updates"] = {name: player.updates for name, player in self.players.items()}
         if together()[0] == 0:
             save_tensors(self.checkpoint, tensors, {"fewstep": json.dumps(header, allow_nan=False)}, sealed=True)
@@ -229,7 +231,7 @@ class Trainer:
                     f"{self.checkpoint} {error}; it belongs to another network; give the same options or another "
                     "output folder."
                 ) from error
-        self.step, self.seconds = header["step"], header["seconds"]
+        self.step, self.seconds, self.notes = header["step"], header["seconds"], header.get("notes", {})
         self.stage, self.since = header.get("stage", 0 if self.step else -1), tuple(header.get("since", (0, 0.0)))
         before = header.get("hardware") or self.hardware
         self.hardware = before if self.hardware in before else f"{before}; then {self.hardware}"

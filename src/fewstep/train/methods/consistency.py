@@ -33,8 +33,8 @@ from fewstep.process.operator import apply, inverse
 from fewstep.tableau import Tableau
 from fewstep.train.methods.base import Method, Setting, table, times
 from fewstep.train.methods.denoise import Denoise
-from fewstep.train.objective import Draw, Stage
-from fewstep.train.pairs import Adjacent, Normal, Times, end
+from fewstep.train.objective import Stage
+from fewstep.train.pairs import Adjacent, Draw, Normal, Times, end
 from fewstep.train.player import Players
 from fewstep.train.regression import Regression
 from fewstep.train.target import Point, Target, heun
