@@ -29,7 +29,7 @@ from fewstep.fitting.teacher import Task, record
 from fewstep.interop.load import load
 from fewstep.loop import tabulate
 from fewstep.model import Model, call_network, save_model
-from fewstep.model.networks import NETWORKS
+from fewstep.model.model import NETWORKS
 from fewstep.nets import MLP
 from fewstep.pace import Pace
 from fewstep.process import PROCESSES, Process
