@@ -143,12 +143,12 @@ def test_ten_calls_on_a_mixture_of_sharp_parts(process, plain, corrected):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"points": 0}, "got points=0: give at least 1"),
+        ({"points": 0}, "got points=0: give a number of at least 1"),
         ({"std": -1.0}, "got std=-1.0: give a finite number"),
         ({"std": math.inf}, "got std=inf"),
         ({"width": 0.0}, "got width=0.0"),
-        ({"relax": -1.0}, "got relax=-1.0: give a number of steps"),
-        ({"ending": -1}, "got ending=-1: give a number of steps"),
+        ({"relax": -1.0}, "got relax=-1.0: give a number of at least 0"),
+        ({"ending": -1}, "got ending=-1: give a number of at least 0"),
     ],
 )
 def test_refused(options, message):

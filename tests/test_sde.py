@@ -336,7 +336,7 @@ def _last_form(made):
         (partial(SDEMultistep, points=4), "choose 1, 2 or 3"),
         (partial(SDEMultistep, eta=-1.0), "at least 0"),
         (partial(SEEDS, noises="own"), "path or separate"),
-        (partial(ERSDE, phi="sde-9"), "choose one of ode"),
+        (partial(ERSDE, phi="sde-9"), "choose ode, sde"),
         (partial(Ancestral, eta=1.5), "number in"),
         (partial(Restart, intervals=((0.2, 0.5, 1),)), "high < low"),
         (partial(SASolver, tau=math.inf), "finite number"),

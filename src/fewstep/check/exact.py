@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from fewstep.denoiser import Gaussian, Mixture
 from fewstep.process import PROCESSES, Process
 from fewstep.process.base import derivative
 from fewstep.process.operator import Coefficient, apply, cholesky, inverse, magnitude, transpose
+from fewstep.process.quadrature import gauss, lagrange
 from fewstep.tableau import Tableau
 
 __all__ = ["STD", "Problem", "gaussian_map", "grid", "integrate", "law_error", "law_errors", "mixture", "problem",
@@ -160,7 +160,7 @@ def integrate(oracle: Mixture, z: Tensor, t: float, s: float) -> Tensor:
     p = oracle.process
     low, high = float(p.log_snr(t)), float(p.log_snr(s))
     panels = max(1, math.ceil(abs(high - low) / _PANEL))
-    nodes, inner, outer = (torch.from_numpy(a) for a in _collocation(_NODES))
+    nodes, inner, outer = _collocation(_NODES)
     h = (high - low) / panels
     for k in range(panels):
         u = p.inverse_log_snr(low + h * (k + nodes))
@@ -189,14 +189,12 @@ def _each(c: Coefficient, count: int) -> Coefficient:
 
 
 @lru_cache(maxsize=4)
-def _collocation(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _collocation(n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Gauss nodes on [0, 1], the integrals of their Lagrange polynomials up to each node, and up to 1."""
-    x, weights = np.polynomial.legendre.leggauss(n)
+    x, weights = gauss(n)
     nodes = (x + 1) / 2
-    fine = nodes[:, None] * nodes  # the Gauss points of [0, node_i], by i
-    basis = [np.prod([(fine - b) / (a - b) for b in nodes if b != a], axis=0) for a in nodes]
-    inner = np.stack([nodes * (b @ weights) / 2 for b in basis], axis=1)
-    return nodes, inner, weights / 2
+    basis = lagrange(nodes, nodes[:, None] * nodes)  # at the Gauss points of [0, node_i], by i
+    return nodes, nodes[:, None] * torch.einsum("iqj,q->ij", basis, weights) / 2, weights / 2
 
 
 def law_error(table: Tableau, std: float = STD) -> float:

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from fewstep.process.base import Process
@@ -39,6 +38,7 @@ from fewstep.process.operator import (
     weighted_sum,
 )
 from fewstep.process.predict import VARIANCES
+from fewstep.process.quadrature import gauss
 from fewstep.tableau.form import Form, Symbol
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ __all__ = ["Moved", "check_moments", "check_point_mass", "gaussian", "moment_def
 Moved = tuple[Coefficient, Coefficient, dict[int, Coefficient]]
 
 _X0, _EPS, _XIS = ("x0",), ("eps",), ("xis",)
-_X, _W = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(20))
+_X, _W = gauss(20)
 _PANELS = 6
 
 

@@ -176,6 +176,17 @@ class Split(Denoiser):
         """Both, and the derivative where all parts have theirs."""
         return ("base", "guidance", *super().heads)
 
+    def split(self, output: str, base: Callable, both: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable:
+        """Z -> x0, or a part in the process's coordinates, where `both` gives D and what guidance adds to it."""
+        if output == "base":
+            return lambda z: self.process.coordinates(base(z))
+
+        def made(z: Tensor) -> Tensor:
+            d, shift = both(z)
+            return d + shift if output == "x0" else self.process.coordinates(shift)
+
+        return made
+
 
 @dataclass(frozen=True, eq=False)
 class Plain(Denoiser):

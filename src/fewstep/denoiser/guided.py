@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser.base import Denoiser, Denoises, Split, as_denoiser
-from fewstep.denoiser.guidance.gradient import check_interval, process_of
+from fewstep.denoiser.guidance.gradient import check_interval, process_of, settle
 from fewstep.denoiser.network import Wrapped
 from fewstep.denoiser.rate import rate
 from fewstep.process.base import Process, Time
-from fewstep.process.operator import apply
+from fewstep.process.operator import apply, wide
 from fewstep.words import Typed, finite, typed
 
 __all__ = ["ClassifierFree", "Differentiated", "Guided", "guide"]
@@ -106,8 +106,8 @@ class ClassifierFree(Split):
         def guided(z: Tensor) -> Tensor:
             conditional, unconditional = both(z)
             if combine is not None:
-                return combine(conditional, unconditional, _wide(scale, conditional))
-            return torch.lerp(unconditional, conditional, _wide(scale, conditional))  # one pass
+                return combine(conditional, unconditional, wide(scale, conditional))
+            return torch.lerp(unconditional, conditional, wide(scale, conditional))  # one pass
 
         return guided
 
@@ -119,7 +119,7 @@ class ClassifierFree(Split):
         def of(z: Tensor) -> dict[str, Tensor]:
             conditional, unconditional = both(z)
             if combine is not None:
-                shift = combine(conditional, unconditional, _wide(scale, conditional)) - unconditional
+                shift = combine(conditional, unconditional, wide(scale, conditional)) - unconditional
             else:
                 shift = apply(scale, conditional - unconditional)
             base, guidance = (self.process.coordinates(v) for v in (unconditional, shift))
@@ -155,11 +155,6 @@ class ClassifierFree(Split):
             return one(z), other(z)
 
         return both
-
-
-def _wide(scale: float | Tensor, like: Tensor) -> Any:
-    """A scale for tensors like this one: itself, or one a sample."""
-    return scale.to(like).reshape(-1, *(1,) * (like.ndim - 1)) if isinstance(scale, Tensor) else scale
 
 
 def _one_network(one: Any, other: Any) -> bool:
@@ -234,14 +229,11 @@ def guide(
     for name, value in idle.items():
         if value is not None:
             raise ValueError(f"got {name}={value!r} with scale=1, where it has nothing to do: give another scale")
+    conditional, unconditional = both
     return ClassifierFree(
-        conditional=both[0],
-        unconditional=both[1],
-        scale=float(scale),
-        process=processes[0],
-        interval=interval,
-        rule=rule,
-    )
+        conditional=conditional, unconditional=unconditional, scale=float(scale), process=processes[0],
+        interval=interval, rule=rule,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,8 +248,7 @@ class Differentiated(Typed, Denoiser):
     process: Process
 
     def __post_init__(self) -> None:
-        vars(self).update(denoiser=as_denoiser(self.denoiser))
-        process_of(self.denoiser, process=self.process)
+        settle(self, "denoiser")
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -266,5 +257,5 @@ class Differentiated(Typed, Denoiser):
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The denoiser's output, or the derivative in the process's coordinates."""
-        inner = as_denoiser(self.denoiser)
+        inner: Any = self.denoiser
         return rate(inner, self.process, t) if output == "derivative" else inner.toward(t, output, to)

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from fewstep.process.base import Process, Time, like, to_tensor
-from fewstep.process.operator import Block, Coefficient, _cholesky2
-from fewstep.process.quadrature import antiderivatives, chebyshev
+from fewstep.process.operator import Block, Coefficient, _cholesky2, matrix
+from fewstep.process.quadrature import antiderivative, chebyshev, series_at
 
 __all__ = ["CLD"]
 
@@ -69,15 +69,15 @@ class CLD(Process):
         t = to_tensor(t)
         theta = self._theta(t)
         c, s = theta.cos(), theta.sin()
-        return Block(_cholesky2(self._sigma(t)) @ _matrix(c, s, -s, c))
+        return Block(_cholesky2(self._sigma(t)) @ matrix(c, s, -s, c))
 
     def F(self, t: Time) -> Block:
         one = torch.ones_like(to_tensor(t))
-        return Block(self.beta * _matrix(0 * one, one / self.mass, -one, -one * self.Gamma / self.mass))
+        return Block(self.beta * matrix(0 * one, one / self.mass, -one, -one * self.Gamma / self.mass))
 
     def GG(self, t: Time) -> Block:
         one = torch.ones_like(to_tensor(t))
-        return Block(_matrix(0 * one, 0 * one, 0 * one, 2 * self.Gamma * self.beta * one))
+        return Block(matrix(0 * one, 0 * one, 0 * one, 2 * self.Gamma * self.beta * one))
 
     def log_snr(self, t: Time) -> Time:
         return like(self._log_snr(to_tensor(t)), t)
@@ -130,7 +130,7 @@ class CLD(Process):
     def _psi(self, t: Tensor) -> Tensor:
         tau, k = self.beta * t, 2 / self.Gamma
         decay = (-k * tau).exp()
-        return decay[..., None, None] * _matrix(1 + k * tau, k * k * tau, -tau, 1 - k * tau)
+        return decay[..., None, None] * matrix(1 + k * tau, k * k * tau, -tau, 1 - k * tau)
 
     def _sigma(self, t: Tensor) -> Tensor:
         x = 4 / self.Gamma * self.beta * t  # 2 kappa tau
@@ -138,7 +138,7 @@ class CLD(Process):
         p2 = p3 + x * x / 2 * fall  # P(n, x) = P(n + 1, x) + x^n e^-x / n!, a sum of positive terms
         p1 = p2 + x * fall
         xv = self.Gamma / 4 * x * x * fall
-        noise = _matrix(p3, xv, xv, self.Gamma**2 / 2 * (p1 - p2 + p3 / 2))
+        noise = matrix(p3, xv, xv, self.Gamma**2 / 2 * (p1 - p2 + p3 / 2))
         psi = self._psi(t)
         start = torch.tensor([self.offset, self.gamma * self.mass + self.offset], dtype=torch.float64)
         return noise + (psi * start) @ psi.mT
@@ -159,9 +159,7 @@ class CLD(Process):
         edges, series = _angle(self)
         w = t.sqrt()
         i = (torch.searchsorted(edges, w, right=True) - 1).clamp(0, len(edges) - 2)
-        x = (2 * (w - edges[i]) / (edges[i + 1] - edges[i]) - 1).clamp(-1.0, 1.0)
-        order = torch.arange(series.shape[1], dtype=torch.float64)
-        return (series[i] * torch.cos(order * x.arccos()[..., None])).sum(-1)
+        return series_at(series[i], 2 * (w - edges[i]) / (edges[i + 1] - edges[i]) - 1)
 
     def _angle_rate(self, w: Tensor) -> Tensor:
         """The rate of the angle in w = sqrt(t), in which it is smooth down to t = 0."""
@@ -180,10 +178,8 @@ def _angle(process: CLD) -> tuple[Tensor, Tensor]:
         powers = 2.0 ** torch.arange(_LOWEST, _HIGHEST + 1, dtype=torch.float64)
         edges = torch.cat([torch.zeros(1, dtype=torch.float64), powers])
         half = edges.diff()[:, None] / 2
-        series, whole = antiderivatives(half * process._angle_rate(edges[:-1, None] + half * (1 + chebyshev(_DEGREE))))
-        before = whole.cumsum(0) - whole
-        series[:, 0] += before - before[1 - _LOWEST]  # zero at t = 1
-        return edges, series
+        rate = process._angle_rate(edges[:-1, None] + half * (1 + chebyshev(_DEGREE)))
+        return edges, antiderivative(half * rate, 1 - _LOWEST)  # zero at t = 1
 
 
 @lru_cache(maxsize=8)
@@ -217,10 +213,6 @@ class _Gamma3(torch.autograd.Function):
     @staticmethod
     def _rate(x: Tensor) -> Tensor:
         return x * x / 2 * (-x).exp()
-
-
-def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    return torch.stack([torch.stack([a, b], -1), torch.stack([c, d], -1)], -2)
 
 
 def _det(s: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 __all__ = [
     "Block", "Coefficient", "Diagonal", "apply", "cholesky", "inverse", "is_zero", "log_det", "magnitude", "root",
-    "stacked", "trace", "transpose", "unstacked", "weighted_sum"
+    "stacked", "trace", "transpose", "unstacked", "weighted_sum", "wide"
 ]  # fmt: skip
 
 
@@ -155,6 +155,11 @@ def apply(c: Coefficient, x: Tensor) -> Tensor:
     return c * x
 
 
+def wide(v: Any, x: Tensor) -> Any:
+    """Numbers, one a sample, in the shape that multiplies states x; a number as it is."""
+    return v.to(x).reshape(-1, *(1,) * (x.ndim - 1)) if isinstance(v, Tensor) else v
+
+
 def inverse(c: Coefficient) -> Coefficient:
     """c^-1; infinite where a number is zero."""
     if isinstance(c, Block):
@@ -258,4 +263,9 @@ def _cholesky2(v: Tensor) -> Tensor:
     a = v[..., 0, 0].clamp(min=0).sqrt()
     b = torch.where(a > 0, v[..., 1, 0] / torch.where(a > 0, a, 1.0), 0.0)
     d = (v[..., 1, 1] - b * b).clamp(min=0).sqrt()
-    return torch.stack([torch.stack([a, torch.zeros_like(a)], -1), torch.stack([b, d], -1)], -2)
+    return matrix(a, torch.zeros_like(a), b, d)
+
+
+def matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """[[a, b], [c, d]] of numbers (..): (.., 2, 2)."""
+    return torch.stack([torch.stack([a, b], -1), torch.stack([c, d], -1)], -2)

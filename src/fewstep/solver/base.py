@@ -94,7 +94,7 @@ class Promised(Typed, ABC):
 
     kinds: ClassVar[tuple[str, ...]] = ALL_KINDS
     reason: ClassVar[str] = ""
-    instead: ClassVar[str] = "ddim, or multistep-2"  # what runs everywhere
+    instead: ClassVar[str] = "ddim or multistep-2"  # what runs everywhere
 
     @property
     @abstractmethod

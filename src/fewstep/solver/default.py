@@ -57,6 +57,7 @@ from fewstep.process.base import Process
 from fewstep.solver.base import Promise, Solver
 from fewstep.solver.ode.gaussian_split import GaussianSplit
 from fewstep.tableau.writer import Writer
+from fewstep.words import within
 
 __all__ = ["Default"]
 
@@ -87,12 +88,7 @@ class Default(Solver):
     error: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"got size={self.size}: give the numbers of a sample, at least 1")
-        if not 0 <= self.std < math.inf:
-            raise ValueError(f"got std={self.std}: give the deviation of the data, or 0 for unknown")
-        if not 0 <= self.error < math.inf:
-            raise ValueError(f"got error={self.error}: give the deviation of the network's error, or 0 for unknown")
+        within(self, size="[1, inf]", std="[0, inf)", error="[0, inf)")
 
     @property
     def promise(self) -> Promise:

@@ -18,17 +18,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.process.base import Memory, Process, Time, asking_at, derivative, recalling, to_tensor
 from fewstep.process.clock import Clock, clock
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, stacked, transpose, unstacked
+from fewstep.process.quadrature import gauss, lagrange
 
 __all__ = ["Frame", "finite", "first_order", "pull", "together", "turn", "weights"]
 
-_X, _W = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
+_X, _W = gauss(16)
 _PANEL = 1.5  # log-SNR units a Gauss panel spans: 16 nodes are exact to rounding there
 _DOUBLINGS = 4  # a density with kinks (a tabulated process) never gets there; the rest goes to the latest node
 _FAR = 40.0  # beyond this many log-SNR units from the heavy end the integrand is below rounding
@@ -236,7 +236,8 @@ def _answers_of(p: Process, steps: list[_Step]) -> list[Weights]:
                 if not turns and len(finite) < 2:
                     b[finite[0]] = w
                 elif not turns and form != "noise" and p.log_snr(steps[k].s) == math.inf:
-                    for j, weight in zip(finite, _lagrange_at([at[j] for j in finite], last), strict=True):
+                    basis = lagrange(to_tensor([at[j] for j in finite]), to_tensor(last)).tolist()
+                    for j, weight in zip(finite, basis, strict=True):
                         b[j] = weight * w  # R_s = 0: all weight sits at the end
                 else:
                     left.append((i, finite))
@@ -312,7 +313,7 @@ def _sum(part: list[tuple[_Batch, list[int]]]) -> None:
                 density = _numbers(before * rate)
                 seen = density[:, 0].isfinite()  # times beside a singular end round to it, where nothing is to weigh
                 density = density if bool(seen.all()) else torch.where(seen[:, None], density, 0.0)
-                basis = _lagrange(places[of][:, None], known[u][begin:end])
+                basis = lagrange(places[of][:, None], known[u][begin:end])
                 weight = (basis * (width[begin:end, None] / 2 * _W[:, None])).mT
                 sums = torch.zeros(len(rows), *batch.found.shape[1:], dtype=torch.float64)
                 sums.index_add_(0, of, weight @ density.view(len(of), 16, -1)).mul_(~places.isnan()[..., None])
@@ -372,17 +373,6 @@ def _frame(process: Process, form: Form) -> Frame:
         return Frame(process.R, process.M, lambda t: pull(process, t) * inverse(process.Sigma(t)) * process.M(t))
     root = process.R if form == "noise" else lambda t: cholesky(process.Sigma(t))
     return Frame(process.Psi, root, lambda t: -(pull(process, t) * transpose(inverse(root(t)))))
-
-
-def _lagrange(nodes: Tensor, u: Tensor) -> Tensor:
-    """The Lagrange polynomials of nodes (.., count) at u (..): (.., count); a node that is nan is none."""
-    share = (u[..., None] - nodes)[..., None, :] / (nodes[..., :, None] - nodes[..., None, :])
-    return share.masked_fill(torch.eye(nodes.shape[-1], dtype=torch.bool) | share.isnan(), 1.0).prod(-1)
-
-
-def _lagrange_at(nodes: list[float], u: float) -> list[float]:
-    """The same at one place."""
-    return _lagrange(torch.tensor(nodes, dtype=torch.float64), to_tensor(u)).tolist()
 
 
 def finite(process: Process, nodes: Sequence[tuple[float, T]]) -> list[tuple[float, T]]:

@@ -17,10 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Denoises, Split, as_denoiser
-from fewstep.denoiser.guidance.gradient import LogProb, check_interval, data_shift, gradient, process_of
+from fewstep.denoiser.base import Denoises, Split
+from fewstep.denoiser.guidance.gradient import LogProb, check_interval, data_shift, gradient, settle
 from fewstep.denoiser.watch import called
 from fewstep.process.base import Time, to_tensor
+from fewstep.process.operator import wide
 from fewstep.words import Typed, among, finite
 
 __all__ = ["ClassifierGuided"]
@@ -59,8 +60,7 @@ class ClassifierGuided(Typed, Split):
 
     def __post_init__(self) -> None:
         among(self, on=("state", "x0_hat"))
-        denoiser = as_denoiser(self.denoiser)
-        vars(self).update(denoiser=denoiser, process=process_of(denoiser, process=self.process))
+        settle(self, "denoiser")
         check_interval(self.interval, self.process)
         finite("scale", self.scale)
 
@@ -101,5 +101,4 @@ class ClassifierGuided(Typed, Split):
             return called(self.log_prob, seen, t), seen
 
         g, seen = gradient(judged, z)
-        inside = self._inside(t).to(g).reshape(-1, *(1,) * (g.ndim - 1))
-        return data_shift(self.process, t, float(self.scale) * inside * g), seen
+        return data_shift(self.process, t, float(self.scale) * wide(self._inside(t), g) * g), seen

@@ -38,11 +38,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Denoiser, Denoises, Split, as_denoiser
-from fewstep.denoiser.guidance.gradient import LogProb, process_of
+from fewstep.denoiser.base import Denoiser, Denoises, Split
+from fewstep.denoiser.guidance.gradient import LogProb, settle
 from fewstep.denoiser.guidance.update import along_of
 from fewstep.denoiser.watch import called
 from fewstep.process.base import Time
+from fewstep.process.operator import apply
 from fewstep.words import Typed, finite
 
 __all__ = ["AnyOf", "Complement", "Composed", "conjunction", "disjunction", "negation"]
@@ -119,11 +120,10 @@ class Composed(Typed, Split):
 
     def __post_init__(self) -> None:
         weights = _weights(self.weights, self.parts)
-        base, parts = as_denoiser(self.unconditional), tuple(map(as_denoiser, self.parts))
         if self.perpendicular and not min(weights) < 0 < max(weights):
             raise ValueError(f"got perpendicular=True with weights={weights}: it wants one below 0 and one above")
-        process = process_of(base, *parts, process=self.process)
-        vars(self).update(unconditional=base, parts=parts, weights=weights, process=process)
+        settle(self, "unconditional", "parts")
+        vars(self).update(weights=weights)
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The composed denoiser, or `base`, the unconditional model, and `guidance` in the process's coordinates."""
@@ -131,14 +131,7 @@ class Composed(Typed, Split):
             return self.beside(output, t)
         base, *parts = (d.toward(t, "x0", to) for d in (self.unconditional, *self.parts))
 
-        def composed(z: Tensor) -> Tensor:
-            d = base(z)
-            if output == "base":
-                return self.process.coordinates(d)
-            shift = self._shift(d, [part(z) for part in parts])
-            return d + shift if output == "x0" else self.process.coordinates(shift)
-
-        return composed
+        return self.split(output, base, lambda z: (d := base(z), self._shift(d, [part(z) for part in parts])))
 
     def _shift(self, base: Tensor, each: Sequence[Tensor]) -> Tensor:
         signed = {True: torch.zeros_like(base), False: torch.zeros_like(base)}
@@ -174,9 +167,8 @@ class AnyOf(Typed, Denoiser):
                 f"got {len(self.parts)} denoisers and {len(self.log_probs)} log probabilities: give one of each for "
                 "every condition"
             )
-        parts = tuple(map(as_denoiser, self.parts))
-        process = process_of(*parts, process=self.process)
-        vars(self).update(parts=parts, log_probs=tuple(self.log_probs), process=process)
+        settle(self, "parts")
+        vars(self).update(log_probs=tuple(self.log_probs))
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The composed denoiser at one time."""
@@ -188,7 +180,7 @@ class AnyOf(Typed, Denoiser):
             logs = torch.stack([called(log, z.clone(), t) for log in self.log_probs])
             share = logs.masked_fill((logs == -torch.inf).all(0), 0.0).softmax(0)  # all impossible: as if all alike
             each = [part(z) for part in parts]
-            return torch.stack([_wide(w, d) * d for w, d in zip(share, each, strict=True)]).sum(0)
+            return torch.stack([apply(w, d) for w, d in zip(share, each, strict=True)]).sum(0)
 
         return composed
 
@@ -217,9 +209,7 @@ class Complement(Typed, Denoiser):
 
     def __post_init__(self) -> None:
         finite("scale", self.scale)
-        base, conditional = as_denoiser(self.unconditional), as_denoiser(self.conditional)
-        process = process_of(base, conditional, process=self.process)
-        vars(self).update(unconditional=base, conditional=conditional, process=process)
+        settle(self, "unconditional", "conditional")
 
     @property
     def guidance(self) -> float:  # type: ignore[override]
@@ -234,7 +224,7 @@ class Complement(Typed, Denoiser):
         def composed(z: Tensor) -> Tensor:
             log, base = called(self.log_prob, z.clone(), t), unconditional(z)
             odds = (log - _log1mexp(log)).exp().to(base)
-            return base - float(self.scale) * _wide(odds, base) * (conditional(z) - base)
+            return base - apply(float(self.scale) * odds, conditional(z) - base)
 
         return composed
 
@@ -256,7 +246,3 @@ def _weights(weights: Sequence[float] | None, parts: Sequence[Any]) -> tuple[flo
         raise ValueError(f"got {len(parts)} parts and {len(found)} weights: give one for each, and at least one")
     finite("weight", *found)
     return found
-
-
-def _wide(v: Tensor, like: Tensor) -> Tensor:
-    return v.to(like).reshape(-1, *(1,) * (like.ndim - 1))

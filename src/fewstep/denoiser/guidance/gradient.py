@@ -19,7 +19,7 @@ from fewstep.denoiser.base import as_denoiser
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, magnitude
 
-__all__ = ["LogProb", "check_interval", "data_shift", "gradient", "process_of"]
+__all__ = ["LogProb", "check_interval", "data_shift", "gradient", "process_of", "settle"]
 
 LogProb = Callable[[Tensor, Time], Tensor]
 
@@ -74,6 +74,14 @@ def check_interval(interval: tuple[float, float] | None, process: Process) -> No
             f"got interval={interval} for {process}, which has no time there: give one within "
             f"[{process.t_min:g}, {process.t_max:g}]"
         )
+
+
+def settle(wrapper: Any, *names: str) -> None:
+    """Makes denoisers of what a wrapper was given under these names, one or a tuple, and takes the process of all."""
+    given = {name: getattr(wrapper, name) for name in names}
+    made = {k: tuple(map(as_denoiser, v)) if isinstance(v, tuple | list) else as_denoiser(v) for k, v in given.items()}
+    each = [d for v in made.values() for d in (v if isinstance(v, tuple) else (v,))]
+    vars(wrapper).update(made, process=process_of(*each, process=wrapper.process))
 
 
 def process_of(*denoisers: Any, process: Process | None = None) -> Process:

@@ -20,9 +20,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.denoiser.base import Denoises, Split, as_denoiser
+from fewstep.denoiser.base import Denoises, Split
 from fewstep.denoiser.guidance.classifier import ClassifierGuided
-from fewstep.denoiser.guidance.gradient import process_of
+from fewstep.denoiser.guidance.gradient import process_of, settle
 from fewstep.denoiser.guidance.observation import Observation, spread, spread_by
 from fewstep.process.base import Process, Time
 from fewstep.words import Typed, typed
@@ -115,8 +115,7 @@ class DDNM(Typed, Split):
 
     def __post_init__(self) -> None:
         _above_zero(self.std)
-        denoiser = as_denoiser(self.denoiser)
-        vars(self).update(denoiser=denoiser, process=process_of(denoiser, process=self.process))
+        settle(self, "denoiser")
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -128,16 +127,7 @@ class DDNM(Typed, Split):
         if output not in ("x0", "base", "guidance"):
             return self.beside(output, t)
         base = self.denoiser.toward(t, "x0", to)
-        if output == "base":
-            return lambda z: self.process.coordinates(base(z))
-        if output == "guidance":
-            return lambda z: self.process.coordinates(self._shift(base(z), t))
-
-        def given(z: Tensor) -> Tensor:
-            d = base(z)
-            return d + self._shift(d, t)
-
-        return given
+        return self.split(output, base, lambda z: (d := base(z), self._shift(d, t)))
 
     def _shift(self, d: Tensor, t: Time) -> Tensor:
         c = spread(self.process, t, self.std)

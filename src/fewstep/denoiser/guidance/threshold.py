@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Denoiser, Denoises, as_denoiser
-from fewstep.denoiser.guidance.gradient import process_of
+from fewstep.denoiser.base import Denoiser, Denoises
+from fewstep.denoiser.guidance.gradient import settle
 from fewstep.process.base import Time
-from fewstep.words import Typed
+from fewstep.words import Typed, within
 
 __all__ = ["Thresholded", "quantile", "thresholded"]
 
@@ -51,14 +51,12 @@ class Thresholded(Typed, Denoiser):
     def __post_init__(self) -> None:
         if self.quantile is not None and not 0 < self.quantile <= 1:
             raise ValueError(f"got quantile={self.quantile}: give 0 < quantile <= 1, or None for static clipping")
-        if not 0 < self.bound < math.inf:
-            raise ValueError(f"got bound={self.bound}: give the largest absolute value of data, above 0")
+        within(self, bound="(0, inf)")
         if self.quantile is None and self.limit != math.inf:
             raise ValueError(f"got limit={self.limit} without a quantile, which it limits: give bound={self.limit}")
         if not self.limit >= self.bound:
             raise ValueError(f"got limit={self.limit}: give a number of at least bound={self.bound}")
-        denoiser = as_denoiser(self.denoiser)
-        vars(self).update(denoiser=denoiser, process=process_of(denoiser, process=self.process))
+        settle(self, "denoiser")
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The thresholded denoiser at one time."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.process.base import Time
+from fewstep.process.operator import wide
 from fewstep.words import Typed, finite
 
 __all__ = ["APG", "Rescale"]
@@ -51,8 +52,8 @@ class Rescale(Typed):
             guided = unconditional + scale * (conditional - unconditional)
             if guided[:1].numel() < 2:
                 return guided
-            wanted, found = (_wide(d.flatten(1).std(1), d) for d in (conditional, guided))
-            least = 8 * torch.finfo(found.dtype).eps * _wide(guided.flatten(1).abs().amax(1), guided)  # rounding's
+            wanted, found = (wide(d.flatten(1).std(1), d) for d in (conditional, guided))
+            least = 8 * torch.finfo(found.dtype).eps * wide(guided.flatten(1).abs().amax(1), guided)  # rounding's
             ratio = torch.where(found > least, wanted / found.clamp(min=torch.finfo(found.dtype).tiny), 1.0)
             return guided * (1 + self.share * (ratio - 1))
 
@@ -111,7 +112,7 @@ class APG(Typed):
             if self.momentum:
                 delta = memory.update(delta, self.momentum)
             if self.norm is not None:
-                size = _wide(delta.flatten(1).norm(dim=1), delta)
+                size = wide(delta.flatten(1).norm(dim=1), delta)
                 delta = delta * (self.norm / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(max=1.0)
             along = along_of(delta, conditional)
             return conditional + (scale - 1) * (delta - (1 - self.parallel) * along)
@@ -137,7 +138,3 @@ def along_of(v: Tensor, direction: Tensor) -> Tensor:
     a, b = v.flatten(1), direction.flatten(1)
     square = b.square().sum(1, keepdim=True).clamp(min=torch.finfo(b.dtype).tiny)
     return ((a * b).sum(1, keepdim=True) / square * b).reshape(v.shape)
-
-
-def _wide(v: Tensor, like: Tensor) -> Tensor:
-    return v.reshape(-1, *(1,) * (like.ndim - 1))

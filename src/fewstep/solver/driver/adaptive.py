@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from fewstep.process.clock import clock
 from fewstep.solver.base import Promise, Solver
 from fewstep.solver.driver.base import Driver, Live, Outcome, Run
 from fewstep.tableau.form import Form
-from fewstep.words import among, whole
+from fewstep.words import among, whole, within
 
 __all__ = ["Adaptive", "Control"]
 
@@ -73,6 +73,10 @@ class Control:
 class Adaptive(Driver):
     """The loop over tried steps that all adaptive drivers share.
 
+    - `cost`: network calls a tried step takes, besides one at its start where that is not known;
+    - `opening`: those that choosing the first step takes;
+    - `steps_in`: the clock in which a step is long or short.
+
     Args:
         rtol, atol: the tolerance, relative and absolute.
         norm: "sample" (each sample for itself), or all together by the "batch" or by its "largest" error.
@@ -86,12 +90,15 @@ class Adaptive(Driver):
     max_calls: int = 10_000
     last: float = 1e-3
 
+    cost: ClassVar[int] = 1
+    opening: ClassVar[int] = 0
+    steps_in: ClassVar[str] = "t"
+
     def __post_init__(self) -> None:
         if not (self.rtol >= 0 and self.atol >= 0 and 0 < self.rtol + self.atol < math.inf):
             raise ValueError(f"got rtol={self.rtol} and atol={self.atol}: give numbers of at least 0, one above it")
         among(self, norm=("sample", "batch", "largest"))
-        if not 0 < self.last < 1:
-            raise ValueError(f"got last={self.last}: give a number between 0 and 1")
+        within(self, last="(0, 1)")
         whole("max_calls", self.max_calls)
 
     @property
@@ -104,28 +111,13 @@ class Adaptive(Driver):
     def control(self) -> Control:
         """How the next step follows from the error."""
 
-    @property
-    @abstractmethod
-    def cost(self) -> int:
-        """Network calls a tried step takes, besides one at its start where that is not known."""
-
-    @property
-    def opening(self) -> int:
-        """Network calls that choosing the first step takes."""
-        return 0
-
-    @property
-    def steps_in(self) -> str:
-        """The clock in which a step is long or short."""
-        return "t"
-
     @abstractmethod
     def attempt(self, w: Live, t: Tensor, s: Tensor) -> tuple[Form, Form]:
         """The row of a step from t to s, and the formula it is compared with."""
 
-    @abstractmethod
     def tolerance(self, z: Tensor, before: Tensor, high: Tensor, low: Tensor) -> Tensor:
-        """Delta, what the difference is measured by."""
+        """Delta, what the difference is measured by: max(atol, rtol max(|z_low|, |z_low before|))."""
+        return (self.rtol * torch.maximum(low.abs(), before.abs())).clamp(min=self.atol)
 
     @abstractmethod
     def first(self, run: Run, end: float) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -178,7 +170,7 @@ class Walk:
         self.here = self.clock.of(p, self.t).clone()  # the clock may be time itself
         self.memory = torch.full((n, 3), torch.nan, dtype=torch.float64)
         self.held = torch.zeros(n, dtype=torch.bool)
-        self.accepted, self.rejected = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
+        self.accepted, self.rejected = torch.zeros(2, n, dtype=torch.int64)
         self.status = ["reached the end"] * n
         self.times = [[start] for _ in range(n)]
         self.active = torch.arange(n if near != start else 0)
@@ -202,9 +194,8 @@ class Walk:
         high, low = (w.value(form) for form in forms)
         off = torch.maximum((high - low).abs(), torch.finfo(high.dtype).eps * high.abs())  # no less than rounding
         ratio = off.double() / d.tolerance(*(v.double() for v in (self.z[i], self.before[i], high, low)))
-        finite = (high - low).flatten(1).isfinite().all(1, keepdim=True).reshape(-1, *(1,) * (high.ndim - 1))
-        error = d.norms(torch.where(finite, ratio.clamp(max=_LARGEST), torch.nan))
-        memory = self.memory[i]
+        finite = (high - low).flatten(1).isfinite().all(1).reshape(-1, *(1,) * (high.ndim - 1))
+        error, memory = d.norms(torch.where(finite, ratio.clamp(max=_LARGEST), torch.nan)), self.memory[i]
         accept, factor = d.control.decide(error, memory, self.held[i])
         self.memory[i] = memory
         self.h[i] = (self.h[i] if d.control.smooth else h) * factor

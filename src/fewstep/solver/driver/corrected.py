@@ -25,7 +25,7 @@ from fewstep.tableau.form import Form
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.through import Through
 from fewstep.tableau.writer import Writer
-from fewstep.words import among, whole
+from fewstep.words import among, whole, within
 
 __all__ = ["LangevinCorrected"]
 
@@ -62,8 +62,7 @@ class LangevinCorrected(Driver):
 
     def __post_init__(self) -> None:
         among(self, corrector=("langevin", "annealed"))
-        if not 0 < self.snr < 1:
-            raise ValueError(f"got snr={self.snr}: give a number between 0 and 1")
+        within(self, snr="(0, 1)")
         whole("corrector_steps", self.corrector_steps)
 
     @property

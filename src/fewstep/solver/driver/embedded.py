@@ -2,21 +2,23 @@ r"""The adaptive drivers by name: Dormand-Prince 5(4), DPM-Solver 12 and 23, and
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fewstep.process.clock import clock
-from fewstep.process.operator import Coefficient, inverse
+from fewstep.process.operator import inverse
 from fewstep.solver.base import Solver
 from fewstep.solver.driver.adaptive import Adaptive, Control
 from fewstep.solver.driver.base import Live, Run
-from fewstep.solver.ode.runge_kutta import METHODS, RungeKutta, slope, stages
+from fewstep.solver.ode.runge_kutta import METHODS, RungeKutta, frame, slope, stages
 from fewstep.solver.ode.singlestep import Singlestep, inside, singlestep
 from fewstep.solver.sde.euler import StochasticHeun, improved_euler
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
+from fewstep.words import among, within
 
 __all__ = ["DEFECT", "DPMAdaptive", "GottaGoFast", "RK45"]
 
@@ -46,6 +48,9 @@ class RK45(Adaptive):
     form: str = "state"
     clock: str = "t"
 
+    cost = 6
+    opening = 2
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.solver  # refuses an unknown form or clock
@@ -59,15 +64,7 @@ class RK45(Adaptive):
         return Control((0.2, 0.0, 0.0), low=0.2, high=10.0, wait=True)
 
     @property
-    def cost(self) -> int:
-        return 6
-
-    @property
-    def opening(self) -> int:
-        return 2
-
-    @property
-    def steps_in(self) -> str:
+    def steps_in(self) -> str:  # type: ignore[override]
         return self.clock
 
     def attempt(self, w: Live, t: Tensor, s: Tensor) -> tuple[Form, Form]:
@@ -77,7 +74,7 @@ class RK45(Adaptive):
         step = u.of(w.process, s) - u.of(w.process, t)
         low = high
         for weight, k in zip(DEFECT, slopes, strict=True):
-            low = low - (self._frame(w, s) * (weight * step)) * k
+            low = low - (frame(w.process, self.form, s) * (weight * step)) * k
         return high, low
 
     def tolerance(self, z: Tensor, before: Tensor, high: Tensor, low: Tensor) -> Tensor:  # noqa: ARG002
@@ -85,22 +82,20 @@ class RK45(Adaptive):
 
     def first(self, run: Run, end: float) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Hairer's rule: a small Euler step shows how fast the slope changes."""
-        u, p, n = clock(self.clock), run.process, len(run.start)
+        u, p, n, size = clock(self.clock), run.process, len(run.start), functools.partial(frame, run.process, self.form)
         t, every = torch.full((n,), float(run.grid[0]), dtype=torch.float64), torch.arange(n)
         here = u.of(p, t)
         room = (u.of(p, torch.tensor(end, dtype=torch.float64)) - here)[0]
         scale = self.atol + self.rtol * run.start.double().abs()
         w = run.live(every, run.start)
         k = slope(w, self.form, u, w.start, t)
-        f0 = w.value(self._frame(w, t) * k).double()
+        f0 = w.value(size(t) * k).double()
         d0, d1 = self.norms(run.start.double() / scale), self.norms(f0 / scale)
         h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=float(room.abs()))
         h0 = h0.nan_to_num(nan=1e-6)  # a slope that is not finite: the network is asked at a time all the same
-        place = here + room.sign() * h0
-        s = u.time(p, place)
-        ahead = w.row(self._frame(w, s) * inverse(self._frame(w, t)) * w.start
-                      + (self._frame(w, s) * (room.sign() * h0)) * k, s)  # fmt: skip
-        f1 = w.value(self._frame(w, s) * slope(w, self.form, u, ahead, s)).double()
+        s = u.time(p, here + room.sign() * h0)
+        ahead = w.row(size(s) * inverse(size(t)) * w.start + (size(s) * (room.sign() * h0)) * k, s)
+        f1 = w.value(size(s) * slope(w, self.form, u, ahead, s)).double()
         d2 = self.norms((f1 - f0) / scale) / h0
         flat = (d1 <= 1e-15) & (d2 <= 1e-15)
         h1 = torch.where(flat, (h0 * 1e-3).clamp(min=1e-6), (0.01 / torch.maximum(d1, d2)) ** 0.2)
@@ -108,9 +103,6 @@ class RK45(Adaptive):
         known = w.output(w.start)
         assert known is not None
         return torch.where(h.isfinite(), h, 1e-6), (known, torch.ones(n, dtype=torch.bool))
-
-    def _frame(self, w: Live, t: Tensor) -> Coefficient:
-        return 1.0 if self.form == "state" else w.process.Psi(t) if self.form == "noise" else w.process.R(t)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +137,12 @@ class DPMAdaptive(Adaptive):
     theta: float = 0.9
     pid: tuple[float, float, float] | None = None
 
+    steps_in = "log-snr"
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.points not in (2, 3):
-            raise ValueError(f"got points={self.points}: choose 2 (DPM-Solver-12) or 3 (DPM-Solver-23)")
-        if not self.first_step > 0 or not 0 < self.theta <= 1:
-            raise ValueError(f"got first_step={self.first_step}, theta={self.theta}: give a step > 0, theta in (0, 1]")
+        among(self, points=(2, 3))
+        within(self, first_step="(0, inf]", theta="(0, 1]")
         _ = self.solver
 
     @property
@@ -165,12 +157,8 @@ class DPMAdaptive(Adaptive):
         return Control((p + i + d, -(p + 2 * d), d), safety=1.0, smooth=True)
 
     @property
-    def cost(self) -> int:
+    def cost(self) -> int:  # type: ignore[override]
         return self.points - 1
-
-    @property
-    def steps_in(self) -> str:
-        return "log-snr"
 
     def attempt(self, w: Live, t: Tensor, s: Tensor) -> tuple[Form, Form]:
         high = w.row(singlestep(w, w.start, inside(w, t, s, self.points, "log-snr"), self.form, "midpoint"), s)
@@ -180,9 +168,6 @@ class DPMAdaptive(Adaptive):
         if self.points == 3:
             low = low + (1.5 * whole) * (y[1] - y[0])  # 1/(2 r_1) with r_1 = 1/3
         return high, low
-
-    def tolerance(self, z: Tensor, before: Tensor, high: Tensor, low: Tensor) -> Tensor:  # noqa: ARG002
-        return (self.rtol * torch.maximum(low.abs(), before.abs())).clamp(min=self.atol)
 
     def first(self, run: Run, end: float) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:  # noqa: ARG002
         return torch.full((len(run.start),), self.first_step, dtype=torch.float64), None
@@ -221,15 +206,8 @@ class GottaGoFast(Adaptive):
     def control(self) -> Control:
         return Control((self.r, 0.0, 0.0), safety=self.theta)
 
-    @property
-    def cost(self) -> int:
-        return 1
-
     def attempt(self, w: Live, t: Tensor, s: Tensor) -> tuple[Form, Form]:
         return improved_euler(w, w.start, t, s)
-
-    def tolerance(self, z: Tensor, before: Tensor, high: Tensor, low: Tensor) -> Tensor:  # noqa: ARG002
-        return (self.rtol * torch.maximum(low.abs(), before.abs())).clamp(min=self.atol)
 
     def first(self, run: Run, end: float) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         step = self.first_step * (float(run.grid[0]) - end)

@@ -22,7 +22,7 @@ from fewstep.solver.base import BY_FORM, Moments, Promise, Solver
 from fewstep.solver.weights import turn, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
-from fewstep.words import among
+from fewstep.words import among, within
 
 __all__ = ["Multistep"]
 
@@ -67,8 +67,7 @@ class Multistep(Solver):
     restate: bool = False
 
     def __post_init__(self) -> None:
-        if self.points < 1:
-            raise ValueError(f"got points={self.points}: give at least 1")
+        within(self, points="[1, inf]")
         among(self, form=("data", "noise"))
         if self.root not in ("R", "L") or (self.root == "L" and self.form == "data"):
             raise ValueError(f"got root={self.root!r} in {self.form} form: choose R, or L in noise form")
@@ -120,7 +119,6 @@ class Multistep(Solver):
         first, (b, *others) = weights(p, "noise", clock(self.clock), t, s, [s, *(u for u, _ in nodes)])
         r_inv = inverse(p.R(s))
         form = first * z - (b * r_inv * p.M(s)) * d
-        for (_, y), c in zip(nodes, others, strict=True):
-            form = form + c * y
+        form = Form.total([(1.0, form), *((c, y) for (_, y), c in zip(nodes, others, strict=True))])
         z = w.row(inverse(1.0 - b * r_inv) * form, s)
         return z, r_inv * z - (r_inv * p.M(s)) * d

@@ -13,7 +13,7 @@ $$ \hat\mu = (1 + std^2 n)\, (D - std^2 M^T \tilde\Sigma^{-1} z), \qquad
 
 so for any data the ODE is d(R~^-1 z) = d(R~^-1 M) mu^(z, t) exactly. std = 0 is the data form, std -> infinity a form
 in the score. Far above the width of data's parts mu^ is D, which hardly moves there; far below it moves like the score,
-which hardly moves there either. DPM-Solver-v3 measures such a linear part on a model; here it is one number.
+which hardly moves there either.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from torch import Tensor
 
 from fewstep.process.base import Process, Time, derivative, to_tensor
 from fewstep.process.clock import Clock
-from fewstep.process.operator import Block, Coefficient, cholesky, inverse, transpose
-from fewstep.process.quadrature import antiderivatives, chebyshev
+from fewstep.process.operator import Block, Coefficient, cholesky, inverse, matrix, transpose
+from fewstep.process.quadrature import antiderivative, around, chebyshev, series_at
 from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.weights import Frame, pull, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
+from fewstep.words import within
 
 __all__ = ["GaussianSplit", "Widened", "logistic"]
 
@@ -55,11 +56,10 @@ class GaussianSplit(Solver):
     the last row stays as predicted. One call a step; state kept: the last `points` predictions and the states they were
     made at.
 
-    Two things yield where steps are long. The corrector's weight is theta = 1/(1 + (relax/n)^3) with n steps: at few
-    calls a full one is unstable under guidance. The last `ending` steps take std = 0, the data form, and fewer points:
-    one in the last step, two in the one before. Images lie near surfaces; a Gaussian of finite width keeps the noise
-    across them that the data form removes, and a last prediction is better than an extrapolation
-    (`benchmarks/default_solver.py`).
+    The corrector's weight is theta = 1/(1 + (relax/n)^3) with n steps: at few calls a full one is unstable under
+    guidance. The last `ending` steps take std = 0, the data form, and fewer points: one in the last step, two in the
+    one before. Images lie near surfaces; a Gaussian of finite width keeps the noise across them that the data form
+    removes, and a last prediction is better than an extrapolation (`benchmarks/default_solver.py`).
 
     Order: `points`, one more with the corrector, and with its own start (fewer points in the first steps) at most 2, or
     3 with the corrector; at most 2 with an ending, whose last step has to shrink with the others (that of `karras` into
@@ -93,18 +93,8 @@ class GaussianSplit(Solver):
     first: float = -math.inf
 
     def __post_init__(self) -> None:
-        if self.points < 1:
-            raise ValueError(f"got points={self.points}: give at least 1")
-        if not 0 <= self.std < math.inf:
-            raise ValueError(f"got std={self.std}: give a finite number of at least 0")
-        if not self.width > 0:
-            raise ValueError(f"got width={self.width}: give a number above 0, or inf for log-SNR")
-        if not self.relax >= 0:
-            raise ValueError(f"got relax={self.relax}: give a number of steps, 0 or more")
-        if self.ending < 0:
-            raise ValueError(f"got ending={self.ending}: give a number of steps, 0 or more")
-        if not self.first < math.inf:
-            raise ValueError(f"got first={self.first}: give a log-SNR, -inf for the start")
+        within(self, points="[1, inf]", std="[0, inf)", width="(0, inf]", relax="[0, inf]", ending="[0, inf]")
+        within(self, first="[-inf, inf)")
 
     @property
     def promise(self) -> Promise:
@@ -222,18 +212,14 @@ def _root(wide: Widened, t: Time) -> Coefficient:
         return lower
     angle = _angle(wide, to_tensor(wide.process.log_snr(t)))
     c, s = angle.cos(), angle.sin()
-    return lower * Block(torch.stack([torch.stack([c, s], -1), torch.stack([-s, c], -1)], -2))
+    return lower * Block(matrix(c, s, -s, c))
 
 
 def _angle(wide: Widened, lam: Tensor) -> Tensor:
     """The angle from log-SNR 0 (a constant one is free): its polynomial on the panel that lam lies on."""
     panel = (lam / _PANEL).floor()
-    low, high = (8 * math.floor(float(k) / 8) for k in (panel.min(), panel.max() + 8))
-    low, high = min(low, 0), max(high, 8)
-    series = _angles(wide, low, high)[(panel - low).long()]
-    x = (2 * (lam / _PANEL - panel) - 1).clamp(-1.0, 1.0)
-    order = torch.arange(series.shape[-1], dtype=torch.float64)
-    return (series * torch.cos(order * x.arccos()[..., None])).sum(-1)
+    low, high = around(panel)
+    return series_at(_angles(wide, low, max(high, 8))[(panel - low).long()], 2 * (lam / _PANEL - panel) - 1)
 
 
 @functools.lru_cache(maxsize=8)
@@ -242,7 +228,4 @@ def _angles(wide: Widened, low: int, high: int) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():  # kept between runs, differentiable ones too
         p, panels = wide.process, torch.arange(low, high, dtype=torch.float64)[:, None]
         tau = to_tensor(p.inverse_log_snr(_PANEL * (panels + (1 + chebyshev(_DEGREE)) / 2)))
-        series, whole = antiderivatives(_PANEL / 2 * wide.turn(tau) / derivative(p.log_snr, tau))
-        before = whole.cumsum(0) - whole
-        series[:, 0] += before - before[-low]
-        return series
+        return antiderivative(_PANEL / 2 * wide.turn(tau) / derivative(p.log_snr, tau), -low)

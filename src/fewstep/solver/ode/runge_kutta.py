@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,9 +24,9 @@ from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.sde.ancestral import added_noise
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
-from fewstep.words import among
+from fewstep.words import among, within
 
-__all__ = ["EDMHeun", "METHODS", "Method", "RungeKutta"]
+__all__ = ["EDMHeun", "METHODS", "Method", "RungeKutta", "frame"]
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,7 @@ class RungeKutta(Solver):
     clock: str = "rho"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"got method={self.method!r}: choose one of {', '.join(METHODS)}")
-        among(self, form=("state", "noise", "data"))
+        among(self, method=METHODS, form=("state", "noise", "data"))
         clock(self.clock)
 
     @property
@@ -120,10 +117,8 @@ class EDMHeun(Solver):
 
     Before a step noise is added up to a level (1 + gamma) times higher, gamma = min(churn / n, sqrt(2) - 1) where
     rho = sigma/alpha is in [churn_min, churn_max], with standard deviation `noise` times the exact one. Two calls a
-    step, one in a last step to sigma = 0. churn = 0 is deterministic, order 2; with churn the weak order is 2
-    where noise = 1, and no order is claimed elsewhere.
-    The level is raised by the process's own transition, so churn works on every linear process. Where we differ: the
-    raised level never leaves the times on which the process is defined.
+    step, one in a last step to sigma = 0. The level is raised by the process's own transition, so churn works on every
+    linear process. Where we differ: it never leaves the times on which the process is defined.
 
     References: Karras et al., Elucidating the design space of diffusion-based generative models, 2022, Algorithms 1
     and 2, https://arxiv.org/abs/2206.00364.
@@ -135,13 +130,9 @@ class EDMHeun(Solver):
     noise: float = 1.0
     method: str = "heun"
 
-    _up: ClassVar[float] = math.sqrt(2) - 1
-
     def __post_init__(self) -> None:
-        if self.churn < 0 or self.noise < 0:
-            raise ValueError(f"got churn={self.churn}, noise={self.noise}: give numbers of at least 0")
-        if self.method not in METHODS:
-            raise ValueError(f"got method={self.method!r}: choose one of {', '.join(METHODS)}")
+        within(self, churn="[0, inf]", noise="[0, inf]")
+        among(self, method=METHODS)
 
     @property
     def promise(self) -> Promise:
@@ -150,9 +141,8 @@ class EDMHeun(Solver):
         0 where `noise` is not 1: it samples a law of slightly larger variance on purpose (Karras et al., section 4).
         """
         churned = self.churn > 0
-        wider = churned and self.noise != 1
-        order = 0 if wider else METHODS[self.method].order
-        return Promise(order, stochastic=churned, point_mass=() if wider else ("scalar",), ends=LAST)
+        order, exact = (0, ()) if churned and self.noise != 1 else (METHODS[self.method].order, ("scalar",))
+        return Promise(order, stochastic=churned, point_mass=exact, ends=LAST)
 
     @property
     def one_row(self) -> bool:
@@ -166,14 +156,11 @@ class EDMHeun(Solver):
         z, p, rho = w.start, w.process, clock("rho")
         for t, s in w.steps:
             level = math.exp(-float(p.log_snr(t)))
-            gamma = min(self.churn / len(w.steps), self._up) if self.churn_min <= level <= self.churn_max else 0.0
-            if gamma > 0:
+            gamma = min(self.churn / len(w.steps), math.sqrt(2) - 1)
+            if gamma > 0 and self.churn_min <= level <= self.churn_max:
                 up = min(float(p.inverse_log_snr(-math.log(level * (1 + gamma)))), p.domain[1])
-                form = p.transition(up, t) * z
-                z, t = (
-                    w.row(form + self.noise * cholesky(added_noise(p, up, t)) * w.fresh_noise(up, t, "churn"), up),
-                    up,
-                )
+                noise = self.noise * cholesky(added_noise(p, up, t)) * w.fresh_noise(up, t, "churn")
+                z, t = w.row(p.transition(up, t) * z + noise, up), up
             z = step(w, METHODS[self.method], "noise", rho, z, t, s)
 
 
@@ -188,11 +175,11 @@ def stages(w: Writer, method: Method, form: str, u: Clock, z: Form, t: Time, s: 
     if not isinstance(s, Tensor) and w.process.log_snr(s) == math.inf:
         method = METHODS["euler"]
     slopes: list[Form] = []
-    ahead, base = z, inverse(_frame(p, form, t))
+    ahead, base = z, inverse(frame(p, form, t))
     for a, c in zip((*method.a, method.b), (*method.c, 1.0), strict=True):
         at = t if c == 0 else s if c == 1 else u.between(p, t, s, c)
         if slopes:
-            front = _frame(p, form, at)
+            front = frame(p, form, at)
             parts = [(front * (weight * (end - start)), k) for weight, k in zip(a, slopes, strict=True)]
             ahead = w.row(Form.total([(front * base, z), *parts]), at)
         if len(slopes) < len(method.b):
@@ -200,7 +187,8 @@ def stages(w: Writer, method: Method, form: str, u: Clock, z: Form, t: Time, s: 
     return ahead, slopes
 
 
-def _frame(process: Process, form: str, t: Time) -> Coefficient:
+def frame(process: Process, form: str, t: Time) -> Coefficient:
+    """P of a form."""
     return 1.0 if form == "state" else process.Psi(t) if form == "noise" else process.R(t)
 
 

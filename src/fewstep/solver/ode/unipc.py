@@ -20,7 +20,7 @@ from fewstep.solver.base import BY_FORM, Moments, Promise, Solver
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
-from fewstep.words import among
+from fewstep.words import among, within
 
 __all__ = ["UniPC"]
 
@@ -29,7 +29,7 @@ __all__ = ["UniPC"]
 class UniPC(Solver):
     r"""UniPC-p: unified multistep predictor-corrector, deterministic, one call a step.
 
-    One call a step, deterministic; state kept: the last p predictions and the uncorrected state's base. As in the
+    State kept: the last p predictions and the uncorrected state's base. As in the
     authors' code the coefficient of the second-order predictor and of the first-order corrector is 1/2, the corrector
     is left out in the last step, and with `final_ramp` the last steps use fewer points, which limits the order to 2.
     Without it the order is p + 1, at most 3 with this start. A step to sigma = 0 uses one point. Where we differ: a
@@ -56,8 +56,7 @@ class UniPC(Solver):
     reason = "its coefficients are solved in one log-SNR"
 
     def __post_init__(self) -> None:
-        if self.points < 1:
-            raise ValueError(f"got points={self.points}: give at least 1")
+        within(self, points="[1, inf]")
         among(self, form=("data", "noise"), b=("bh1", "bh2"))
 
     @property

@@ -13,21 +13,22 @@ nearest k + 1 alone ("pseudo", eq. 16). l = 1, s = b = 0 makes g = -D: the data 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, Diagonal
+from fewstep.process.quadrature import collocation
 from fewstep.solver.base import Moments, Promise, Solver
 from fewstep.solver.statistics import Statistics
 from fewstep.solver.weights import first_order
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
+from fewstep.words import among, within
 
 __all__ = ["DPMSolverV3"]
 
@@ -76,11 +77,9 @@ class DPMSolverV3(Solver):
     reason = "its statistics are measured in one log-SNR"
 
     def __post_init__(self) -> None:
-        if self.points < 1:
-            raise ValueError(f"got points={self.points}: give at least 1")
-        if self.rule not in _RULES:
-            raise ValueError(f"got rule={self.rule!r}: choose one of {', '.join(_RULES)}")
-        object.__setattr__(self, "statistics", Statistics.given(self.statistics, ("l", "s", "b")))
+        within(self, points="[1, inf]")
+        among(self, rule=_RULES)
+        vars(self).update(statistics=Statistics.given(self.statistics, ("l", "s", "b")))
 
     @property
     def promise(self) -> Promise:
@@ -101,7 +100,7 @@ class DPMSolverV3(Solver):
         for k, (t, s) in enumerate(w.steps):
             lam = float(p.log_snr(t))
             d = w.call(ahead, t)
-            f = (1.0 - found.l(lam)) * _inverse(p, t) * ahead - d if found.linear else -d
+            f = (1.0 - found.l(lam)) * (1 / p.M(t)) * ahead - d if found.linear else -d
             count = points + self.corrector_pseudo
             if self.corrector and count > 1 and k and math.isfinite(nodes[0][0]) and t <= self.correct_up_to:
                 base, *older = nodes
@@ -123,7 +122,7 @@ class DPMSolverV3(Solver):
             carry, whole = first_order(p, "data", s, t)
             return carry * z - whole * nodes[0][1]
         shrink, bias, moments = found.step(low, high, len(nodes))
-        form = (p.M(t) * shrink * _inverse(p, s)) * z
+        form = (p.M(t) * shrink * (1 / p.M(s))) * z
         derivatives = _derivatives([lam - low for lam, _ in nodes], pseudo=pseudo)
         for j, (lam, f) in enumerate(nodes):
             scale, offset = found.scaled(low, lam)
@@ -212,28 +211,9 @@ def _derivatives(delta: list[float], *, pseudo: bool) -> np.ndarray:
     return found
 
 
-def _inverse(process: Process, t: float) -> float:
-    return 1 / process.M(t)
-
-
-Rule = tuple[Tensor, Tensor, Tensor]
-
-
-@cache
-def _gauss() -> Rule:
-    """Four points and weights on [0, 1], and the weights of the integrals from 0 to every point."""
-    x, weights = np.polynomial.legendre.leggauss(4)
-    c, weights = (x + 1) / 2, weights / 2
-    powers = np.vander(c, increasing=True)
-    inner = (powers * c[:, None] / np.arange(1, len(c) + 1)) @ np.linalg.inv(powers)
-    return torch.from_numpy(c), torch.from_numpy(weights), torch.from_numpy(inner)
-
-
-@cache
-def _trapezoid() -> Rule:
-    """Both ends."""
-    c, weights, inner = [0.0, 1.0], [0.5, 0.5], [[0.0, 0.0], [0.5, 0.5]]
-    return tuple(torch.tensor(each, dtype=torch.float64) for each in (c, weights, inner))  # type: ignore[return-value]
-
-
-_RULES = {"gauss": _gauss, "trapezoid": _trapezoid}  # worked out when they are asked for: numpy's algebra starts slowly
+# Points and weights on [0, 1], and the weights of the integrals from 0 to every point; made when they are asked for.
+_RULES: dict[str, Callable[[], tuple[Tensor, Tensor, Tensor]]] = {
+    "gauss": lambda: collocation(4),
+    "trapezoid": lambda: (torch.tensor([0.0, 1.0]).double(), torch.tensor([0.5, 0.5]).double(),
+                          torch.tensor([[0.0, 0.0], [0.5, 0.5]]).double()),
+}  # fmt: skip

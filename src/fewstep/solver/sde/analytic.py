@@ -20,11 +20,12 @@ from fewstep.solver.base import BOTH, LAST, Promise, Solver
 from fewstep.solver.sde.ancestral import implicit, posterior, with_noise
 from fewstep.solver.statistics import Statistics
 from fewstep.tableau.writer import Writer
-from fewstep.words import among
+from fewstep.words import among, within
 
 __all__ = ["Analytic", "LearnedVariance", "gain_and_covariance"]
 
 _PIXEL = 2 / 255 * math.sqrt(math.pi / 2)  # the standard deviation whose mean absolute value is one of 255 steps
+_ALLOWED = {"eta": "[0, 1]", "clip_last": "[0, inf]", "clip_pixel": "(0, inf]"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,8 @@ class Analytic(Solver):
     z_s = M_s D + A R_t^-1 (z_t - M_t D) + (C C^T + J Gamma J^T)^(1/2) xi. One call a step, no state kept, weak order 1.
     Without statistics Gamma is 0, the lower bound: `ddpm` (the posterior variance) or `ddim`. The upper bounds are
     Gamma <= (sigma_t/alpha_t)^2 (scalar) and, for data within `half_range` of its middle, Gamma <= half_range^2.
-    No noise is added in a step to sigma = 0. On blurring Gamma is per frequency, on CLD it acts through J on position
-    and velocity alike. Where we differ: Gamma is kept from rising as the noise falls (see `Statistics`), and D is not
-    clipped.
+    On blurring Gamma is per frequency, on CLD it acts through J on position and velocity alike. Where we differ: Gamma
+    is kept from rising as the noise falls (see `Statistics`), and D is not clipped.
 
     References: Bao, Li, Zhu, Zhang, Analytic-DPM, 2022, Theorem 1 and section 3.1, https://arxiv.org/abs/2201.06503;
     the authors' code for the clipping, https://github.com/baofff/Analytic-DPM.
@@ -59,11 +59,9 @@ class Analytic(Solver):
     clip_pixel: float = 2.0
 
     def __post_init__(self) -> None:
-        _check(self.eta, self.clip_last, self.clip_pixel)
-        if not self.half_range > 0:
-            raise ValueError(f"got half_range={self.half_range}: give a number above 0")
+        within(self, **_ALLOWED, half_range="(0, inf]")
         reads = ("error2" if self.corrected else "eps2",)
-        object.__setattr__(self, "statistics", Statistics.given(self.statistics, reads))
+        vars(self).update(statistics=Statistics.given(self.statistics, reads))
 
     @property
     def promise(self) -> Promise:
@@ -118,7 +116,7 @@ class LearnedVariance(Solver):
     reason = "its network has one variance for every coordinate of the noise"
 
     def __post_init__(self) -> None:
-        _check(self.eta, self.clip_last, self.clip_pixel)
+        within(self, **_ALLOWED)
         among(self, head=("sn", "npr"))
 
     @property
@@ -159,10 +157,3 @@ def _last_noisy(w: Writer, count: int) -> set[int]:
     """The last `count` of the steps that add noise: those that do not end at sigma = 0."""
     noisy = [k for k, (_, s) in enumerate(w.steps) if not is_zero(w.process.Sigma(s))]
     return set(noisy[-count:]) if count else set()
-
-
-def _check(eta: float, clip_last: int, clip_pixel: float) -> None:
-    if not 0 <= eta <= 1:
-        raise ValueError(f"got eta={eta}: give a number in [0, 1]")
-    if clip_last < 0 or not clip_pixel > 0:
-        raise ValueError(f"got clip_last={clip_last}, clip_pixel={clip_pixel}: give at least 0, and above 0")

@@ -32,7 +32,7 @@ from fewstep.solver.base import BOTH, LAST, Promise, Solver
 from fewstep.solver.ode.singlestep import inside, singlestep
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
-from fewstep.words import among
+from fewstep.words import among, within
 
 __all__ = ["DDIM", "DDPM", "LCM", "Ancestral"]
 
@@ -82,8 +82,7 @@ class DDIM(Solver):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"got eta={self.eta}: give a number in [0, 1]")
+        within(self, eta="[0, 1]")
 
     @property
     def promise(self) -> Promise:
@@ -116,8 +115,7 @@ class Ancestral(Solver):
 
     def __post_init__(self) -> None:
         among(self, points=(1, 2, 3), form=("data", "noise"), down=("variance", "flow"))
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"got eta={self.eta}: give a number in [0, 1]")
+        within(self, eta="[0, 1]")
 
     @property
     def promise(self) -> Promise:

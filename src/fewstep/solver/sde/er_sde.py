@@ -64,9 +64,7 @@ class ERSDE(Solver):
     reason = "its noise scale is a function of one noise-to-signal ratio"
 
     def __post_init__(self) -> None:
-        among(self, points=(1, 2, 3))
-        if self.phi not in NOISE_SCALES:
-            raise ValueError(f"got phi={self.phi!r}: choose one of {', '.join(NOISE_SCALES)}")
+        among(self, points=(1, 2, 3), phi=NOISE_SCALES)
 
     @property
     def promise(self) -> Promise:

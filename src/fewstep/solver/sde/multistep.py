@@ -16,13 +16,14 @@ import math
 from dataclasses import dataclass
 
 from fewstep.process.clock import clock
-from fewstep.process.operator import Coefficient, cholesky, is_zero, transpose
+from fewstep.process.operator import Coefficient, transpose
 from fewstep.solver.base import BOTH, LAST, Promise, Solver
+from fewstep.solver.sde.ancestral import with_noise
 from fewstep.solver.sde.reverse import added, reverse
 from fewstep.solver.weights import Frame, finite, weights
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
-from fewstep.words import among
+from fewstep.words import among, within
 
 __all__ = ["SASolver", "SDEMultistep", "places", "step"]
 
@@ -66,11 +67,8 @@ class SDEMultistep(Solver):
     final_ramp: bool = False
 
     def __post_init__(self) -> None:
-        among(self, points=(1, 2, 3))
-        if not 0 <= self.eta < math.inf:
-            raise ValueError(f"got eta={self.eta}: give a finite number of at least 0")
-        if self.type not in ("midpoint", "heun") or self.form not in ("data", "noise"):
-            raise ValueError(f"got type={self.type!r}, form={self.form!r}: choose midpoint or heun, and data or noise")
+        among(self, points=(1, 2, 3), type=("midpoint", "heun"), form=("data", "noise"))
+        within(self, eta="[0, inf)")
 
     @property
     def promise(self) -> Promise:
@@ -92,9 +90,8 @@ class SDEMultistep(Solver):
             if data:
                 form = phi * z + weighed + (added(w, phi, t, s) if self.stochastic else Form({}))
             else:
-                form = phi * z + (1 + self.eta) * weighed
                 lost = self.eta * (phi * p.Sigma(t) * transpose(phi) - p.Sigma(s))
-                form = form if is_zero(lost) else form + cholesky(lost) * w.noise(t, s)
+                form = with_noise(w, phi * z + (1 + self.eta) * weighed, lost, t, s)
             z = w.row(form, s)
 
     def _half(self, points: int) -> str:
@@ -133,10 +130,7 @@ class SASolver(Solver):
     corrector: bool = True
 
     def __post_init__(self) -> None:
-        if self.points < 1:
-            raise ValueError(f"got points={self.points}: give at least 1")
-        if not 0 <= self.tau < math.inf:
-            raise ValueError(f"got tau={self.tau}: give a finite number of at least 0")
+        within(self, points="[1, inf]", tau="[0, inf)")
 
     @property
     def promise(self) -> Promise:

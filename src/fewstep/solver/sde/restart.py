@@ -14,6 +14,7 @@ from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.ode.runge_kutta import METHODS, step
 from fewstep.solver.sde.ancestral import added_noise
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["Restart"]
 
@@ -37,14 +38,13 @@ class Restart(Solver):
     method: str = "heun"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "intervals", tuple(tuple(x) for x in self.intervals))
+        vars(self).update(intervals=tuple(map(tuple, self.intervals)))
         for low, high, repeats in self.intervals:
             if not 0 <= high < low <= 1 or repeats < 0 or repeats != int(repeats):
                 raise ValueError(
                     f"got the interval {(low, high, repeats)}: give 0 <= high < low <= 1 and a whole number of repeats"
                 )
-        if self.method not in METHODS:
-            raise ValueError(f"got method={self.method!r}: choose one of {', '.join(METHODS)}")
+        among(self, method=METHODS)
 
     @property
     def promise(self) -> Promise:

@@ -19,15 +19,14 @@ https://arxiv.org/abs/2206.05564; Xue et al., SA-Solver, 2023, https://arxiv.org
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.process.base import Process, Time, derivative, to_tensor
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, is_zero, transpose
+from fewstep.process.quadrature import around, gauss
 from fewstep.solver.weights import Frame, pull
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
@@ -35,8 +34,7 @@ from fewstep.tableau.writer import Writer
 __all__ = ["added", "carry", "reverse", "scaled"]
 
 _APART = 0.5  # log-SNR between knots
-_C, _B = (torch.from_numpy(a) / 2 for a in np.polynomial.legendre.leggauss(8))  # Gauss' nodes and weights on [0, 1]
-_C = _C + 0.5
+_C, _B = gauss(8)[0] / 2 + 0.5, gauss(8)[1] / 2  # on [0, 1]
 _POWERS = torch.arange(8, dtype=torch.float64)
 _A = (_C[:, None] ** (_POWERS + 1) / (_POWERS + 1)) @ torch.linalg.inv(_C[:, None] ** _POWERS)
 
@@ -93,9 +91,8 @@ def _turned(process: Process, eta: float, t: Time) -> Block:
     """U of P = R U on blocks, from the identity at log-SNR 0: the knot behind t, and one step from there."""
     lam = to_tensor(process.log_snr(to_tensor(t)))
     knot = (lam / _APART).floor()
-    low, high = (8 * math.floor(float(x) / 8) for x in (knot.min(), knot.max() + 8))
-    table = _knots(process, eta, min(low, 0), max(high, 0))
-    start = table[(knot - min(low, 0)).long()]
+    low, high = around(knot)
+    start = _knots(process, eta, low, high)[(knot - low).long()]
     return Block(_across(process, eta, _APART * knot, lam) @ start)
 
 

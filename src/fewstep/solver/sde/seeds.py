@@ -15,14 +15,14 @@ import math
 from dataclasses import dataclass
 
 from fewstep.process.clock import clock
-from fewstep.process.operator import Coefficient, cholesky, transpose
+from fewstep.process.operator import cholesky, transpose
 from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.ode.singlestep import NODES
 from fewstep.solver.sde.multistep import Node, step
 from fewstep.solver.sde.reverse import added, carry, reverse
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
-from fewstep.words import among
+from fewstep.words import among, within
 
 __all__ = ["SEEDS"]
 
@@ -52,13 +52,8 @@ class SEEDS(Solver):
     noises: str = "path"
 
     def __post_init__(self) -> None:
-        among(self, stages=(2, 3))
-        if not 0 <= self.eta < math.inf:
-            raise ValueError(f"got eta={self.eta}: give a finite number of at least 0")
-        if self.type not in ("midpoint", "heun") or self.noises not in ("path", "separate"):
-            raise ValueError(
-                f"got type={self.type!r}, noises={self.noises!r}: choose midpoint or heun, and path or separate"
-            )
+        among(self, stages=(2, 3), type=("midpoint", "heun"), noises=("path", "separate"))
+        within(self, eta="[0, inf)")
 
     @property
     def promise(self) -> Promise:
@@ -85,11 +80,10 @@ class SEEDS(Solver):
                 if self.stochastic and self.noises == "path":
                     onward = carry(law, at, to)
                     noise = onward * noise + added(w, onward, at, to)
+                elif self.stochastic and to == s:
+                    noise = added(w, phi, t, s)
                 elif self.stochastic:
-                    noise = self._separate(w, phi, t, to) if to != s else added(w, phi, t, s)
+                    covariance = p.Sigma(to) - phi * p.Sigma(t) * transpose(phi)
+                    noise = cholesky(covariance) * w.fresh_noise(t, to, "stage")
                 ahead = w.row(phi * z + weighed + noise, to)
             z = ahead
-
-    def _separate(self, w: Writer, phi: Coefficient, t: float, m: float) -> Form:
-        p = w.process
-        return cholesky(p.Sigma(m) - phi * p.Sigma(t) * transpose(phi)) * w.fresh_noise(t, m, "stage")
