@@ -16,6 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,6 +31,44 @@ from fewstep.process.predict import VARIANCES
 from fewstep.words import Typed, typed
 
 __all__ = ["Dataset", "Gaussian", "Mixture"]
+
+_NUMBERS, _TIMES = 2**8, 2**12  # the most numbers in the means of a mixture that remembers, and of times remembered
+
+
+class _Filter(NamedTuple):
+    """What the posterior at a time is made of, whatever the state; tensors broadcast to (batch, K, *shape)."""
+
+    matched: Coefficient  # M^T Sigma^-1
+    n: Tensor
+    positive: Tensor | None  # where n is; None: everywhere
+    mu: Tensor
+    weight: Tensor  # n / (1 + s^2 n)
+    gain: Tensor  # s^2 n / (1 + s^2 n)
+    spread: Tensor  # s^2 / (1 + s^2 n)
+    keep: Tensor  # -log(1 + s^2 n)
+    shares: Tensor  # log w, (K,)
+
+    def posterior(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and means of the components given z, broadcastable to (batch, K, *shape)."""
+        b = apply(self.matched, z.to(torch.float64))[:, None]
+        if self.positive is None:
+            estimate = b / self.n
+        else:
+            estimate = torch.where(self.positive, b / torch.where(self.positive, self.n, 1.0), 0.0)
+        energy = (self.weight * (estimate - self.mu) ** 2 - self.keep).expand(len(z), *self.mu.shape)
+        pi = (self.shares - 0.5 * energy.reshape(*energy.shape[:2], -1).sum(-1)).softmax(1)
+        return _trailing(pi, self.mu.ndim + 1), self.mu + self.gain * (estimate - self.mu)
+
+
+class _Filters(NamedTuple):
+    """Those of a mixture, by time and shape, and the numbers they were made of: written into, they tell it."""
+
+    numbers: tuple[Tensor, ...]
+    told: list[int]
+    at: dict[Any, _Filter]
+
+
+_FILTERS: WeakKeyDictionary[Mixture, _Filters] = WeakKeyDictionary()
 
 
 class Mixture(Denoiser):
@@ -88,33 +128,56 @@ class Mixture(Denoiser):
         return guided.at(t, output)
 
     def _mean(self, z: Tensor, t: Time) -> Tensor:
-        if _is_clean(self.process, t):
+        at = self._filter(z, t)
+        if at is None:
             return _clean(self.process, z, t)
-        pi, found, _ = self._posterior(z, t)
+        pi, found = at.posterior(z)
         return self.process.from_coordinates((pi * found).sum(1)).to(z.dtype)
 
     def _variance_at(self, t: Time) -> Callable[[Tensor], Tensor]:
         def variance(z: Tensor) -> Tensor:
-            if _is_clean(self.process, t):
+            at = self._filter(z, t)
+            if at is None:
                 return torch.zeros_like(z)
-            pi, found, spread = self._posterior(z, t)
+            pi, found = at.posterior(z)
             mean = (pi * found).sum(1, keepdim=True)
-            _, n = _matched(self.process, z.to(torch.float64), t)
-            return (n * (pi * (spread + (found - mean) ** 2)).sum(1)).to(z.dtype)
+            return (at.n[:, 0] * (pi * (at.spread + (found - mean) ** 2)).sum(1)).to(z.dtype)
 
         return variance
 
-    def _posterior(self, z: Tensor, t: Time) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, means and variances of the components given z, broadcastable to (batch, K, *shape)."""
-        b, n = _matched(self.process, z.to(torch.float64), t)
+    def _filter(self, z: Tensor, t: Time) -> _Filter | None:
+        """The filter at a time for states like z, None where there is no noise; small mixtures remember theirs."""
+        numbers = (self.means, self.stds, self.log_weights)
+        if (
+            type(t) is not float
+            or self.means.numel() > _NUMBERS
+            or torch.compiler.is_compiling()
+            or any(v.is_inference() or v.requires_grad for v in numbers)
+        ):
+            return self._made(z, t)
+        told = [v._version for v in numbers]
+        held = _FILTERS.get(self)
+        if held is None or held.told != told or any(a is not b for a, b in zip(held.numbers, numbers, strict=True)):
+            held = _FILTERS[self] = _Filters(numbers, told, {})
+        key = (t, z.shape[1:], z.device)
+        if (found := held.at.get(key)) is None:
+            with torch.inference_mode(False):
+                found = self._made(torch.zeros((1, *z.shape[1:]), dtype=torch.float64, device=z.device), t)
+            if found is not None and len(held.at) < _TIMES:
+                everywhere = found.positive is not None and bool(found.positive.all())
+                held.at[key] = found = found._replace(positive=None if everywhere else found.positive)
+        return found
+
+    def _made(self, z: Tensor, t: Time) -> _Filter | None:
+        if _is_clean(self.process, t):
+            return None
+        matched, whole = _matching(self.process, t)
+        b = apply(matched, z.to(torch.float64))
         mu, std = (v.to(z.device) for v in self._components(tuple(b.shape[1:])))
-        b, n = b[:, None], n[:, None]  # (batch, K, *shape)
+        n = _values(whole, b)[:, None]
         keep = 1 / (1 + std**2 * n)
-        estimate = torch.where(n > 0, b / torch.where(n > 0, n, 1.0), 0.0)
-        energy = (n * keep * (estimate - mu) ** 2 - keep.log()).expand(len(z), *mu.shape)
-        pi = (self.log_weights.to(z.device) - 0.5 * energy.reshape(*energy.shape[:2], -1).sum(-1)).softmax(1)
-        found = mu + std**2 * n * keep * (estimate - mu)
-        return _trailing(pi, found.ndim), found, std**2 * keep
+        shares = self.log_weights.to(z.device)
+        return _Filter(matched, n, n > 0, mu, n * keep, std**2 * n * keep, std**2 * keep, keep.log(), shares)
 
     def _components(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Means (K, *shape) and stds (K, 1... or *shape) in the process's coordinates."""
@@ -201,10 +264,16 @@ def _clean(process: Process, z: Tensor, t: Time) -> Tensor:
 
 def _matched(process: Process, z: Tensor, t: Time) -> tuple[Tensor, Tensor]:
     """The pair b (batch, *shape) in the process's coordinates and n, broadcastable to it, (batch or 1, ...)."""
+    matched, n = _matching(process, t)
+    b = apply(matched, z)
+    return b, _values(n, b)
+
+
+def _matching(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
+    """The matched filter M^T Sigma^-1, and n = M^T Sigma^-1 M."""
     m = process.M(t)
     matched = transpose(m) * inverse(process.Sigma(t))
-    b = apply(matched, z)
-    return b, _values(matched * m, b)
+    return matched, matched * m
 
 
 def _values(c: Coefficient, like: Tensor) -> Tensor:
