@@ -32,6 +32,8 @@ RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 WHEN = {
     "ddpm": "ancestral sampling, posterior variance; many calls",
     "ddpm-beta": "the same with the forward variance; many calls",
+    "resshift": "ResShift's chain, whose noise is only added to; ancestral sampling otherwise",
+    "momentum": "soft diffusion's momentum sampler: the same with all the noise that was added; many calls",
     "ddim": "the plain first-order step; `eta` adds noise; invertible in the limit",
     "analytic-ddpm": "ancestral sampling in few steps, with the best variance (`fewstep stats` first)",
     "analytic-ddim": "ddim and only the noise its prediction leaves out (`fewstep stats` first)",
@@ -52,6 +54,8 @@ WHEN = {
     "multistep-3": "three predictions, data form",
     "multistep-pc-2": "two predictions and a corrector at no further call",
     "multistep-pc-3": "three predictions and a corrector; reference solutions",
+    "dbim-2": "DBIM of order 2 on bridges: two predictions, one in the last step",
+    "dbim-3": "DBIM of order 3 as published; its start makes it of order 2",
     "deis-tab-1": "DEIS tAB1: noise form, interpolated in t; gDDIM with two predictions, on any process",
     "deis-tab-2": "DEIS tAB2; gDDIM with three predictions",
     "deis-tab-3": "DEIS tAB3; gDDIM with four predictions",

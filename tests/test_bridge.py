@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,10 +100,10 @@ def test_end_of_a_run_is_z_and_one_call_is_the_prediction_at_y(name):
     x = fs.sample(fs.bridged(net, y), p, steps=1)
     assert len(asked) == 1
     if p.pinned:
-        torch.testing.assert_close(asked[0][0], p.n(p.end) * y, rtol=0, atol=1e-15)
-        torch.testing.assert_close(x, 0.4 * p.n(p.end) * y - 0.1, rtol=1e-6, atol=0)
+        torch.testing.assert_close(asked[0][0], y, rtol=1e-14, atol=0)
+        torch.testing.assert_close(x, 0.4 * y - 0.1, rtol=1e-6, atol=0)
     middle, eps = float(times(p, 3)[1]), torch.randn(5, 2, dtype=torch.float64, generator=g)
-    start = p.alpha(p.t_max) * 0.3 + p.prior(eps, y=y)
+    start = p.diffuse(0.3 + 0 * y, p.t_max, eps, y)
     x = fs.sample(
         fs.bridged(lambda z, t: 0 * z + 0.3, y), p, solver="ddim", x=start,
         grid=torch.tensor([p.t_max, middle], dtype=torch.float64), noise=eps[None],
@@ -132,7 +133,7 @@ def _rows_carry(p: fs.Bridge, solver: fs.Solver) -> None:
     table = solver.tabulate(p, torch.tensor([first, *inner, last], dtype=torch.float64))
     y, x0 = torch.tensor([[0.7, -2.0]], dtype=torch.float64), 0.4
     rows = []
-    x = p.prior(torch.zeros_like(y), first, y) + p.alpha(first) * x0
+    x = p.diffuse(x0 + 0 * y, first, 0 * y, y)
     end = fs.sample(
         fs.bridged(lambda z, t: torch.full_like(z, x0), y), p, solver=table, x=x,
         noise=torch.zeros(max(1, len(table.noises)), 1, 2, dtype=torch.float64),
@@ -166,6 +167,24 @@ def test_orders_on_the_posterior_of_pairs(name, order, process):
         end = fs.sample(paired.given(y), p, solver=name, grid=grid, x=u + p.n(first) * y)
         far[n] = float((end - exact).norm())
     assert math.log2(far[16] / far[64]) / 2 > order - 0.25
+
+
+@pytest.mark.parametrize("name", ["ir-sde", "resshift", "indi"])
+def test_a_start_that_is_not_pinned_is_y_and_noise(name):
+    p, y = SHAPES[name], torch.tensor([[0.7, -2.0]], dtype=torch.float64).expand(3, 2)
+    seen = []
+    fs.sample(fs.bridged(lambda z, t: (seen.append(z), z)[1], y), p, solver="ddim", steps=1, seed=2)
+    eps = fs.Noise(2).normal("initial", 0, (3, 2), dtype=torch.float64)
+    torch.testing.assert_close(seen[0], y + p.sigma(p.t_max) * eps, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(p.prior(eps, y=y), seen[0], rtol=1e-12, atol=1e-12)
+
+
+def test_one_y_serves_all_samples():
+    p, y = fs.I2SB(variance=1.0), torch.randn(1, 3, generator=torch.Generator().manual_seed(5))
+    net = lambda z, t: 0.3 * z  # noqa: E731
+    many = fs.sample(fs.bridged(net, y), p, solver="ddpm", steps=4, shape=(5, 3))
+    each = fs.sample(fs.bridged(net, y.expand(5, 3)), p, solver="ddpm", steps=4)
+    assert torch.equal(many, each)
 
 
 def test_samples_have_the_law_of_x0_given_y():
@@ -241,10 +260,45 @@ def test_retimed_between_bridges_is_the_same_sampler():
     for p in (a, b):
         denoiser = paired.given(y) if p is a else fs.retime(paired.given(y), b, source=a)
         t = p.inverse_log_snr(lam)
-        x = p.prior(torch.ones_like(y), float(t[0]), y)
+        x = p.diffuse(0 * y, float(t[0]), torch.ones_like(y), y)
         runs.append((fs.sample(denoiser, p, solver="multistep-2", grid=t, x=x), p, float(t[-1])))
     whites = [(z - p.n(t) * y) / p.sigma(t) for z, p, t in runs]
     torch.testing.assert_close(whites[0], whites[1], rtol=1e-9, atol=1e-9)
+
+
+def test_presets_read_published_networks():
+    """Each network answers in its own convention for the one picture x0, and is told an index or level in range."""
+    y, x0 = torch.rand(2, 1, 4, 4), 0.25
+    times = {"ir": fs.presets.ir_sde_times(), "res": fs.presets.resshift_times()}
+
+    def ir_sde(z, y, index):
+        assert bool(((index >= 0) & (index <= 100)).all())
+        t = np.interp(index.double().numpy(), np.arange(101), times["ir"].numpy())
+        t = torch.from_numpy(t)[:, None, None, None]
+        p = fs.IRSDE()
+        return ((z - p.n(t) * y - p.alpha(t) * x0) / p.sigma(t)).float()
+
+    def resshift(z, index, lq):
+        assert lq.shape == z.shape
+        assert bool(((index >= 0) & (index <= 14)).all())
+        return torch.full_like(z, x0)
+
+    def ddbm(z, label, xT):
+        assert xT.shape == z.shape
+        return torch.zeros_like(z)
+
+    made = fs.presets.ir_sde(ir_sde, y)
+    x = fs.sample(made, made.process, solver="ddpm", grid=times["ir"][::10].flip(0))
+    torch.testing.assert_close(x, torch.full_like(x, x0), atol=1e-4, rtol=0)
+    made = fs.presets.resshift(partial(resshift, lq=y), y)
+    grid = torch.cat([times["res"].flip(0), torch.zeros(1)])
+    torch.testing.assert_close(fs.sample(made, made.process, solver="resshift", grid=grid), torch.full_like(y, x0))
+    made = fs.presets.ddbm(partial(ddbm, xT=y), y, fs.DDBMVP())
+    assert fs.sample(made, made.process, steps=4).isfinite().all()
+    level = []
+    made = fs.presets.i2sb(lambda z, at: (level.append(at), torch.zeros_like(z))[1], y)
+    assert torch.equal(fs.sample(made, made.process, steps=1), y)  # its first prediction is y
+    assert float(level[0][0]) == pytest.approx(1000.0)
 
 
 def test_tables_of_bridges_are_files(tmp_path):

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from fewstep.check.cell import Judge, Rounded
-from fewstep.check.exact import STD, grid, singular_ends, starts
+from fewstep.check.exact import STD, grid, runnable, shift, singular_ends, starts
 from fewstep.check.report import Verdict
 from fewstep.denoiser import Counted, Gaussian
 from fewstep.loop import sample, solve
 from fewstep.process import Discrete, Process
+from fewstep.process.bridge import boots
 from fewstep.process.operator import apply, cholesky, inverse, transpose
 from fewstep.solver.driver.base import ENDS, Driver, Outcome
 
@@ -68,7 +69,7 @@ class DriverCell(Judge):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.problem.denoiser.means.shape[1:])
+        return tuple(self.problem.mixture.means.shape[1:])
 
     def draw(self, count: int, *, first: int = 0, grid: Tensor | None = None) -> Outcome:
         """Samples from `first` on, of 64 that start from the law at the grid's first time."""
@@ -202,9 +203,10 @@ def marginals(cell: DriverCell) -> Verdict:
     denoiser = Gaussian(p, torch.zeros(shape, dtype=torch.float64), STD)
     noise = lambda: torch.randn((2, *p.state_shape(shape)), dtype=torch.float64, generator=g)  # noqa: E731
     driver = cell.finer(0.1 if cell.solver.stochastic else 1e-2)
-    found = cell.solve(driver, denoiser, x=p.diffuse(denoiser.sample(2, g), start, noise()), grid=times)
+    x = p.diffuse(denoiser.sample(2, g), start, noise()) + shift(p, start)
+    found = cell.solve(driver, runnable(denoiser), x=x, grid=times)
     law = cholesky(p.Sigma(end) + STD**2 * (p.M(end) * transpose(p.M(end))))
-    white = apply(inverse(law), found.state)
+    white = apply(inverse(law), found.state - shift(p, end))
     white = white.movedim(1, 0).flatten(1) if p.kind == "block" else white.flatten(0, 1).flatten(1).mT
     off = float((white @ white.mT / white.shape[1] - torch.eye(len(white), dtype=torch.float64)).abs().max())
     bound = SIGMAS * math.sqrt(2 / count) + 0.05
@@ -227,11 +229,12 @@ def ends(cell: DriverCell) -> Verdict:
                 return cell.judge("ends", False, f"it declares {end}, and refuses it: {error}")
             tried.append(f"{end} is refused")
             continue
-        if end not in s.ends:
+        boot = boots(cell.process, times[0])
+        if end not in s.ends and not boot:
             return cell.judge("ends", False, f"it does not declare {end}, and takes it")
         if not found.ok:
             return cell.judge("ends", False, f"{end}: {found}")
-        tried.append(f"{end} is reached")
+        tried.append("the pinned end is left" if boot else f"{end} is reached")
     return cell.judge("ends", True, ", ".join(tried))
 
 

@@ -9,7 +9,7 @@ Gaussian data every row of a table is a linear function of independent normals (
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -18,26 +18,30 @@ import torch
 from torch import Tensor
 
 from fewstep.check.exactness import covariance, stacked
-from fewstep.denoiser import Gaussian, Mixture
-from fewstep.process import PROCESSES, Process
-from fewstep.process.base import derivative
+from fewstep.denoiser import Bridged, Gaussian, Mixture
+from fewstep.denoiser.base import Around, Denoiser
+from fewstep.denoiser.bridged import End
+from fewstep.process import ALL_PROCESSES, Process
+from fewstep.process.base import Time, derivative
+from fewstep.process.bridge import Bridge
 from fewstep.process.operator import Coefficient, apply, cholesky, inverse, magnitude, transpose
 from fewstep.process.quadrature import gauss, lagrange
 from fewstep.tableau import Tableau
 
 __all__ = ["STD", "Problem", "gaussian_map", "grid", "integrate", "law_error", "law_errors", "mixture", "problem",
-           "quantile_map", "singular_ends", "small", "starts"]  # fmt: skip
+           "quantile_map", "runnable", "shift", "singular_ends", "small", "starts"]  # fmt: skip
 
 LOW, HIGH = -2.5, 2.5  # the moderate log-SNR range, in which errors of every order are far above rounding
 STD = 0.7  # of the Gaussian data
+Y = 0.6  # every entry of the other end, on bridges
 _NODES, _PANEL = 10, 0.25  # Gauss nodes on every 0.25 units of log-SNR
 
 
 def small(name: str) -> Process:
-    """The process of a registry name, on 2 x 2 images with little blur where it has a size."""
-    process: Any = PROCESSES[name]()
+    """The process of a registry name, on 2 x 2 images with little blur where it has a size; for data of unit size."""
+    process: Any = ALL_PROCESSES[name]()
     names = {f.name for f in fields(process)}
-    options = {k: v for k, v in {"size": (2, 2), "sigma_blur_max": 1.0}.items() if k in names}
+    options = {k: v for k, v in {"size": (2, 2), "sigma_blur_max": 1.0, "variance": 1.0}.items() if k in names}
     return replace(process, **options) if options else process
 
 
@@ -82,7 +86,31 @@ def starts(process: Process, t: float, count: int = 16) -> Tensor:
     g = torch.Generator().manual_seed(1)
     x0 = mixture(process).sample(count, g)
     shape = (count, *process.state_shape(tuple(x0.shape[1:])))
-    return process.diffuse(x0, t, torch.randn(shape, dtype=torch.float64, generator=g))
+    return process.diffuse(x0, t, torch.randn(shape, dtype=torch.float64, generator=g)) + shift(process, t)
+
+
+class _OfZ(Around):
+    """A closed form of u as one of z = u + n Y, as a network on a bridge is."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Any]:
+        call, away = self.denoiser.toward(t, output, to), shift(self.process, t)
+        return lambda z: call(z - (away.reshape(-1, *(1,) * (z.ndim - 1)) if isinstance(away, Tensor) else away))
+
+
+def shift(process: Process, t: Time) -> Time:
+    """What y adds to a state: n Y on bridges."""
+    return process.n(t) * Y if isinstance(process, Bridge) else 0.0
+
+
+def runnable(oracle: Mixture) -> Denoiser:
+    """A closed form as a run takes it: on bridges with the other end."""
+    p = oracle.process
+    if not isinstance(p, Bridge):
+        return oracle
+    return Bridged(_OfZ(oracle), End(torch.full((1, *oracle.means.shape[1:]), Y, dtype=torch.float64)), p)
 
 
 @dataclass(frozen=True)
@@ -92,8 +120,13 @@ class Problem:
     process: Process
 
     @cached_property
-    def denoiser(self) -> Mixture:
+    def mixture(self) -> Mixture:
         return mixture(self.process)
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """What solvers call."""
+        return runnable(self.mixture)
 
     @cached_property
     def ends(self) -> tuple[float, float]:
@@ -107,7 +140,8 @@ class Problem:
     @cached_property
     def end(self) -> Tensor:
         move = quantile_map if self.process.kind == "scalar" else integrate
-        return move(self.denoiser, self.start, *self.ends)
+        away, there = (shift(self.process, t) for t in self.ends)
+        return move(self.mixture, self.start - away, *self.ends) + there
 
     def error(self, z: Tensor) -> float:
         """Root mean square over the samples, relative to the size of the exact answer."""

@@ -14,7 +14,7 @@ from fewstep.check.drivers import DRIVER_VERDICTS, DriverCell, driver_verdicts
 from fewstep.check.exact import small
 from fewstep.check.report import Report, Verdict
 from fewstep.check.verdicts import VERDICTS, verdicts
-from fewstep.process import PROCESSES, Process
+from fewstep.process import ALL_PROCESSES, Process
 from fewstep.solver import SOLVERS, Solver
 from fewstep.solver.driver.base import Driver
 from fewstep.words import pick
@@ -111,7 +111,7 @@ def _execute(path: Path) -> Any:
 
 def _processes(asked: str | Process | Iterable[str | Process] | None) -> list[tuple[str, Process]]:
     if asked is None:
-        asked = list(PROCESSES)
+        asked = list(ALL_PROCESSES)
     several = [asked] if isinstance(asked, str | Process) else list(asked)
     named = []
     for one in several:
@@ -122,7 +122,7 @@ def _processes(asked: str | Process | Iterable[str | Process] | None) -> list[tu
                 raise ValueError(f"got a {type(made).__name__} as process: give a Process, or what makes one")
             named.append((one.rpartition(":")[2], made))
         elif isinstance(one, str):
-            pick(PROCESSES, one, "process")
+            pick(ALL_PROCESSES, one, "process")
             named.append((one, small(one)))
         else:
             named.append((type(one).__name__, one))

@@ -19,7 +19,9 @@ from fewstep.check.report import Verdict
 from fewstep.loop import sample
 from fewstep.loop.plan import Plan
 from fewstep.loop.walk import walk
+from fewstep.process.bridge import boots
 from fewstep.process.operator import magnitude
+from fewstep.solver.base import calls_of
 from fewstep.tableau import Tableau
 from fewstep.tableau.kept import forget
 
@@ -196,20 +198,22 @@ def ends(cell: Cell) -> Verdict:
         return cell.skip("ends", "the process has no end at which alpha or sigma is zero")
     tried = []
     for end, times in singular.items():
-        if end not in s.ends:
+        boot = boots(p, times[0])
+        if end not in s.ends and not boot:
             try:
                 s.tabulate(p, torch.linspace(*times, 5, dtype=torch.float64))
             except ValueError:
                 tried.append(f"{end} is refused")
                 continue
             return cell.judge("ends", False, f"it does not declare {end}, and writes a table that has it")
-        both = end == "sigma=0" and "alpha=0" in s.ends and "alpha=0" in singular
+        both = end == "sigma=0" and "alpha=0" in singular
+        both = both and ("alpha=0" in s.ends or boots(p, singular["alpha=0"][0]))
         for first in (times[0], singular["alpha=0"][0]) if both else (times[0],):
             for steps in (1, 2, 5):
                 table = s.tabulate(p, torch.linspace(first, times[1], steps + 1, dtype=torch.float64))
                 if fault := _end_fault(cell, table, steps, to_zero=end == "sigma=0"):
                     return cell.judge("ends", False, f"{end}, {steps} steps from t = {first:g}: {fault}")
-        tried.append(f"{end} is reached")
+        tried.append("the pinned end is left" if boot else f"{end} is reached")
     return cell.judge("ends", True, ", ".join(tried))
 
 
@@ -290,7 +294,7 @@ def _residual(table: Tableau) -> float:
 
 def _end_fault(cell: Cell, table: Tableau, steps: int, *, to_zero: bool) -> str:
     """What is wrong with a run to or from a singular end; empty when nothing is."""
-    said = cell.solver.calls(steps, to_zero=to_zero)
+    said = calls_of(cell.solver, steps, to_zero=to_zero, boot=boots(cell.process, float(table.grid[0])))
     if table.nfe != said:
         return f"it says {said} calls and its table holds {table.nfe}"
     z = cell.draw(table, 4)

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.check.drivers import DRIVER_VERDICTS
     from fewstep.check.verdicts import VERDICTS
     from fewstep.files import write_json, write_text
-    from fewstep.process import PROCESSES
+    from fewstep.process import ALL_PROCESSES
     from fewstep.solver import ALIASES, SOLVERS
     from fewstep.terminal import Bar
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         pick(VERDICTS | DRIVER_VERDICTS, name, "verdict")
     for name in args.process or ():
         if ":" not in name:
-            pick(PROCESSES, name, "process")
+            pick(ALL_PROCESSES, name, "process")
     names = [name for name in SOLVERS if name not in ALIASES] if args.all else args.solver
     for name in names:
         if ":" not in name:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     if args.option:
         build(SOLVERS, names[0], "solver", args.option)  # refuses what it does not have
     torch.set_num_threads(1)  # the states are tiny: more threads only wait for each other
-    processes = args.process or list(PROCESSES)
+    processes = args.process or list(ALL_PROCESSES)
     extras = [name for name in ("thorough", "compile") if getattr(args, name)]
     asked = "".join(f"-{word}" for word in (*(args.only or ()), *extras))
     kept = args.all and not any(":" in name for name in processes)  # what a file of one's own says may change

@@ -27,12 +27,12 @@ def run(args: argparse.Namespace) -> None:
     """Prints a solver as its table: rows, times, weights, network calls."""
     from fewstep.grid import GRIDS
     from fewstep.loop import tabulate
-    from fewstep.process import PROCESSES
+    from fewstep.process import ALL_PROCESSES
     from fewstep.solver.config import Tableau
 
     table = solver_or_table(args, ("option", "process", "steps", "grid"))
     if not isinstance(table, Tableau):
-        process = pick(PROCESSES, args.process or "vp", "process")()
+        process = pick(ALL_PROCESSES, args.process or "vp", "process")()
         grid = args.grid or "default"
         pick(GRIDS, grid, "grid")
         table = tabulate(table, process, steps=args.steps or STEPS, grid=grid)

@@ -28,11 +28,11 @@ def run(args: argparse.Namespace) -> None:
 def blocks() -> list[str]:
     """Each kind with its entries, as the registries hold them now."""
     from fewstep.grid import GRIDS
-    from fewstep.process import PROCESSES
+    from fewstep.process import ALL_PROCESSES
     from fewstep.solver import ALIASES, SOLVERS, names
 
     made = []
-    for kind, registry in zip(KINDS, (SOLVERS, PROCESSES, GRIDS), strict=True):
+    for kind, registry in zip(KINDS, (SOLVERS, ALL_PROCESSES, GRIDS), strict=True):
         width, lines = max(map(len, registry)), []
         for name, entry in registry.items():
             if name not in ALIASES:

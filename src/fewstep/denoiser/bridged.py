@@ -17,14 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Around, Denoiser, Denoises, Plain, as_denoiser, layers, mapped, of_samples, parts
+from fewstep.denoiser.base import Around, Denoiser, Denoises, Plain, as_denoiser, layers, mapped, parts
 from fewstep.denoiser.heads import VarianceHead
 from fewstep.denoiser.network import Wrapped
 from fewstep.process.base import Process, Time
 from fewstep.process.bridge import Bridge
 from fewstep.words import typed
 
-__all__ = ["Bridged", "bridged", "given_end", "placed"]
+__all__ = ["Bridged", "End", "bridged", "given_end", "placed"]
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """The other end, one a sample or one for all."""
+
+    y: Tensor
+
+    def select(self, index: Tensor) -> End:
+        """The same for some of the samples."""
+        return self if len(self.y) == 1 else End(self.y[index.to(self.y.device)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +43,12 @@ class Bridged(Around):
     """A denoiser of z at the bottom of a tree as one of u; see `bridged`."""
 
     denoiser: Denoiser
-    y: Tensor
+    end: End
     process: Any = None  # the bridge that it was made for; None where it does not tell
+
+    @property
+    def y(self) -> Tensor:
+        return self.end.y
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -55,11 +70,6 @@ class Bridged(Around):
         process = self.process
         return (lambda u: process.seen(u, t, self.y)) if isinstance(process, Bridge) else lambda u: u
 
-    def select(self, index: Tensor) -> Bridged:
-        """The same for some of the samples."""
-        inner = of_samples(self.denoiser, index, len(self.y))
-        return replace(self, denoiser=inner, y=self.y[index.to(self.y.device)])
-
 
 @typed
 def bridged(denoiser: Denoises, y: Tensor) -> Any:
@@ -73,7 +83,7 @@ def bridged(denoiser: Denoises, y: Tensor) -> Any:
         denoiser: (z, t) -> x0_hat, as `wrap` makes one for a bridge, or with guidance around such. A network that sees
             y beside z has it bound, `partial(net, y=y)`. A callable of your own with no denoiser of this library in it
             is shown z as a whole; a network of a process that is no bridge (`retime`) is shown u.
-        y: (batch, *data shape), the other end of each sample, in the units of data.
+        y: (batch, *data shape), the other end of each sample, in the units of data; or (1, *data shape), one for all.
 
     The ODE, its likelihood and its encodings are those of E[x0 | z, y]. Of a network that does not see y only the
     stochastic steps of the bridge's own chain (`ddpm`) keep the law of z over pairs.
@@ -91,7 +101,7 @@ def bridged(denoiser: Denoises, y: Tensor) -> Any:
             raise ValueError(f"got a denoiser {what}: give bridged a denoiser of z without")
         own = isinstance(part, Denoiser) and all(type(layer) is Plain for layer in layers(part))
         if own or (isinstance(part, Denoiser) and not parts(part)):
-            return Bridged(part, y, part.process)
+            return Bridged(part, End(y), part.process)
         return part
 
     return mapped(as_denoiser(denoiser), change)

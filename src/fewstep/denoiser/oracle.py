@@ -273,6 +273,9 @@ def _matching(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
     """The matched filter M^T Sigma^-1, and n = M^T Sigma^-1 M."""
     m = process.M(t)
     matched = transpose(m) * inverse(process.Sigma(t))
+    if process.kind == "scalar":  # a pinned end tells nothing, where 0 * inf would be no number
+        blind = process.log_snr(t) == -math.inf
+        matched = torch.where(blind, 0.0, matched) if isinstance(blind, Tensor) else 0.0 if blind else matched
     return matched, matched * m
 
 

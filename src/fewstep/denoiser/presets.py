@@ -8,11 +8,17 @@ r"""Networks as other code bases call them, each as a denoiser in one line; `few
 | `torchcfm`      | net(t, x), data at t = 1         | data minus noise            | Flow    |
 | `flow_matching` | net(x, t), data at t = 1         | data minus noise            | Flow    |
 | `consistency`   | net(c_in x, 250 log sigma)       | F in c_skip x + c_out F     | EDM     |
+| `i2sb`          | net(z, noise level)              | (z - x0) / std              | I2SB    |
+| `ddbm`          | net(c_in z, 250 log t)           | F in c_skip z + c_out F     | DDBMVP, DDBMVE |
+| `ir_sde`        | net(z, y, index)                 | eps                         | IRSDE   |
+| `resshift`      | net(c_in z, index)               | x0                          | ResShift |
 
 Conditions are bound by the caller: `edm(net, labels=y)`, `torchcfm(partial(net, y=y))`. The process is the denoiser's:
 
     denoiser = fewstep.denoiser.presets.edm(net)
     x = fewstep.sample(denoiser, denoiser.process, steps=8, shape=(16, 3, 32, 32))
+
+The presets of bridges take the other end y too: `i2sb(net, y)`, and then no shape.
 """
 
 from __future__ import annotations
@@ -25,11 +31,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.bridged import bridged
 from fewstep.denoiser.network import Wrapped, _dtype, wrap
-from fewstep.process import EDM, VE, VP, Flow, ScalarProcess, SubVP
+from fewstep.process import DDBMVE, DDBMVP, EDM, I2SB, IRSDE, VE, VP, Flow, ResShift, ScalarProcess, SubVP
 from fewstep.words import typed
 
-__all__ = ["consistency", "edm", "flow_matching", "score_sde", "torchcfm"]
+__all__ = [
+    "consistency",
+    "ddbm",
+    "edm",
+    "flow_matching",
+    "i2sb",
+    "i2sb_times",
+    "ir_sde",
+    "ir_sde_times",
+    "resshift",
+    "resshift_times",
+    "score_sde",
+    "torchcfm",
+]
 
 Network = Callable[..., Any]
 
@@ -106,6 +126,122 @@ def consistency(net: Network, *, sigma_data: float = 0.5, sigma_min: float = 0.0
     return _dressed(partial(_consistent, sigma_data, sigma_min), net, process, "data", time="sigma")
 
 
+@typed
+def i2sb_times(steps: int = 1000, beta_max: float = 0.3) -> Tensor:
+    """The times of `I2SB` at the indices 0, 1, ... of its published schedule: the variance accumulated up to each."""
+    half = torch.linspace(1e-4**0.5, (beta_max / steps) ** 0.5, steps, dtype=torch.float64)[: steps // 2] ** 2
+    return torch.cat([half, half.flip(0)]).cumsum(0)
+
+
+@typed
+def ir_sde_times(steps: int = 100, eps: float = 0.005) -> Tensor:
+    """The times of `IRSDE` and `GOUB` at the indices 0, ..., steps of the published cosine schedule.
+
+    theta is 1 - alphas_cumprod of the cosine schedule itself, and its integral ends at -log(eps).
+    """
+    x = torch.linspace(0, steps + 2, steps + 3, dtype=torch.float64)
+    kept = torch.cos((x / (steps + 2) + 0.008) / 1.008 * math.pi / 2) ** 2
+    theta = 1 - (kept / kept[0])[1:-1]
+    total = theta.cumsum(0) - theta[0]
+    return total / total[-1] * -math.log(eps)
+
+
+@typed
+def resshift_times(
+    steps: int = 15, *, kappa: float = 2.0, power: float = 0.3, least: float = 0.04, end: float = 0.99
+) -> Tensor:
+    """The times of `ResShift`, eta, at the indices 0, 1, ... of its exponential schedule."""
+    start = min(least / kappa, least)
+    place = torch.linspace(0, 1, steps, dtype=torch.float64) ** power
+    return (start * (end / start) ** place) ** 2
+
+
+@typed
+def i2sb(net: Network, y: Tensor, *, steps: int = 1000, beta_max: float = 0.3) -> Any:
+    """A network of I2SB with its y: net(x, label), or net(x, label, cond=y) bound by the caller, returns (z - x0)/std.
+
+    std is that of the forward half, so x0 = z - sqrt(t) F. The label of index i is what the published class looks up
+    itself in its `noise_levels`: 1e-4 to 1 over the indices, times their number.
+
+    References: Liu et al. 2023, https://arxiv.org/abs/2302.05872, https://github.com/NVlabs/I2SB (i2sb/network.py).
+    """
+    times = i2sb_times(steps, beta_max)
+
+    def label(t: Tensor) -> Tensor:
+        return steps * (1e-4 + (1 - 1e-4) * _index(times, t) / (steps - 1))
+
+    def call(net: Network, z: Tensor, at: Tensor, **conditions: Any) -> Tensor:
+        index = (at.double() / steps - 1e-4) / (1 - 1e-4) * (steps - 1)
+        std = _entry(times, index).sqrt().reshape(-1, *(1,) * (z.ndim - 1)).to(z)
+        return z - std * _tensor(net(z, at, **conditions))
+
+    process = I2SB(variance=float(times[-1]), t_min=0.0)
+    return bridged(_dressed(call, net, process, "data", time=label), y)
+
+
+@typed
+def ddbm(
+    net: Network, y: Tensor, process: DDBMVP | DDBMVE, *, sigma_data: float = 0.5, sigma_end: float = 0.5,
+    covariance: float = 0.125,
+) -> Any:  # fmt: skip
+    r"""A network of DDBM with its y: net(c_in z, 250 log t), with y as the caller binds it (`xT=y`), returns F.
+
+    $$ D = c_{skip} z + c_{out} F, \quad c_{in} = A^{-1/2}, \quad c_{skip} = (m \sigma_d^2 + n c)/A, \quad
+       c_{out} = (n^2 (\sigma_e^2 \sigma_d^2 - c^2) + \sigma_d^2 R^2)^{1/2} c_{in} $$
+
+    with A = n^2 sigma_e^2 + m^2 sigma_d^2 + 2 m n c + R^2, the variance of z.
+
+    References: Zhou et al. 2023, appendix A.5, https://arxiv.org/abs/2309.16948, https://github.com/alexzhou907/DDBM.
+    """
+    data, end, both = sigma_data**2, sigma_end**2, covariance
+
+    def call(net: Network, z: Tensor, label: Tensor, **conditions: Any) -> Tensor:
+        t = (label.double() / 250).exp().clamp(max=process.end)
+        m, n, r = (v.reshape(-1, *(1,) * (z.ndim - 1)) for v in (process.alpha(t), process.n(t), process.sigma(t)))
+        total = n**2 * end + m**2 * data + 2 * m * n * both + r**2
+        skip, out = (m * data + n * both) / total, ((n**2 * (end * data - both**2) + data * r**2) / total).sqrt()
+        return skip.to(z) * z + out.to(z) * _tensor(net((z * total.rsqrt().to(z)), label, **conditions))
+
+    return bridged(_dressed(call, net, process, "data", time=lambda t: 250 * (t + 1e-44).log()), y)
+
+
+@typed
+def ir_sde(net: Network, y: Tensor, *, steps: int = 100, eps: float = 0.005, max_sigma: float = 50.0) -> Any:
+    """A network of IR-SDE with its y: net(z, y, index) returns the noise of z - n y - m x0.
+
+    Pictures are in [0, 1], and max_sigma in their 255 levels, as in the released options. The published class subtracts
+    y from z and joins both itself.
+
+    References: Luo et al. 2023, https://arxiv.org/abs/2301.11699, https://github.com/Algolzw/image-restoration-sde.
+    """
+    times = ir_sde_times(steps, eps)
+    process = IRSDE(noise=max_sigma / 255 if max_sigma >= 1 else max_sigma, t_max=float(times[-1]))
+    call = partial(_beside, net)
+    wrapped = wrap(partial(call, y=y), process, "noise", dtype=_dtype(net), time=lambda t: _index(times, t))
+    return bridged(wrapped, y)
+
+
+@typed
+def resshift(
+    net: Network, y: Tensor, *, steps: int = 15, kappa: float = 2.0, power: float = 0.3, least: float = 0.04,
+    end: float = 0.99,
+) -> Any:  # fmt: skip
+    """A network of ResShift with its y: net(z / sqrt(1 + kappa^2 eta), index) returns x0; bind its `lq`.
+
+    Its chain is `solver="resshift"` on `grid=torch.cat([resshift_times(...).flip(0), torch.zeros(1)])`.
+
+    References: Yue, Wang, Loy 2023, https://arxiv.org/abs/2307.12348, https://github.com/zsyOAOA/ResShift.
+    """
+    times = resshift_times(steps, kappa=kappa, power=power, least=least, end=end)
+
+    def call(net: Network, z: Tensor, index: Tensor, **conditions: Any) -> Tensor:
+        scale = (1 + kappa**2 * _entry(times, index.double())).rsqrt().reshape(-1, *(1,) * (z.ndim - 1))
+        return _tensor(net(z * scale.to(z), index, **conditions))
+
+    process = ResShift(kappa=kappa, t_max=float(times[-1]))
+    return bridged(_dressed(call, net, process, "data", time=lambda t: _index(times, t)), y)
+
+
 def _times_999(t: Tensor) -> Tensor:
     return 999 * t
 
@@ -140,3 +276,19 @@ def _consistent(data: float, low: float, net: Network, x: Tensor, sigma: Tensor,
 def _tensor(out: Any) -> Tensor:
     """What a network returned: a tensor, a tuple that starts with one, or an object with `.sample`."""
     return out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
+
+
+def _beside(net: Network, z: Tensor, label: Tensor, y: Tensor) -> Any:
+    return net(z, y.to(z).expand_as(z), label)
+
+
+def _index(times: Tensor, t: Tensor) -> Tensor:
+    """The index of a time in a rising table, fractional in between; the nearest end outside."""
+    i = (torch.searchsorted(times, t.contiguous(), right=True) - 1).clamp(0, len(times) - 2)
+    return (i + (t - times[i]) / (times[i + 1] - times[i])).clamp(0, len(times) - 1)
+
+
+def _entry(times: Tensor, index: Tensor) -> Tensor:
+    """The inverse of `_index`."""
+    i = index.floor().long().clamp(0, len(times) - 2)
+    return times[i] + (index - i) * (times[i + 1] - times[i])

@@ -101,8 +101,8 @@ def solve(
         warn_of_excess(table)
     with recollection(table, process):
         begins = float(times[0]) if table is None else table.rows[0].t
-        x = seen.start(x, begins)
-        start, drawn = start_state(process, begins, shape, x, source, dtype, device), source.snapshot()
+        start = start_state(process, begins, shape, seen.start(x, begins), source, dtype, device)
+        start, drawn = start if x is not None else seen.drawn(start, begins), source.snapshot()
         made = in_pieces(compiled(denoiser) if compile else denoiser, memory, start)
         how: dict[str, Any] = {"given": given, "callback": seen.callback(callback), "after": seen.after(after),
                                "compile": compile, "differentiable": differentiable}  # fmt: skip

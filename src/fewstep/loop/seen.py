@@ -43,14 +43,18 @@ class Seen:
             return shape, dtype, device
         own, got = tuple(self.y.shape), tuple(shape) if isinstance(shape, tuple | list) else shape
         got = tuple(x.shape) if x is not None and shape is None else got
-        if got is not None and got != own:
-            raise ValueError(f"got a run of shape {got} on a bridge with y of shape {own}: give one y a sample")
+        if got is not None and got != own and not (own[0] == 1 and got[1:] == own[1:]):
+            raise ValueError(f"got a run of shape {got} on a bridge with y of shape {own}: give one y a sample, or one")
         kept = self.y.dtype if self.y.dtype in (torch.float32, torch.float64) else dtype
-        return own if x is None else shape, kept, device or self.y.device
+        return (got or own) if x is None else shape, kept, device or self.y.device
 
     def start(self, x: Tensor | None, t: float) -> Tensor | None:
         """U of a start z that was given."""
         return x if x is None or self.y is None else self._away(x, t)
+
+    def drawn(self, u: Tensor, t: float) -> Tensor:
+        """The start of a run, for one that was drawn from noise alone: with y in the place of data."""
+        return u if self.y is None else u + self.process.diffuse(self.y.to(u), t, torch.zeros_like(u))
 
     def state(self, u: Tensor, t: Time) -> Tensor:
         """Z of a state."""

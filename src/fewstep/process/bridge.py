@@ -13,7 +13,7 @@ the end and fresh noise,
 $$ u_1 = m_1 D(y, T) + R_1 \xi $$
 
 and any solver goes on from u_1. The law it starts from is off by about e^(2 lambda_1) Var(x0 | y); `boot` says where
-u_1 lies. A bridge that is not pinned starts at y + R xi.
+u_1 lies. A bridge that is not pinned starts at (m + n) y + R xi, as if y were the data of what is left of it.
 
 **Without noise** (InDI at noise 0, I2SB's `ot_ode`, a paired flow) y is the noise: `Flow`, sampled from x=y.
 """
@@ -79,8 +79,9 @@ class Bridge(ScalarProcess):
         return self.seen(super().diffuse(x0, t, eps), t, y)
 
     def prior(self, eps: Tensor, t: Time | None = None, y: Tensor | None = None) -> Tensor:
-        """The start R eps + n y, at t_max unless a time is given; that of u without y."""
-        return self.seen(super().prior(eps, t), self.t_max if t is None else t, y)
+        """The start with y in the place of data, (m + n) y + R eps, at t_max or a time; without y R eps."""
+        t = self.t_max if t is None else t
+        return super().prior(eps, t) if y is None else self.diffuse(y.to(eps).expand_as(eps), t, eps, y)
 
     def seen(self, u: Tensor, t: Time, y: Tensor | None) -> Tensor:
         """Z = u + n y."""

@@ -10,10 +10,10 @@ r"""The bridges of the literature: m, n and R of z = m x0 + n y + R eps, and the
 | `UniDB`       | e^-t (c+v(T-t))/(c+v(T)) | 1 - m         | see there          | see there                       |
 | `InDI`        | 1 - t                    | t             | (s t)^2 or s^2 t   | a quadratic                     |
 | `ResShift`    | 1 - t                    | t             | kappa^2 t          | a quadratic                     |
-| `Interpolant` | 1 - t or cos(pi t/2)     | t or sin      | s^2 t (1 - t)      | 1/t = s^2/q + 1, or bisection   |
+| `Interpolant` | 1 - t or b cos(pi t/2)   | t or b sin    | s^2 t (1 - t)      | 1/t = s^2/q + 1, or bisection   |
 
 with a = e^(-B/2), r = e^B - 1, B = beta_min t + beta_d t^2/2; v(t) = s^2 (1 - e^(-2t)), E = e^(-2T),
-k = s^2 (1 - E)/q; s the noise. Time falls from y to data, t = 0.
+k = s^2 (1 - E)/q, b^2 = 1 - R^2; s the noise. Time falls from y to data, t = 0.
 
 References: Liu et al., I2SB, 2023, https://arxiv.org/abs/2302.05872; Zhou et al., DDBM, 2023,
 https://arxiv.org/abs/2309.16948; Luo et al., IR-SDE, 2023, https://arxiv.org/abs/2301.11699; Yue et al., GOUB, 2024,
@@ -320,7 +320,7 @@ class ResShift(Bridge):
 
     @property
     def end(self) -> float:
-        return 1.0
+        return self.t_max
 
     @property
     def pinned(self) -> bool:
@@ -356,6 +356,8 @@ class Interpolant(Bridge):
 
     def __post_init__(self) -> None:
         among(self, path=("linear", "trig"))
+        if self.path == "trig" and not self.noise < 2:
+            raise ValueError(f"got noise={self.noise} for path=trig, where m^2 + n^2 + R^2 = 1: give one below 2")
         super().__post_init__()
 
     @property
@@ -363,10 +365,13 @@ class Interpolant(Bridge):
         return 1.0
 
     def _alpha(self, t: Tensor) -> Tensor:
-        return 1 - t if self.path == "linear" else torch.sin(math.pi / 2 * (1 - t))
+        return 1 - t if self.path == "linear" else self._rest(t) * torch.sin(math.pi / 2 * (1 - t))
 
     def _n(self, t: Tensor) -> Tensor:
-        return 1.0 * t if self.path == "linear" else torch.sin(math.pi / 2 * t)
+        return 1.0 * t if self.path == "linear" else self._rest(t) * torch.sin(math.pi / 2 * t)
+
+    def _rest(self, t: Tensor) -> Tensor:
+        return (1 - self.noise**2 * t * (1 - t)).sqrt()
 
     def _sigma(self, t: Tensor) -> Tensor:
         return self.noise * (t * (1 - t)).sqrt()

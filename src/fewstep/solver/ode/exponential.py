@@ -35,19 +35,20 @@ class Multistep(Solver):
 
     Order: `points`, but with its own start (fewer points in the first steps) at most 2, or 3 with the corrector; with
     the corrector one more than `points`. One call a step, state kept: the last `points` predictions.
-    points = 1 without corrector is DDIM (DPM-Solver-1, DEIS of order 0, one-step gDDIM).
+    points = 1 without corrector is DDIM (DPM-Solver-1, DEIS of order 0, one-step gDDIM). In data form with
+    final_ramp="last" it is DBIM on bridges, after the boot.
 
     References: Zhang, Chen (DEIS), 2023, https://arxiv.org/abs/2204.13902; Zhang, Tao, Chen (gDDIM), 2022, eq. 18-19
     and appendix B for the corrector, https://arxiv.org/abs/2206.05564; Zhao et al. (UniPC), 2023, for reusing the
-    corrector's call, https://arxiv.org/abs/2302.04867. We differ from DEIS and gDDIM in the quadrature, which is exact
-    to rounding here.
+    corrector's call, https://arxiv.org/abs/2302.04867; Zheng et al. (DBIM), 2024, https://arxiv.org/abs/2405.15885. We
+    differ from DEIS and gDDIM in the quadrature, which is exact to rounding here.
 
     Args:
         points: how many predictions the interpolant passes through (at least 1).
         form: "data" or "noise".
         clock: "log-snr", "t" or "rho".
         corrector: correct each row with the prediction made at it; never on the last row.
-        final_ramp: use fewer points towards the end, one in the last step.
+        final_ramp: use fewer points towards the end, one in the last step; "last": one in that step alone.
         root: "R", the root of Sigma that keeps the noise of a point mass constant, or "L", the Cholesky factor, in
             noise form. They differ on blocks alone, where L is gDDIM's ablation K_t = L_t (L-DEIS in its code): the
             interpolant passes through L^-1 (z - M D), which turns along the ODE, so a point mass is not carried
@@ -62,13 +63,13 @@ class Multistep(Solver):
     form: str = "data"
     clock: str = "log-snr"
     corrector: bool = False
-    final_ramp: bool = False
+    final_ramp: bool | str = False
     root: str = "R"
     restate: bool = False
 
     def __post_init__(self) -> None:
         within(self, points="[1, inf]")
-        among(self, form=("data", "noise"))
+        among(self, form=("data", "noise"), final_ramp=(False, True, "last"))
         if self.root not in ("R", "L") or (self.root == "L" and self.form == "data"):
             raise ValueError(f"got root={self.root!r} in {self.form} form: choose R, or L in noise form")
         if self.restate and (self.form == "data" or not self.corrector or self.root != "R"):
@@ -101,7 +102,8 @@ class Multistep(Solver):
             else:
                 z = ahead
             nodes = [(t, y), *nodes[: self.points - 1]]
-            used = nodes[: len(w.steps) - k] if self.final_ramp else nodes
+            left = len(w.steps) - k
+            used = nodes[:left] if self.final_ramp is True or left == 1 and self.final_ramp else nodes
             ahead = w.row(self._step(w.process, t, s, z, used), s)
 
     def _step(self, process: Process, t: float, s: float, z: Form, nodes: list[tuple[float, Form]]) -> Form:

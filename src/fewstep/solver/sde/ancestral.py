@@ -3,7 +3,9 @@ r"""DDPM and DDIM on every linear process: one step to z_s from the data predict
 $$ z_s = M_s D + A\,\epsilon + C\,\xi, \qquad A A^T + C C^T = \Sigma_s, \qquad \epsilon = R_t^{-1}(z_t - M_t D) $$
 
 DDPM takes the Gaussian q(z_s | z_t, x0 = D): with the gain K = Sigma_s Psi^T Sigma_t^-1 (Psi carries s to t),
-A = K R_t and C C^T = Sigma_s - K Sigma_t K^T. DDIM takes C scaled by eta and A = R_s (1 - R_s^-1 C C^T R_s^-T)^(1/2).
+A = K R_t and C C^T = Sigma_s - K Sigma_t K^T. That is of the process's own chain; of one whose noise is never shrunk
+and only added to, z_t = z_s + (M_t - M_s) x0 + noise, Psi is 1 and K = Sigma_s Sigma_t^-1. DDIM takes C scaled by eta
+and A = R_s (1 - R_s^-1 C C^T R_s^-T)^(1/2).
 
 Steps of any order go down the ODE past the next time, and back up by the process itself,
 
@@ -22,13 +24,13 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from fewstep.process.base import Process, Time, across, like, to_tensor
-from fewstep.process.operator import Coefficient, cholesky, inverse, is_zero, root, transpose
-from fewstep.solver.base import BOTH, LAST, Promise, Solver
+from fewstep.process.operator import Coefficient, Diagonal, cholesky, inverse, is_zero, root, transpose
+from fewstep.solver.base import ALL_KINDS, BOTH, LAST, Promise, Solver
 from fewstep.solver.ode.singlestep import inside, singlestep
 from fewstep.tableau.form import Form
 from fewstep.tableau.writer import Writer
@@ -46,14 +48,23 @@ class DDPM(Solver):
     only up to a residual. No noise is added in a step to sigma = 0, as in Algorithm 2.
     Equals `DDIM(eta=1)` on scalar and diagonal processes.
 
+    `carry="drift"` is q of the process. `"noise"` has Psi = 1 and shows where the signal is no part of the chain:
+    ResShift's posterior, InDI's step with Brownian noise, and with "beta" the momentum sampler of soft diffusion. Where
+    the noise grows on the way to data (the far half of a pinned bridge) there is none to add, and the step is DDIM's.
+
     References: Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020, eq. 6-7 and 11, Algorithm 2 and
-    section 3.2, https://arxiv.org/abs/2006.11239.
+    section 3.2, https://arxiv.org/abs/2006.11239. Yue, Wang, Loy, ResShift, 2023, eq. 7,
+    https://arxiv.org/abs/2307.12348. Daras et al., Soft diffusion, 2022, Algorithm 2, https://arxiv.org/abs/2209.05442.
     """
 
     variance: str = "posterior"
+    carry: str = "drift"
 
     def __post_init__(self) -> None:
-        among(self, variance=("posterior", "beta"))
+        among(self, variance=("posterior", "beta"), carry=("drift", "noise"))
+        if self.carry == "noise":
+            object.__setattr__(self, "kinds", ALL_KINDS[:2])
+            object.__setattr__(self, "reason", "on blocks noise that is added to is not one chain: Sigma turns")
 
     @property
     def promise(self) -> Promise:
@@ -62,9 +73,9 @@ class DDPM(Solver):
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process
         for t, s in w.steps:
-            d, (gain, covariance) = w.call(z, t), posterior(p, t, s)
-            if self.variance == "beta" and not is_zero(p.Sigma(s)):
-                covariance = added_noise(p, t, s)
+            d, (gain, covariance) = w.call(z, t), (posterior if self.carry == "drift" else accumulated)(p, t, s)
+            if self.variance == "beta" and not is_zero(covariance):
+                covariance = added_noise(p, t, s) if self.carry == "drift" else p.Sigma(t) - p.Sigma(s)
             z = w.row(with_noise(w, gain * z + (p.M(s) - gain * p.M(t)) * d, covariance, t, s), s)
 
 
@@ -186,6 +197,14 @@ def posterior(process: Process, t: float, s: float) -> tuple[Coefficient, Coeffi
     sigma_t, sigma_s = process.Sigma(t), process.Sigma(s)
     gain = sigma_s * transpose(process.transition(t, s)) * inverse(sigma_t)
     return gain, sigma_s - gain * sigma_t * transpose(gain)
+
+
+def accumulated(process: Process, t: float, s: float) -> tuple[Coefficient, Coefficient]:
+    """The same where Psi is 1; the ODE's step where R grows from t to s."""
+    ratio = process.R(s) * inverse(process.R(t))
+    least = replace(ratio, values=ratio.values.clamp(max=1.0)) if isinstance(ratio, Diagonal) else min(ratio, 1.0)
+    gain = ratio * least
+    return gain, process.Sigma(s) * (1.0 - least * least)
 
 
 def implicit(process: Process, t: float, s: float, eta: float) -> tuple[Coefficient, Coefficient]:
