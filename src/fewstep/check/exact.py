@@ -39,10 +39,9 @@ _NODES, _PANEL = 10, 0.25  # Gauss nodes on every 0.25 units of log-SNR
 
 def small(name: str) -> Process:
     """The process of a registry name, on 2 x 2 images with little blur where it has a size; for data of unit size."""
-    process: Any = ALL_PROCESSES[name]()
-    names = {f.name for f in fields(process)}
-    options = {k: v for k, v in {"size": (2, 2), "sigma_blur_max": 1.0, "variance": 1.0}.items() if k in names}
-    return replace(process, **options) if options else process
+    make: Any = ALL_PROCESSES[name]
+    options = {"size": (2, 2), "sigma_blur_max": 1.0, "variance": 1.0}
+    return make(**{f.name: options[f.name] for f in fields(make) if f.name in options})
 
 
 def span(process: Process) -> tuple[float, float]:
