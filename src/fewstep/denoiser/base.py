@@ -141,9 +141,7 @@ class Denoiser(Layer, ABC):
         """What every wrapper has: the derivative of what it returns itself; any other output is refused."""
         if output == "derivative" and output in self.heads and self.process is not None:
             return rate(self, self.process, t)
-        raise ValueError(
-            f"got a table in terms of {output!r} for a denoiser without raw outputs: give a wrapped network"
-        )
+        raise ValueError(f"got a table in terms of {output!r} for a denoiser without raw outputs: wrap a network")
 
     def jointly(self, t: Time, *, to: Time | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
         """Z -> x0 in data space and the heads of `together`, of one evaluation of each network."""

@@ -40,9 +40,7 @@ def compiled(denoiser: Any, **options: Any) -> Any:
     made = with_networks(denoiser, once)
     if made is denoiser:
         given = denoiser.call if isinstance(denoiser, Plain) else denoiser
-        raise ValueError(
-            f"got a {type(given).__name__} to compile, in which there is no wrapped network: give one of wrap"
-        )
+        raise ValueError(f"got a {type(given).__name__} to compile, with no wrapped network in it: give one of wrap")
     return made
 
 

@@ -39,7 +39,6 @@ class Guided(Typed, Split):
         shift: (z, t) -> what guidance adds to x0_hat, in data space. Of a classifier's gradient g = w d log p(y|z)/dz
             it is what `process.data_from_score` makes of a score: q g.
         process: the process of both.
-        needs_grad: one of them differentiates inside.
     """
 
     base: Denoises

@@ -25,7 +25,7 @@ from fewstep.denoiser.network import NetworkError, Wrapped, _dtype, wrap
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
 from fewstep.process.predict import VARIANCES, conversion
-from fewstep.words import typed
+from fewstep.words import pick, typed
 
 __all__ = ["VarianceHead", "variance_head"]
 
@@ -48,9 +48,7 @@ class VarianceHead(Denoiser):
         def first(x: Tensor, *times: Tensor) -> Tensor:
             out = self.denoiser.net(x, *times)
             if not (isinstance(out, tuple) and len(out) >= 2 and out[1].shape == x.shape):
-                raise NetworkError(
-                    f"the network must return two tensors of shape {tuple(x.shape)}: prediction, {self.kind}"
-                )
+                raise NetworkError(f"the network must return (prediction, {self.kind}), both of shape {tuple(x.shape)}")
             second.append(out[1])
             return out[0]
 
@@ -82,10 +80,7 @@ def variance_head(
         dtype: the network's; None asks its parameters.
         options: `predicts`, `time`, ... of `wrap`.
     """
-    if head not in VARIANCES:
-        raise ValueError(f"got head={head!r}: choose one of {', '.join(VARIANCES)}")
+    pick(dict.fromkeys(VARIANCES), head, "head")
     if process.kind == "block":
-        raise ValueError(
-            f"got {type(process).__name__} for a variance head, which has one number a coordinate of noise"
-        )
+        raise ValueError(f"got {type(process).__name__} for a variance head: give a process of numbers or frequencies")
     return VarianceHead(denoiser=wrap(net, process, dtype=dtype or _dtype(net), **options), kind=head)

@@ -32,10 +32,9 @@ def mapped(part: Any, change: Callable[[Any], Any], known: dict[int, tuple[Any, 
     if id(part) not in known:
         known[id(part)] = part, part  # for what leads back to it
         made = change(part)
-        known[id(part)] = (
-            part,
-            made if made is not part else _rebuilt(part, partial(mapped, change=change, known=known)),
-        )
+        if made is part:
+            made = _rebuilt(part, partial(mapped, change=change, known=known))
+        known[id(part)] = part, made
     return known[id(part)][1]
 
 

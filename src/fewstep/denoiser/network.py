@@ -31,9 +31,7 @@ from fewstep.process.operator import Coefficient, apply
 from fewstep.process.predict import EDM_LIKE, PREDICTIONS, conversion, preconditioning, view
 from fewstep.words import pick, typed
 
-__all__ = [
-    "TIMES", "NetworkError", "Wrapped", "wrap", "writes_into"
-]  # fmt: skip
+__all__ = ["TIMES", "NetworkError", "Wrapped", "wrap", "writes_into"]
 
 
 TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
@@ -225,9 +223,7 @@ def wrap(
     if isinstance(time, str):
         pick(TIMES, time, "time")
         if time == "index" and process.t_max > 1:
-            raise ValueError(
-                f"got time='index' for {process}, whose time is no share of a table: use another convention"
-            )
+            raise ValueError(f"got time='index' for {process}, whose time is no share of a table: use another")
     if not within > 0:
         raise ValueError(f"got within={within}: give the largest size of the data's entries, above 0")
     if sigma_data is not None and not 0 < sigma_data < float("inf"):

@@ -89,12 +89,8 @@ class Mixture(Denoiser):
         stds = torch.as_tensor(stds, dtype=torch.float64)
         stds = stds.expand(len(means)) if stds.ndim == 0 else stds
         weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
-        if (
-            len(stds) != len(means)
-            or len(weights) != len(means)
-            or bool((weights <= 0).any())
-            or bool((stds < 0).any())
-        ):
+        lengths = {len(means), len(stds), len(weights)}
+        if len(lengths) > 1 or bool((weights <= 0).any()) or bool((stds < 0).any()):
             raise ValueError(
                 f"got {len(means)} means, {len(stds)} stds and {len(weights)} weights: give one of each for every "
                 "component, stds of at least 0 and weights above 0"
@@ -208,11 +204,10 @@ class Gaussian(Mixture):
 
 @dataclass(frozen=True, eq=False)
 class Dataset(Typed, Denoiser):
-    """The exact denoiser of a finite data set: the softmax-weighted mean of its items.
+    """The exact denoiser of a finite data set: the softmax-weighted mean of its items (N, *shape), of any dtype.
 
-    Items (N, *shape) may be stored in any dtype; they are read `chunk` at a time in float64, so memory stays at
-    `chunk` items (and batch x N weights), and a streaming softmax keeps the result exact.
-    `scale` and `shift` map stored items to data: data = scale * item + shift (uint8 images: 2/255 and -1).
+    They are read `chunk` at a time in float64, in a streaming softmax. `scale` and `shift` map stored items to data:
+    data = scale * item + shift (uint8 images: 2/255 and -1).
     """
 
     process: Process

@@ -13,12 +13,8 @@ r"""Networks as other code bases call them, each as a denoiser in one line; `few
 | `ir_sde`        | net(z, y, index)                 | eps                         | IRSDE   |
 | `resshift`      | net(c_in z, index)               | x0                          | ResShift |
 
-Conditions are bound by the caller: `edm(net, labels=y)`, `torchcfm(partial(net, y=y))`. The process is the denoiser's:
-
-    denoiser = fewstep.denoiser.presets.edm(net)
-    x = fewstep.sample(denoiser, denoiser.process, steps=8, shape=(16, 3, 32, 32))
-
-The presets of bridges take the other end y too: `i2sb(net, y)`, and then no shape.
+Conditions are bound by the caller: `edm(net, labels=y)`, `torchcfm(partial(net, y=y))`; the presets of bridges take the
+other end y too, `i2sb(net, y)`, and then no shape. The process is the denoiser's.
 """
 
 from __future__ import annotations
@@ -61,7 +57,7 @@ def edm(net: Network, labels: Tensor | None = None, *, sigma_min: float = 0.002,
     Args:
         net: net(x, sigma, class_labels=...) -> the denoised x; x = x0 + sigma eps, sigma (batch,).
         labels: (batch, classes), one-hot, or None.
-        sigma_min, sigma_max: the range, within what the network says of itself (`net.sigma_min`, `net.sigma_max`).
+        sigma_min, sigma_max: the range, within the network's own `sigma_min`, `sigma_max`.
 
     References: Karras et al. 2022, https://arxiv.org/abs/2206.00364, https://github.com/NVlabs/edm.
     """

@@ -5,10 +5,9 @@ however it scales its state, so processes differ in clock and scale only:
 
 $$ D_B(z, t) = D_A(s_A(t')\, u(z), t'), \qquad \lambda_A(t') = \lambda_B(t) $$
 
-A network trained on VP is thereby sampled on the EDM, flow or cosine clock with the same data predictions, and on CLD,
-through the state's statistic (`fewstep.process.predict.statistic`), with the exact ones. References: Karras et al.
-2022, appendix C, https://arxiv.org/abs/2206.00364, for the scalar case; CLD's follows from sufficiency of the
-statistic for a linear Gaussian observation.
+A network trained on VP is thereby sampled on the EDM, flow or cosine clock with the same data predictions, and on CLD
+through the state's sufficient statistic (`fewstep.process.predict.statistic`). References: Karras et al. 2022, appendix
+C, https://arxiv.org/abs/2206.00364, for the scalar case.
 """
 
 from __future__ import annotations

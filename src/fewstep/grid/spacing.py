@@ -44,10 +44,7 @@ def log_snr(process: Process, steps: int) -> Tensor:
 
 
 def exponential(process: Process, steps: int) -> Tensor:
-    """Equal steps in log(sigma/alpha), which is log-snr by k-diffusion's name.
-
-    References: https://github.com/crowsonkb/k-diffusion (get_sigmas_exponential).
-    """
+    """Equal steps in log(sigma/alpha): log-snr by k-diffusion's name, https://github.com/crowsonkb/k-diffusion."""
     return log_snr(process, steps)
 
 

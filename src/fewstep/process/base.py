@@ -45,9 +45,9 @@ PLACES = ("alpha", "sigma", "log_snr", "inverse_log_snr")  # what times are made
 class Memory:
     """What a process has answered at single times: see `recalling`.
 
-    A table asks for the same few functions at the same times over and over, and a tensor operation costs as much for
-    one number as for a hundred: what is asked at one of `times` is worked out at all of them. While `noting` is set,
-    other times are collected and given a stand-in, for a second time that asks for all of them together.
+    A tensor operation costs as much for one number as for a hundred: what is asked at one of `times` is worked out at
+    all of them. While `noting` is set, other times are collected and given a stand-in, for a second time that asks for
+    all of them together.
     """
 
     def __init__(self, process: Process, times: list[float]) -> None:

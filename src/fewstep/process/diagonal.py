@@ -35,12 +35,9 @@ class DiagonalProcess(Process):
     default_grid = "power"
 
     def __post_init__(self) -> None:
-        size = (
-            self.size
-            if isinstance(self.size, Iterable) and not isinstance(self.size, str | Mapping)
-            else (self.size, self.size)
-        )
-        size = tuple(bounded("pixels on a side", whole("size", n)) for n in size)
+        several = isinstance(self.size, Iterable) and not isinstance(self.size, str | Mapping)
+        sides = self.size if several else (self.size, self.size)
+        size = tuple(bounded("pixels on a side", whole("size", n)) for n in sides)
         if len(size) != 2:
             raise ValueError(f"got size={short(size)}: give (height, width)")
         object.__setattr__(self, "size", size)
@@ -105,9 +102,7 @@ class DiagonalProcess(Process):
     def _sized(self, x: Tensor) -> tuple[int, int]:
         if tuple(x.shape[-2:]) != self.size:
             name, size = type(self).__name__, tuple(x.shape[-2:])
-            raise ValueError(
-                f"got images of shape {tuple(x.shape)} for {name}(size={self.size}): use {name}(size={size})"
-            )
+            raise ValueError(f"got images of shape {tuple(x.shape)} for {name}(size={self.size}): use size={size}")
         return self.size
 
 

@@ -171,8 +171,7 @@ class CLD(Process):
 def _angle(process: CLD) -> tuple[Tensor, Tensor]:
     """Panels of sqrt(t), and on each the Chebyshev series of the angle from t = 1.
 
-    The panels double, because that is the scale on which the rate changes; the last ones end where nothing of the data
-    is left.
+    The panels double, because that is the scale on which the rate changes.
     """
     with torch.inference_mode(False):  # kept between runs, differentiable ones too
         powers = 2.0 ** torch.arange(_LOWEST, _HIGHEST + 1, dtype=torch.float64)

@@ -33,18 +33,6 @@ VARIANCES = ("sn", "npr")  # heads that predict the variance of every coordinate
 Conversion = Callable[[Process, Time], tuple[Coefficient, Coefficient]]
 
 
-def _data(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
-    return 0.0, 1.0
-
-
-def _noise(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
-    return process.data_from_noise(t)
-
-
-def _score(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
-    return process.data_from_score(t)
-
-
 def _v(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
     if process.kind == "block":
         alpha, sigma = _levels("v", process, t)
@@ -62,7 +50,13 @@ def _flow(process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
     return scale, -1.0 * (r * scale)
 
 
-PREDICTIONS: dict[str, Conversion] = {"data": _data, "noise": _noise, "v": _v, "flow": _flow, "score": _score}
+PREDICTIONS: dict[str, Conversion] = {
+    "data": lambda process, t: (0.0, 1.0),
+    "noise": lambda process, t: process.data_from_noise(t),
+    "v": _v,
+    "flow": _flow,
+    "score": lambda process, t: process.data_from_score(t),
+}
 
 
 def statistic(process: Process, t: Time) -> Coefficient:

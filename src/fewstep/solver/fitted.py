@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.process.base import Process
+from fewstep.process.base import Process, to_tensor
 from fewstep.process.operator import Block, Coefficient, Diagonal, inverse, is_zero
 from fewstep.solver.base import Promise, Solver
 from fewstep.tableau.form import Form
@@ -76,14 +76,10 @@ class Fitted(Solver):
     delta: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "theta", tuple(tuple(row) for row in self.theta))  # a file has lists
-        object.__setattr__(self, "phi", tuple(self.phi))
-        object.__setattr__(self, "delta", tuple(self.delta))
+        vars(self).update(theta=tuple(map(tuple, self.theta)), phi=tuple(self.phi), delta=tuple(self.delta))
         n = len(self.theta)
         if not n == len(self.phi) == len(self.delta) or any(len(r) != k + 1 for k, r in enumerate(self.theta)):
-            raise ValueError(
-                f"got {n} rows of theta, {len(self.phi)} of phi and {len(self.delta)} of delta: give n, row k of k"
-            )
+            raise ValueError(f"got {n} rows of theta, {len(self.phi)} phi, {len(self.delta)} delta: give n, row k of k")
 
     @property
     def promise(self) -> Promise:
@@ -127,13 +123,9 @@ def numbers(table: Tableau) -> Numbers:
                 B[i][place[symbol[1]]] = gain + weight
     back = inverse(process.R(rows[0].t)) * process.M(rows[0].t)
     G = [_values(process.M(rows[k].t) - process.R(rows[k].t) * back) for k in made]
-    return Numbers(
-        t=torch.tensor([rows[k].t for k in made], dtype=torch.float64),
-        at=torch.tensor([rows[k].at for k in kept], dtype=torch.float64),
-        c=torch.stack(c),
-        B=torch.stack([torch.stack([_values(b) for b in row]) for row in B]),
-        G=torch.stack(G),
-    )
+    t, at = to_tensor([rows[k].t for k in made]), to_tensor([rows[k].at for k in kept])
+    every = torch.stack([torch.stack([_values(b) for b in row]) for row in B])
+    return Numbers(t, at, torch.stack(c), every, torch.stack(G))
 
 
 def moved(plain: Numbers, process: Process, grid: Tensor, theta: Tensor, phi: Tensor, delta: Tensor) -> Numbers:

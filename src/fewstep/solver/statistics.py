@@ -67,9 +67,7 @@ class Statistics(Typed):
             raise ValueError(f"got statistics at {lam.numel()} log-SNRs: give at least 2, increasing")
         for name, value in nodes.items():
             if len(value) != len(lam) or not bool(value.isfinite().all()):
-                raise ValueError(
-                    f"got {name} of shape {tuple(value.shape)}: give {len(lam)} finite entries, one a node"
-                )
+                raise ValueError(f"got {name} of shape {tuple(value.shape)}: give {len(lam)} finite entries")
         if len({self.l is None, self.s is None, self.b is None}) > 1:
             raise ValueError("got some of l, s and b: give all three or none")
 

@@ -223,9 +223,7 @@ def _answers_of(p: Process, steps: list[_Step]) -> list[Weights]:
     with asking_at(times):
         for (form, u, root), group in groups.items():
             frame, index, turns = _frame(p, form), 2 * torch.tensor(group), root == "L" and p.kind == "block"
-            (start, end), (q_start, q) = (
-                (_taken(c, index), _taken(c, index + 1)) for c in (frame.p(times), frame.q(times))
-            )
+            (start, end), (q_start, q) = ([_taken(f(times), i) for i in (index, index + 1)] for f in (frame.p, frame.q))
             carry = end * inverse(start)
             whole = q - carry * q_start
             places, left = _places(p, u, [steps[k] for k in group]), []

@@ -33,9 +33,8 @@ class ClassifierGuided(Typed, Split):
 
     Args:
         denoiser: (z, t) -> x0_hat.
-        log_prob: (z, t) -> (batch,), up to a constant: a classifier's log-softmax at a label, a similarity, an energy
-            with its sign turned. It is called with states (batch, *state), or with x0_hat (batch, *shape), and the
-            time as it came: a number or (batch,).
+        log_prob: (z, t) -> (batch,), up to a constant, of states (batch, *state) or x0_hat (batch, *shape), and of the
+            time as it came, a number or (batch,): a classifier's log-softmax at a label, a similarity, minus an energy.
         scale: w.
         on: "state", for one that knows noisy states; "x0_hat" for one that knows data, and is differentiated
             through the denoiser.

@@ -8,9 +8,8 @@ Log probabilities l_i = log p(c_i | z), which are energies with their sign turne
 | `disjunction` | log sum_i w_i exp l_i              | the conditions exclude each other                         |
 | `negation`    | log(1 - exp l), or -w l            | always; the second is the published, unnormalised one     |
 
-They are log probabilities again, so they nest, and `fewstep.ClassifierGuided` makes a denoiser of one. Around the
-denoiser of N(0, 1), with l_i(z) = log p(c_i | g(z)) of a generator g, on VP that is LACE: the process keeps N(0, 1),
-its score takes up the drift, and the ODE left is dz = 1/2 beta grad E dt with E = -log p.
+They are log probabilities again, so they nest, and `fewstep.ClassifierGuided` makes a denoiser of one; of
+l_i(z) = log p(c_i | g(z)), g a generator, around the denoiser of N(0, 1) on VP, that is LACE.
 
 Denoisers D_i of conditions c_i, D of none:
 

@@ -78,12 +78,9 @@ def pigdm(
     """Pseudoinverse-guided diffusion: as `dps`, with the spread that x0 has given the state; noise may be 0.
 
     Args:
-        denoiser: (z, t) -> x0_hat, differentiable.
-        observation: what was seen.
+        denoiser, observation, interval, process: as in `dps`.
         scale: w, 1 is Bayes' rule for Gaussian data.
         std: s, the standard deviation of the data, above 0; the paper's choice is 1.
-        interval: where there is guidance, as in `ClassifierGuided`.
-        process: the process; None asks the denoiser.
 
     References: Song, Vahdat, Mardani, Kautz, Pseudoinverse-guided diffusion models for inverse problems, 2023,
     https://openreview.net/forum?id=9_gsMA8MRKQ.

@@ -41,9 +41,9 @@ __all__ = ["FinalEuler", "FirstLast"]
 class FirstLast(Outer):
     r"""A solver with another first or last step.
 
-    Order: 1 with the analytic first step (its miss is one step's), with an order-preserving start what the solver's
-    predictions allow, up to 4; else the solver's, and at most 2 with a lower order at the end.
-    Calls: the solver's, less one for the analytic first step, more by p - 2 singlestep steps for the start.
+    Order: 1 with the analytic first step, with an order-preserving start what the solver's predictions allow, up to 4;
+    else the solver's, and at most 2 with a lower order at the end. Calls: the solver's, less one for the analytic first
+    step, more by p - 2 singlestep steps for the start.
 
     References: analytic first step: Dockhorn, Vahdat, Kreis, GENIE: higher-order denoising diffusion solvers, 2022,
     https://arxiv.org/abs/2210.05475, who take eps = z on VP, where R is 1 at the start.

@@ -7,10 +7,6 @@ $$ z_s \mathrel{+}= -(R_s - \Psi_s \Psi_t^{-1} R_t)\, R^{-1} M\, \delta $$
 (the noise form's step with the noise that belongs to delta). Splitting alternates it with steps of the inner solver on
 D_base, whose history then holds the model's smooth predictions only. CFG++ keeps the model's noise. Guidance on the
 reverse mean moves a stochastic step by its own covariance.
-
-References: Wizadwongsa, Suwajanakorn, Accelerating guided diffusion sampling with splitting numerical methods, 2023,
-https://arxiv.org/abs/2301.11558. Chung, Kim, Park, Nam, Ye, CFG++: manifold-constrained classifier free guidance for
-diffusion models, 2024, https://arxiv.org/abs/2406.08070.
 """
 
 from __future__ import annotations
@@ -71,7 +67,8 @@ class Splitting(_Around):
     differ: the two half steps that meet at a time are one midpoint step there, of the same two calls; published are two
     Euler steps (`midpoint=False`), whose order is 1.
 
-    References: Wizadwongsa and Suwajanakorn 2023, Algorithms 1 and 2, https://arxiv.org/abs/2301.11558.
+    References: Wizadwongsa, Suwajanakorn, Accelerating guided diffusion sampling with splitting numerical methods,
+    2023, Algorithms 1 and 2, https://arxiv.org/abs/2301.11558.
 
     Args:
         inner: any solver of tables; the paper's is PLMS4, near to `ipndm-4`.
@@ -133,7 +130,8 @@ class CFGPlusPlus(_Around):
     solver that makes one row a step. Guidance scales are small here, in [0, 1] for the paper; as delta is added once a
     step, whatever its length, there is no limit of many steps and no order.
 
-    References: Chung et al. 2024, Algorithm 2, https://arxiv.org/abs/2406.08070.
+    References: Chung, Kim, Park, Nam, Ye, CFG++: manifold-constrained classifier free guidance for diffusion models,
+    2024, Algorithm 2, https://arxiv.org/abs/2406.08070.
     """
 
     label = "CFG++"

@@ -1,8 +1,8 @@
 """Drivers: samplers that choose while they run, so that no table can be written before, and what they end in.
 
 A driver takes its own times (adaptive steps) or sizes its own noise (data-dependent Langevin steps), for each sample of
-a batch alone. Its formulas are written with the same writer as a solver's, but each row is made at once, and the run
-remembers what was chosen: `Outcome.table` is the table that a sample has realised, as good as any other.
+a batch alone. Its formulas are written with a solver's writer, but each row is made at once, and the run remembers what
+was chosen: `Outcome.table` is the table that a sample has realised.
 
 To write one: (1) subclass `Driver` as a frozen dataclass; (2) write `drive(run)`, with `run.live(...)` as the writer
 of rows made at once; (3) declare its `promise`; (4) add it to `DRIVERS`.
@@ -93,10 +93,8 @@ class Outcome:
     def __str__(self) -> str:
         """What happened to the batch, in a sentence."""
         if self.ok:
-            calls = self.calls.double()
-            spread = (
-                f"{int(calls.min())} to {int(calls.max())}" if bool(calls.min() < calls.max()) else f"{int(calls[0])}"
-            )
+            least, most = int(self.calls.min()), int(self.calls.max())
+            spread = f"{least} to {most}" if least < most else f"{least}"
             return f"all {len(self.status)} samples reached the end in {spread} network calls each"
         first = next(i for i, status in enumerate(self.status) if status != "reached the end")
         return f"{self._failed()}: {self.sentence(first)}"

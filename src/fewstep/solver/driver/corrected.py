@@ -39,9 +39,8 @@ class LangevinCorrected(Driver):
 
     Stochastic, the predictor's calls and `corrector_steps` more a step, none at sigma = 0. Weak order 1 at most: the
     Langevin steps leave the law of their time alone only in the limit of a small r.
-    Where we differ: the norms are each sample's own, where the authors' code takes the mean over the batch, so that a
-    batch mate changes nothing; the code's factor alpha_i = 1 - beta_i on VP is left at its limit 1; and the corrector
-    follows its predictor as in the paper's Algorithms 2 and 3, where the code puts it first.
+    Where we differ from the authors' code: the norms are each sample's own, not the mean over the batch; the factor
+    alpha_i = 1 - beta_i on VP is left at its limit 1; and the corrector follows its predictor as in the paper.
 
     References: Song et al. 2021, Algorithms 2-5 and appendix G, https://arxiv.org/abs/2011.13456;
     https://github.com/yang-song/score_sde_pytorch.

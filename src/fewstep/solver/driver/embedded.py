@@ -35,8 +35,8 @@ class RK45(Adaptive):
        h \leftarrow h\, \mathrm{clip}(0.9 E^{-1/5}, 0.2, 10) $$
 
     Deterministic, order 5, six calls a tried step (the last one is the first of the next), two to begin with. The first
-    step is Hairer's rule, as in scipy, with which norm="batch" reproduces scipy's RK45 and so score_sde's ODE
-    sampler; form and clock as in `RungeKutta`. Where we differ: the norm is each sample's own.
+    step is Hairer's rule, with which norm="batch" reproduces scipy's RK45 and so score_sde's ODE sampler. Where we
+    differ: the norm is each sample's own.
 
     References: Dormand, Prince, A family of embedded Runge-Kutta formulae, 1980,
     https://doi.org/10.1016/0771-050X(80)90013-3; Hairer, Norsett, Wanner, Solving ordinary differential equations I,
@@ -114,9 +114,8 @@ class DPMAdaptive(Adaptive):
 
     The higher formula is `Singlestep(points=q)`, the lower one DPM-Solver-1, or -2 with r_1 = 1/3, on the same calls.
     Deterministic, order q, q calls a tried step (a rejected one keeps its first). `pid` = (P, I, D) takes k-diffusion's
-    controller, a limited product of powers of the last three errors, instead of the paper's. Where we differ: the
-    paper's code takes the largest error of the batch (norm="largest") and k-diffusion the norm of the whole batch
-    (norm="batch"), and the formulas are those of every linear process.
+    controller, a limited product of powers of the last three errors. Where we differ: the paper's code takes the
+    largest error of the batch (norm="largest") and k-diffusion the norm of the whole batch (norm="batch").
 
     References: Lu et al. 2022a, appendix C and Algorithms 1 and 2, https://arxiv.org/abs/2206.00927;
     https://github.com/LuChengTHU/dpm-solver; https://github.com/crowsonkb/k-diffusion for the controller.

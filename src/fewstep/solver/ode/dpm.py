@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fewstep.process.base import Process
 from fewstep.solver.base import BY_FORM, Moments, Promise, Solver
 from fewstep.solver.weights import finite, first_order
 from fewstep.tableau.form import Form
@@ -28,10 +27,9 @@ __all__ = ["DPMMultistep"]
 class DPMMultistep(Solver):
     r"""DPM-Solver(++) multistep (1, 2M, 3M) as published; deterministic, one call a step.
 
-    DPM-Solver++ (2M) has `points`=2 and `type="midpoint"`, where D1 enters with phi_1/2; "heun" takes phi_2. The 3M of
-    the authors' code has phi_3 D2 for 2 phi_3 D2, and order 2 therefore; `corrected` restores it. The first steps use
-    fewer points, the last ones too with `final_ramp` (None: if there are fewer than 10, as in the authors' code); one
-    to sigma = 0 uses one point, and a prediction made at alpha = 0 is left out.
+    In 2M's "midpoint" D1 enters with phi_1/2, in "heun" with phi_2. The authors' 3M has phi_3 D2 for 2 phi_3 D2, and
+    order 2 therefore; `corrected` restores it. The first steps use fewer points, the last ones with `final_ramp` (None:
+    of fewer than 10, as in their code); one to sigma = 0 uses one, and a prediction made at alpha = 0 is left out.
 
     References: Lu et al. 2022b, eq. 9 and Algorithm 2, https://arxiv.org/abs/2211.01095; 2022a,
     https://arxiv.org/abs/2206.00927; 3M: https://github.com/LuChengTHU/dpm-solver.
@@ -43,8 +41,7 @@ class DPMMultistep(Solver):
     corrected: bool = False
     final_ramp: bool | None = None
 
-    kinds = ("scalar",)
-    reason = "its formula divides differences of one log-SNR"
+    kinds, reason = ("scalar",), "its formula divides differences of one log-SNR"
 
     def __post_init__(self) -> None:
         among(self, points=(1, 2, 3), form=("data", "noise"), type=("midpoint", "heun"))
@@ -62,23 +59,21 @@ class DPMMultistep(Solver):
             d = w.call(z, t)
             nodes = [(t, d if self.form == "data" else w.eps(z)), *finite(w.process, nodes)][: self.points]
             used = nodes[: len(w.steps) - k] if ramp else nodes
-            z = w.row(self._step(w.process, z, t, s, used if w.process.log_snr(s) < math.inf else nodes[:1]), s)
+            z = w.row(self._step(w, z, t, s, used if w.process.log_snr(s) < math.inf else nodes[:1]), s)
 
-    def _step(self, p: Process, z: Form, t: float, s: float, nodes: list[tuple[float, Form]]) -> Form:
+    def _step(self, w: Writer, z: Form, t: float, s: float, nodes: list[tuple[float, Form]]) -> Form:
+        p, (carry, first) = w.process, first_order(w.process, self.form, t, s)  # first is scale phi_1
         e, scale = (1, p.M(s)) if self.form == "data" else (-1, -p.R(s))
-        carry, first = first_order(p, self.form, t, s)  # first is scale phi_1
         (l0, m0), *others = [(float(p.log_snr(u)), m) for u, m in nodes]
         form, h = carry * z + first * m0, float(p.log_snr(s)) - l0
         if not others:
             return form
-        phi_1 = -e * math.expm1(-e * h)
+        phi_1, r0 = -e * math.expm1(-e * h), (l0 - others[0][0]) / h
         phi_2 = e * (1 - phi_1 / h)
-        r0 = (l0 - others[0][0]) / h
         d1 = (1 / r0) * (m0 - others[0][1])
         if len(others) == 1:
             return form + scale * (phi_1 / 2 if self.type == "midpoint" else phi_2) * d1
         (l1, m1), (l2, m2) = others
-        r1 = (l1 - l2) / h
+        r1, phi_3 = (l1 - l2) / h, e * (1 / 2 - phi_2 / h) * (2 if self.corrected else 1)
         d2 = d1 - (1 / r1) * (m1 - m2)
-        phi_3 = e * (1 / 2 - phi_2 / h) * (2 if self.corrected else 1)
         return form + scale * phi_2 * (d1 + (r0 / (r0 + r1)) * d2) + scale * phi_3 * ((1 / (r0 + r1)) * d2)

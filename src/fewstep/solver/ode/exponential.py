@@ -31,8 +31,6 @@ __all__ = ["Multistep"]
 class Multistep(Solver):
     r"""Exponential Adams multistep in data or noise form, deterministic, with an optional corrector.
 
-    The interpolant passes through the last `points` predictions.
-
     Order: `points`, but with its own start (fewer points in the first steps) at most 2, or 3 with the corrector; with
     the corrector one more than `points`. One call a step, state kept: the last `points` predictions.
     points = 1 without corrector is DDIM (DPM-Solver-1, DEIS of order 0, one-step gDDIM). In data form with
@@ -50,9 +48,8 @@ class Multistep(Solver):
         corrector: correct each row with the prediction made at it; never on the last row.
         final_ramp: use fewer points towards the end, one in the last step; "last": one in that step alone.
         root: "R", the root of Sigma that keeps the noise of a point mass constant, or "L", the Cholesky factor, in
-            noise form. They differ on blocks alone, where L is gDDIM's ablation K_t = L_t (L-DEIS in its code): the
-            interpolant passes through L^-1 (z - M D), which turns along the ODE, so a point mass is not carried
-            exactly.
+            noise form: another on blocks alone, gDDIM's ablation K_t = L_t (L-DEIS in its code). L^-1 (z - M D) turns
+            along the ODE, so a point mass is not carried exactly.
         restate: in noise form, give the corrected state its own noise. The noise of a call is that of the predicted
             state, R^-1 (z~ - M D); where P_s P_t^-1 is large (CLD: hundreds) z - z~ times it spoils the corrected one.
             With `restate` the corrector takes eps = R^-1 (z - M D) with the z it is about to make, for which it is

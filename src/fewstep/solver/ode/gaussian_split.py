@@ -61,20 +61,16 @@ class GaussianSplit(Solver):
     one before. Images lie near surfaces; a Gaussian of finite width keeps the noise across them that the data form
     removes, and a last prediction is better than an extrapolation (`benchmarks/default_solver.py`).
 
-    Order: `points`, one more with the corrector, and with its own start (fewer points in the first steps) at most 2, or
-    3 with the corrector; at most 2 with an ending, whose last step has to shrink with the others (that of `karras` into
-    sigma = 0 does not); 1 with a `first`, before which no prediction is kept to extrapolate from. A point mass leaves a
-    residual of that order unless std = 0; without an ending data N(mu, std^2 I) is carried exactly, by steps of any
-    size. std = 0, width = inf and no ending is `Multistep` in data form: with its corrector for relax = 0, without for
-    relax = inf.
+    Order: `points`, one more with the corrector, and with its own start at most 2, or 3 with the corrector; at most 2
+    with an ending, whose last step has to shrink with the others (that of `karras` into sigma = 0 does not); 1 with a
+    `first`, before which no prediction is kept. A point mass leaves a residual of that order unless std = 0; without an
+    ending data N(mu, std^2 I) is carried exactly, by steps of any size. std = 0, width = inf and no ending is
+    `Multistep` in data form: with its corrector for relax = 0, without for relax = inf. The defaults were chosen on
+    random mixtures, guided ones among them (`benchmarks/closed_forms.py`), and on the shipped model.
 
-    The defaults were chosen with the grid `logistic` on random mixtures in 2 to 8 dimensions, guided ones (w = 7)
-    among them (`benchmarks/closed_forms.py`), and on the shipped model.
-
-    References: the wider process is the EDM preconditioning (Karras et al. 2022, https://arxiv.org/abs/2206.00364) seen
-    as an ODE; a linear part chosen for the data is DPM-Solver-v3 (Zheng et al. 2023, https://arxiv.org/abs/2310.13268);
-    a corrector that costs no call, and a falling order at the end, are UniPC (Zhao et al. 2023,
-    https://arxiv.org/abs/2302.04867). The combination is ours.
+    References: the wider process is the EDM preconditioning (Karras et al. 2022, https://arxiv.org/abs/2206.00364) as
+    an ODE; a linear part chosen for data is DPM-Solver-v3 (Zheng et al. 2023, https://arxiv.org/abs/2310.13268), a
+    corrector that costs no call UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867). The combination is ours.
 
     Args:
         points: how many means the interpolant passes through (at least 1).

@@ -15,9 +15,6 @@ and the gradient part is a combination with weights of sum one, e_0 being the la
 
 On scalar processes phi is Euler's step in rho = sigma/alpha, so these are the classical methods on dx/drho = eps with
 weights that ignore how the steps differ. On a grid that is smooth they reach order 2 and no more, whatever the count.
-
-References: Liu, Ren, Lin, Zhao, Pseudo numerical methods for diffusion models on manifolds (PNDM), 2022,
-https://arxiv.org/abs/2202.09778, code https://github.com/luping-liu/PNDM.
 """
 
 from __future__ import annotations
@@ -34,12 +31,7 @@ from fewstep.words import among
 
 __all__ = ["ADAMS", "PNDM", "GradientEstimation", "HeunPP", "transfer"]
 
-ADAMS = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
+ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +45,15 @@ class PNDM(Solver):
     - `start="heun"` (S-PNDM with two points, PLMS with four): one pseudo Heun step, n + 1 calls; then as below;
     - `start="ramp"` (iPNDM): fewer points in the first steps, n calls.
 
-    `weights="variable"` is iPNDM-v: Adams weights of the true steps in rho = e^-log-snr, as published. Against the
-    exact weights, which are those of `lms-4`, that form has three slips: a bracket in the third weight's factor, a sign
-    in the fourth's, and a ratio of the wrong steps in the last weight, for which four weights do not sum to one on
-    unequal steps. It reaches order 2, and with four points it carries a point mass only in the limit.
-    The middle of a Runge-Kutta step is the middle in the process's time. A step to sigma = 0 uses the latest
-    prediction alone, one call. Refused from alpha = 0, where phi divides by Psi = 0 and the noise is not defined.
+    `weights="variable"` is iPNDM-v: Adams weights of the true steps in rho, as published. Against the exact weights,
+    those of `lms-4`, they have three slips: a bracket in the third weight's factor, a sign in the fourth's, and a ratio
+    of the wrong steps in the last, for which four weights do not sum to one on unequal steps.
+    The middle of a Runge-Kutta step is the process's. A step to sigma = 0 uses the latest prediction alone.
 
-    References: PNDM, https://arxiv.org/abs/2202.09778, and its code for F-PNDM and S-PNDM; iPNDM: Zhang, Chen (DEIS),
-    2023, https://arxiv.org/abs/2204.13902; PLMS: the scheduler of Stable Diffusion,
-    https://github.com/huggingface/diffusers; iPNDM-v: https://github.com/zju-pi/diff-sampler.
+    References: Liu, Ren, Lin, Zhao, Pseudo numerical methods for diffusion models on manifolds, 2022,
+    https://arxiv.org/abs/2202.09778, and its code https://github.com/luping-liu/PNDM (F-PNDM, S-PNDM); iPNDM: Zhang,
+    Chen (DEIS), 2023, https://arxiv.org/abs/2204.13902; PLMS: https://github.com/huggingface/diffusers; iPNDM-v:
+    https://github.com/zju-pi/diff-sampler.
 
     Args:
         points: how many predictions are averaged, 1 to 4.
@@ -137,10 +128,9 @@ class PNDM(Solver):
 class GradientEstimation(Solver):
     r"""Gradient estimation: phi(z_t, gamma e_0 + (1 - gamma) e_1), deterministic.
 
-    Order 1 (order 2 at gamma = 3/2, where it is iPNDM-2), one call a step, state kept: the last noise prediction. The
-    first step and one to sigma = 0 are DDIM's, and gamma = 1 is DDIM throughout. gamma = 2 is the paper's choice and
-    that of the tools which call it `gradient_estimation`. It runs on every process through phi, where the paper steps
-    in sigma.
+    Order 1 (2 at gamma = 3/2, where it is iPNDM-2), one call a step, state kept: the last noise prediction. The first
+    step and one to sigma = 0 are DDIM's, and gamma = 1 is DDIM throughout; gamma = 2 is the paper's choice. It runs on
+    every process through phi, where the paper steps in sigma.
 
     References: Permenter, Yuan, Interpreting and improving diffusion models from an optimization perspective, 2024,
     https://arxiv.org/abs/2306.04848.
@@ -226,9 +216,4 @@ def _variable(h: list[float]) -> tuple[float, ...]:
     q = r * (h1 + h2) / (h2 + h3)
     c = (1 - third) / 2 + (1 - h0 / (2 * (h0 + h1))) * h0 / (6 * (h0 + h1 + h2))
     c = c * h0 * (h0 + h1) * (h0 + h1 + h2) / (h1 * (h1 + h2) * (h1 + h2 + h3))
-    return (
-        1 + a + b + c,
-        -a - (1 + r) * b - (1 + r + q) * c,
-        r * b + (r + q * (1 + h2 / h3)) * c,
-        -q * r * c,
-    )
+    return 1 + a + b + c, -a - (1 + r) * b - (1 + r + q) * c, r * b + (r + q * (1 + h2 / h3)) * c, -q * r * c

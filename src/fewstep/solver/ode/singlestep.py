@@ -42,9 +42,9 @@ class Singlestep(Solver):
     times: n intervals are n calls, taken as steps of `points` calls and fewer at the end (3, 3, .., 2, 1 where 3
     divides n, else 3, .., 3 and the rest), which is DPM-Solver-fast; its last step of order 1 limits the order to 2.
 
-    points = 1 is DDIM. In noise form points = 2 is k-diffusion's dpm_2, Euler's predictor to the geometric midpoint of
-    sigma; in data form it is 2S with "midpoint" and RES 2S, whose weights meet all order conditions, with "heun".
-    Where we differ: the integrals are taken for every linear process, not for two numbers alpha and sigma.
+    points = 1 is DDIM. In noise form points = 2 is k-diffusion's dpm_2; in data form it is 2S with "midpoint" and RES
+    2S, whose weights meet all order conditions, with "heun". Where we differ: the integrals are those of every linear
+    process.
 
     References: DPM-Solver-2 (Algorithm 1), -3 and -fast: Lu et al. 2022a, https://arxiv.org/abs/2206.00927;
     DPM-Solver++ (2S): Lu et al. 2022b, https://arxiv.org/abs/2211.01095;

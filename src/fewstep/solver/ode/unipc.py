@@ -29,11 +29,10 @@ __all__ = ["UniPC"]
 class UniPC(Solver):
     r"""UniPC-p: unified multistep predictor-corrector, deterministic, one call a step.
 
-    State kept: the last p predictions and the uncorrected state's base. As in the
-    authors' code the coefficient of the second-order predictor and of the first-order corrector is 1/2, the corrector
-    is left out in the last step, and with `final_ramp` the last steps use fewer points, which limits the order to 2.
-    Without it the order is p + 1, at most 3 with this start. A step to sigma = 0 uses one point. Where we differ: a
-    prediction made at alpha = 0 is left out, and there the coefficients are solved for instead of taken as 1/2.
+    State kept: the last p predictions. As in the authors' code the coefficient of the second-order predictor and of the
+    first-order corrector is 1/2, the corrector is left out in the last step, and with `final_ramp` the order is at most
+    2; without it p + 1, at most 3. A step to sigma = 0 uses one point. Where we differ: a prediction made at alpha = 0
+    is left out, and there the coefficients are solved for.
 
     References: Zhao et al., UniPC: a unified predictor-corrector framework for fast sampling of diffusion models, 2023,
     Theorem 3.1 and eq. 5, https://arxiv.org/abs/2302.04867; the authors' code, https://github.com/wl-zhao/UniPC.

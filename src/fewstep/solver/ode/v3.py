@@ -45,10 +45,10 @@ class DPMSolverV3(Solver):
     predictor is DPM-Solver++ with exact weights (`Multistep`). With those of `fewstep stats`, all three per pixel.
     State kept: the last `points` predictions and the states they were made at.
 
-    Order: 2 (1 for points = 1 without `corrector_pseudo`): the first step has one point, and a pseudo-order estimate
-    none beyond 2. At an infinite log-SNR, which only the run without statistics accepts, a step uses one point. The
-    correction of a state leaves f as it was predicted (line 13 of Algorithm 2), and the last state is not corrected.
-    Where we differ: the code snaps times to the nodes of the statistics; here a time between two nodes is a node too.
+    Order: 2 (1 for points = 1 without `corrector_pseudo`). At an infinite log-SNR, which only the run without
+    statistics accepts, a step uses one point. The correction of a state leaves f as it was predicted (line 13 of
+    Algorithm 2), and the last state is not corrected. Where we differ: a time between two nodes of the statistics is a
+    node too, where the code snaps it to one.
 
     References: Zheng et al., DPM-Solver-v3, 2023, eq. 8 and 13-16, Algorithms 1 and 2 and appendix C.1.2,
     https://arxiv.org/abs/2310.13268; the authors' code, https://github.com/thu-ml/DPM-Solver-v3.

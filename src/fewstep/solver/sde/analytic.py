@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fewstep.process.base import Process
 from fewstep.process.operator import Block, Coefficient, Diagonal, inverse, is_zero, transpose
-from fewstep.solver.base import BOTH, LAST, Promise, Solver
+from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.sde.ancestral import implicit, posterior, with_noise
 from fewstep.solver.statistics import Statistics
 from fewstep.tableau.writer import Writer
@@ -65,11 +65,9 @@ class Analytic(Solver):
 
     @property
     def promise(self) -> Promise:
-        measured = self.statistics is not None
-        exact = not measured and not self.clip_last
-        return Promise(
-            1, stochastic=self.eta > 0 or measured, point_mass=None if exact else (), ends=LAST if measured else BOTH
-        )
+        if self.statistics is not None:
+            return Promise(1, stochastic=True, point_mass=(), ends=LAST)
+        return Promise(1, stochastic=self.eta > 0, point_mass=() if self.clip_last else None)
 
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process

@@ -43,10 +43,9 @@ __all__ = ["DDIM", "DDPM", "LCM", "Ancestral"]
 class DDPM(Solver):
     r"""DDPM, ancestral sampling: stochastic, each step draws from the reverse Gaussian at the predicted data.
 
-    Stochastic, one call a step, no state kept, weak order 1. `variance="posterior"` is the variance of
-    q(z_s | z_t, x0); `"beta"` is that of q(z_t | z_s), the upper choice of section 3.2, which carries a point mass
-    only up to a residual. No noise is added in a step to sigma = 0, as in Algorithm 2.
-    Equals `DDIM(eta=1)` on scalar and diagonal processes.
+    One call a step, no state kept, weak order 1. `variance="posterior"` is the variance of q(z_s | z_t, x0); `"beta"`
+    is that of q(z_t | z_s), the upper choice of section 3.2, which carries a point mass only up to a residual. No noise
+    is added in a step to sigma = 0, as in Algorithm 2. Equals `DDIM(eta=1)` on scalar and diagonal processes.
 
     `carry="drift"` is q of the process. `"noise"` has Psi = 1 and shows where the signal is no part of the chain:
     ResShift's posterior, InDI's step with Brownian noise, and with "beta" the momentum sampler of soft diffusion. Where
@@ -173,9 +172,9 @@ class LCM(Solver):
 
         z_s = M_s D + R_s xi
 
-    Stochastic, one call a step, no state kept. It is made for consistency models, whose prediction is where the ODE
-    ends: then every z_s has its law. A denoiser's prediction is a mean, so with one the data's variance is lost and no
-    order is claimed (0); a point mass is exact. The last step adds nothing where sigma = 0.
+    One call a step. It is made for consistency models, whose prediction is where the ODE ends: then every z_s has its
+    law. A denoiser's prediction is a mean, so with one the data's variance is lost and no order is claimed (0). The
+    last step adds nothing where sigma = 0.
 
     References: Song, Dhariwal, Chen, Sutskever, Consistency models, 2023,
     https://arxiv.org/abs/2303.01469; Luo et al., Latent consistency models, 2023, https://arxiv.org/abs/2310.04378.

@@ -56,9 +56,8 @@ class EulerMaruyama(_Predicted):
 
     $$ z_s = z_t - (t - s) [F_t z_t + G_t G_t^T R_t^{-T} \epsilon_t] + \sqrt{t - s}\, G_t\, \xi $$
 
-    Stochastic, one call a step, weak order 1 and strong order 1 (the noise is additive); a point mass is carried up to
-    a residual. Refuses a start at alpha = 0, where the drift is infinite, and an end at sigma = 0, where the score is.
-    The last step adds no noise.
+    One call a step, weak order 1 and strong order 1 (the noise is additive). At alpha = 0 the drift is infinite, at
+    sigma = 0 the score. The last step adds no noise.
 
     References: Song et al. 2021, section 4.1 and appendix E, https://arxiv.org/abs/2011.13456; on CLD the baseline of
     Dockhorn et al. 2022, https://arxiv.org/abs/2112.07068.
@@ -73,8 +72,7 @@ class ReverseDiffusion(_Predicted):
 
     $$ z_s = (2 - \Psi) z_t - Q R_t^{-T} \epsilon_t + Q^{1/2} \xi, \qquad Q = \Sigma_t - \Psi \Sigma_s \Psi^T $$
 
-    Stochastic, one call a step, weak order 1; a point mass is carried up to a residual. The last step adds no noise.
-    Psi and Q are the process's own, so that no second discretisation comes in (the reference uses
+    One call a step, weak order 1. The last step adds no noise. Psi and Q are the process's own (the reference uses
     sqrt(1 - beta_i) and beta_i, which on a tabulated VP process are the same).
 
     References: Song et al. 2021, appendix E, https://arxiv.org/abs/2011.13456.
@@ -92,7 +90,7 @@ class SSCS(ReverseSDE):
     part is the forward process with the velocity turned round: transition P Psi P with P = diag(1, -1), and the noise
     Sigma_inf - Psi Sigma_inf Psi^T that goes with it.
 
-    Stochastic, one call a step, weak order 1, CLD only. A point mass is carried up to a residual.
+    One call a step, weak order 1, CLD only.
 
     References: Dockhorn, Vahdat, Kreis, Score-based generative modeling with critically-damped Langevin diffusion,
     2022, section 3.3, https://arxiv.org/abs/2112.07068.
@@ -127,9 +125,8 @@ class StochasticHeun(Solver):
     $$ K_1 = -h f(z, t) + \sqrt{h}\, G_t \xi, \quad K_2 = -h f(z + K_1, s) + \sqrt{h}\, G_s \xi, \quad
        z_s = z + \tfrac12 (K_1 + K_2) $$
 
-    with f = F z + G G^T Sigma^-1 (z - M D) and h = t - s. Stochastic, two calls a step, weak order 1 (the mean part is
-    Heun's). A step to sigma = 0 takes the mean at the data prediction, with one call. A point mass is carried up to a
-    residual.
+    with f = F z + G G^T Sigma^-1 (z - M D) and h = t - s. Two calls a step, weak order 1 (the mean part is Heun's). A
+    step to sigma = 0 takes the mean at the data prediction, with one call.
 
     References: Jolicoeur-Martineau et al. 2021, Gotta go fast when generating data with score-based models,
     https://arxiv.org/abs/2105.14080.
@@ -194,11 +191,7 @@ def _ancestral(p: Process, t: float, s: float) -> tuple[tuple[Coefficient, Coeff
 
 
 # Name -> (process, t, s) -> ((a, b), C): one step a z + b eps + chol(C) xi.
-PREDICTORS = {
-    "euler-maruyama": _euler_maruyama,
-    "reverse-diffusion": _reverse_diffusion,
-    "ddpm": _ancestral,
-}
+PREDICTORS = {"euler-maruyama": _euler_maruyama, "reverse-diffusion": _reverse_diffusion, "ddpm": _ancestral}
 
 
 def _diagonal(a: float, b: float) -> Block:

@@ -27,8 +27,6 @@ __all__ = ["AnnealedLangevin", "PredictorCorrector", "langevin"]
 class AnnealedLangevin(ReverseSDE):
     r"""NCSN's annealed Langevin dynamics: `inner` Langevin steps at each time, from noise to data.
 
-    $$ z \leftarrow z - \tfrac{a}{2} R_t \epsilon + \sqrt{a}\, R_t\, \xi $$
-
     Stochastic, `inner` calls a step. On VE it is the paper's, whose step a_i = eps sigma_i^2 / sigma_L^2 makes
     `step` = eps / sigma_L^2 = 0.2 with its eps = 2e-5 and sigma_L = 0.01; elsewhere the transition carries the state
     between times. No order: the law it tends to, in `inner`, is biased by `step`. The noise is no part of the path.
@@ -64,9 +62,7 @@ class AnnealedLangevin(ReverseSDE):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorCorrector(ReverseSDE):
-    r"""A predictor step, then `inner` Langevin steps at the new time, of a fixed size: the annealed corrector.
-
-    $$ z \leftarrow z - \tfrac{a}{2} R_s \epsilon + \sqrt{a}\, R_s\, \xi, \qquad a = 4 \cdot \mathrm{snr}^2 $$
+    r"""A predictor step, then `inner` Langevin steps at the new time, of size a = 4 snr^2: the annealed corrector.
 
     Stochastic, 1 + `inner` calls a step. score_sde's annealed Langevin corrector takes 2 alpha (snr std)^2 for a / 2,
     which is this with alpha = 1. Weak order 1 where snr is small against the steps; as the size is fixed, none is

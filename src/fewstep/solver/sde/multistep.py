@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from fewstep.process.clock import clock
 from fewstep.process.operator import Coefficient, transpose
-from fewstep.solver.base import BOTH, LAST, Promise, Solver
+from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.sde.ancestral import with_noise
 from fewstep.solver.sde.reverse import added, reverse
 from fewstep.solver.weights import Frame, finite, weights
@@ -41,22 +41,15 @@ class SDEMultistep(Solver):
     eta = 0 is DPM-Solver(++) multistep. A step to sigma = 0 uses one point and adds nothing; a prediction made at
     alpha = 0 is left out; `final_ramp` uses fewer points towards the end, one in the last step (diffusers).
 
-    Weak order `points`, at most 2; strong order 1 on one path. In noise form a point mass is carried only up to a
-    residual, no step goes to sigma = 0, and few steps can be unstable.
-    Where we differ: the integrals are taken for every linear process, in its log-SNR.
+    Weak order `points`, at most 2; strong order 1 on one path. In noise form few steps can be unstable.
 
-    References: DPM-Solver++ (Lu et al. 2022b), the SDE variant,
-    https://arxiv.org/abs/2211.01095; 2M and 3M SDE: https://github.com/crowsonkb/k-diffusion; noise form:
-    https://github.com/huggingface/diffusers (sde-dpmsolver); points = 1: Zhang, Tao, Chen, gDDIM, 2022,
-    https://arxiv.org/abs/2206.05564.
+    References: DPM-Solver++ (Lu et al. 2022b), the SDE variant, https://arxiv.org/abs/2211.01095; 2M and 3M SDE:
+    https://github.com/crowsonkb/k-diffusion; noise form: https://github.com/huggingface/diffusers (sde-dpmsolver);
+    points = 1: Zhang, Tao, Chen, gDDIM, 2022, https://arxiv.org/abs/2206.05564.
 
     Args:
         points: predictions in a step, 1, 2 or 3.
         eta: fresh noise, at least 0; 1 is the reverse SDE.
-        type: "midpoint" or "heun", for steps with two predictions.
-        form: "data" or "noise".
-        corrected: the full parabola with three predictions.
-        final_ramp: fewer points towards the end.
     """
 
     points: int = 2
@@ -72,11 +65,10 @@ class SDEMultistep(Solver):
 
     @property
     def promise(self) -> Promise:
-        stochastic, noise = self.eta > 0, self.form == "noise"
-        ends = BOTH if not noise else () if stochastic else LAST
-        return Promise(
-            min(self.points, 2), stochastic=stochastic, point_mass=() if stochastic and noise else None, ends=ends
-        )
+        stochastic, order = self.eta > 0, min(self.points, 2)
+        if self.form == "noise":
+            return Promise(order, stochastic=True, point_mass=(), ends=()) if stochastic else Promise(order, ends=LAST)
+        return Promise(order, stochastic=stochastic)
 
     def write(self, w: Writer) -> None:
         z, p, data = w.start, w.process, self.form == "data"
@@ -105,12 +97,10 @@ class SASolver(Solver):
     r"""SA-Solver: stochastic Adams predictor-corrector in data form, with the fresh noise tau(t)^2 of each step.
 
     The predictor's polynomial passes through the last `points` predictions; the corrector repeats the step, with the
-    same noise, through the prediction made at its end too, which the next step uses again: one call a step. tau is
-    `tau` in steps that end at a noise-to-signal ratio in [tau_min, tau_max], and 0 (the ODE) elsewhere: the paper's
-    piecewise constant function. tau = 0 is exponential multistep (and UniPC with solved coefficients).
-
-    Weak order 2 with one point and the corrector or two without it. As in the authors' code the last row is not
-    corrected. A step to sigma = 0 uses one point. Where we differ: any linear process, by quadrature in log-SNR.
+    same noise, through the prediction made at its end too, which the next step uses again: one call a step. tau holds
+    in steps that end at a noise-to-signal ratio in [tau_min, tau_max], and is 0 (the ODE) elsewhere. tau = 0 is
+    exponential multistep. Weak order 2 with one point and the corrector or two without it. As in the authors' code the
+    last row is not corrected. A step to sigma = 0 uses one point.
 
     References: Xue et al., SA-Solver: stochastic Adams solver for fast sampling of diffusion models, 2023,
     https://arxiv.org/abs/2309.05019; as in https://github.com/comfyanonymous/ComfyUI (comfy/k_diffusion/sa_solver.py).
@@ -118,9 +108,6 @@ class SASolver(Solver):
     Args:
         points: predictions in the predictor's polynomial; the corrector has one more.
         tau: the paper's tau, at least 0; 1 is the reverse SDE.
-        tau_min: lowest noise-to-signal ratio at which tau holds.
-        tau_max: highest one.
-        corrector: False gives the predictor alone.
     """
 
     points: int = 3

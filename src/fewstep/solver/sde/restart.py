@@ -41,9 +41,7 @@ class Restart(Solver):
         vars(self).update(intervals=tuple(map(tuple, self.intervals)))
         for low, high, repeats in self.intervals:
             if not 0 <= high < low <= 1 or repeats < 0 or repeats != int(repeats):
-                raise ValueError(
-                    f"got the interval {(low, high, repeats)}: give 0 <= high < low <= 1 and a whole number of repeats"
-                )
+                raise ValueError(f"got the interval {low, high, repeats}: give 0 <= high < low <= 1, whole repeats")
         among(self, method=METHODS)
 
     @property

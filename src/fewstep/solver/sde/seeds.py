@@ -37,9 +37,9 @@ class SEEDS(Solver):
     the second stage, and that through D and D_3 for the step.
 
     No state kept. Weak order 2, strong order 1 on one path. eta = 0 is DPM-Solver++ 2S or 3S.
-    `noises="separate"` draws a normal of its own for the stage, independent of the step's (k-diffusion's code with any
-    noise but its Brownian tree): every stage keeps its law, but the weak order falls to 1.
-    Where we differ: any linear process; k-diffusion's dpmpp_sde means eta by DDIM's, which is ours at 0 and 1 only.
+    `noises="separate"` draws a normal of its own for the stage (k-diffusion's code with any noise but its Brownian
+    tree): every stage keeps its law, but the weak order falls to 1. k-diffusion's dpmpp_sde means eta by DDIM's, which
+    is ours at 0 and 1 only.
 
     References: Gonzalez et al., SEEDS: exponential SDE solvers for fast high-quality sampling from diffusion models,
     2023, https://arxiv.org/abs/2305.14267; as in https://github.com/comfyanonymous/ComfyUI; DPM-Solver++ SDE:
