@@ -139,7 +139,7 @@ def test_the_file_gives_back_the_statistics_and_says_what_is_wrong(tmp_path, vp)
     ("values", "sentence"),
     [
         ({"log_snr": torch.zeros(3)}, "increasing"),
-        ({"log_snr": torch.arange(3.0), "eps2": torch.ones(2)}, "one a node"),
+        ({"log_snr": torch.arange(3.0), "eps2": torch.ones(2)}, "give 3 finite entries"),
         ({"log_snr": torch.arange(3.0), "eps2": torch.full((3,), math.nan)}, "3 finite entries"),
         ({"log_snr": torch.arange(3.0), "l": torch.ones(3)}, "all three or none"),
     ],
