@@ -50,6 +50,7 @@ from fewstep.stats.errors import known_error
 __all__ = ["SIDE", "load_own", "paced", "save_model"]
 
 FORMAT = 1
+_CALLED: dict[str, None] = {}  # networks of the latest configs, which take what they are called with
 SIDE = 4096  # the most channels, rows or columns of an image: a cosine basis of that side fits into memory
 
 
@@ -210,8 +211,13 @@ def _check_ends(net: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
         raise unfit(f"{wrong}; one of frequencies has the images' own size")
     wrapped(lambda x, t: x, process, known["predicts"], known["time"], known["sigma_data"])
     if process.kind != "block":
-        size = (1, folded, *(side // patch for side in sides))
-        check_call(partial(build_network, config_of(net)), size, folder / "config.json", labelled=bool(labels))
+        size, built = (1, folded, *(side // patch for side in sides)), config_of(net)
+        key = repr((built, size, bool(labels)))
+        if key not in _CALLED:
+            check_call(partial(build_network, built), size, folder / "config.json", labelled=bool(labels))
+            _CALLED[key] = None
+            while len(_CALLED) > 16:
+                _CALLED.pop(next(iter(_CALLED)))
 
 
 def _names(value: Any) -> bool:
