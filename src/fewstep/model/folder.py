@@ -92,7 +92,7 @@ def save_model(
     card: str = "",
     dtype: torch.dtype = torch.bfloat16,
     sigma_data: float = 0.5,
-    two_times: bool = False,
+    destination: bool = False,
     tables: Mapping[str, Tableau] | None = None,
 ) -> Path:
     """Writes a model folder that `load` reads: whole in a folder beside it first, then renamed to `folder`.
@@ -104,7 +104,7 @@ def save_model(
         facts: "training", "quality" and "data", written into fewstep.json.
         card: the text of README.md.
         dtype: of the stored weights.
-        sigma_data, two_times, tables: as in `Model`.
+        sigma_data, destination, tables: as in `Model`.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "fewstep.json").exists():
@@ -125,7 +125,7 @@ def save_model(
             "weights_sha256": sha256(part / WEIGHTS),
         }
         about |= {"sigma_data": sigma_data} if sigma_data != 0.5 else {}
-        about |= {"two_times": True} if two_times else {}
+        about |= {"destination": True} if destination else {}
         about |= {"tables": list(tables)} if tables else {}
         for name, table in (tables or {}).items():
             table.save(part / f"table-{name}.safetensors")
@@ -162,7 +162,7 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
             isinstance(about.get("sigma_data", 0.5), float) and 0 < about.get("sigma_data", 0.5) < math.inf,
             "a number above 0",
         ),
-        "two_times": (isinstance(about.get("two_times", False), bool), "true or false"),
+        "destination": (isinstance(about.get("destination", False), bool), "true or false"),
         "tables": (_names(about.get("tables", [])), "a list of numbers of calls, as words"),
         "quality": (isinstance(rows, list) and all(isinstance(row, dict) for row in rows), "a list of objects"),
     }
@@ -181,7 +181,7 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
         "patch": patch,
         "labels": tuple(labels),
         "sigma_data": about.get("sigma_data", 0.5),
-        "two_times": about.get("two_times", False),
+        "destination": about.get("destination", False),
     }
 
 

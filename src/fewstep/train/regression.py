@@ -119,7 +119,7 @@ class Regression(Objective):
         """Where the network is asked in a step."""
         times = self.times(draw)
         x0, eps = self.coupling(draw, lambda x: x.new_empty(len(x), *self.process.state_shape(tuple(x.shape[1:]))))
-        batch = draw.batch
+        batch = draw.batch.told(**self.coupling.conditions(draw))
         if self.guidance is not None:
             low, high = self.guidance
             batch = batch.told(w=low + (high - low) * draw.uniform("w").to(x0))

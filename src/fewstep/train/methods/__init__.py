@@ -13,7 +13,11 @@ from fewstep.train.methods.consistency import (
     ImprovedConsistency,
 )
 from fewstep.train.methods.denoise import Denoise, Flow, Score
+from fewstep.train.methods.guided import Guided
 from fewstep.train.methods.progressive import Progressive
+from fewstep.train.methods.recorded import Knowledge, Reflow
+from fewstep.train.methods.scores import ScoreMatching
+from fewstep.train.methods.two_times import Continuous, MeanFlow, Shortcut, Trajectory
 
 __all__ = ["METHODS", "Method", "Setting"]
 
@@ -22,9 +26,18 @@ METHODS: dict[str, Callable[..., Method]] = {
     "score": Score,
     "flow": Flow,
     "ot-flow": partial(Flow, coupling="transport"),
+    "reflow": Reflow,
+    "knowledge": Knowledge,
     "progressive": Progressive,
+    "guided": Guided,
     "consistency": Consistency,
     "consistency-training": ConsistencyTraining,
     "improved-consistency": ImprovedConsistency,
     "easy-consistency": EasyConsistency,
+    "continuous": Continuous,
+    "trajectory": Trajectory,
+    "shortcut": Shortcut,
+    "mean-flow": MeanFlow,
+    "dmd": ScoreMatching,
+    "sid": partial(ScoreMatching, a=1.0),
 }

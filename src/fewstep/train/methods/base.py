@@ -53,13 +53,13 @@ class Method(Typed, ABC):
     """A training; see the module's docstring.
 
     - `needs`: it imitates a teacher.
-    - `two_times`: its network is told the destination.
+    - `destination`: its network is told the destination.
     - `averages`: of the network, beside the one that is saved.
     - `optimiser`, `predicts`, `process`: what it takes unless asked otherwise; None: the run's.
     """
 
     needs: ClassVar[bool] = False
-    two_times: ClassVar[bool] = False
+    destination: ClassVar[bool] = False
     guided: ClassVar[bool] = False
     averages: ClassVar[tuple[str, ...]] = ()
     optimiser: ClassVar[str] = "adamw"
