@@ -86,7 +86,11 @@ def test_a_run_in_parts_ends_in_the_weights_of_one_in_one(method: str, tmp_path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_folder_of_a_student_samples_by_its_own_tables(method: str, tmp_path: Path) -> None:
-    model = fs.load(train_student(points(), tmp_path, **options(method)), dtype=torch.float32)
+    made = train_student(points(), tmp_path, **options(method))
+    if method in ("genie", "npr", "sn"):  # heads, which are no denoisers
+        assert made == tmp_path / "network.safetensors"
+        return
+    model = fs.load(made, dtype=torch.float32)
     assert model.shape == (2,)
     tables = model.tables or {"10": None}
     for calls, table in tables.items():

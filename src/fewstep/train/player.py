@@ -62,12 +62,15 @@ class Student:
 
     def raw(self, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The network's output F, in the dtype of the state."""
+        return self.outputs(z, t, s)[0]
+
+    def outputs(self, z: Tensor, t: Tensor, s: Tensor | None = None) -> tuple[Tensor, ...]:
+        """All that the network returns."""
         dtype = self.dtype or z.dtype
         x = apply(preconditioning(self.predicts, self.process, t, self.sigma_data)[0], z).to(dtype)
-        times = [self._label(v, z, dtype) for v in ((t, s) if self.destination else (t,))]
+        times = [self._label(v, z, dtype) for v in ((t, t if s is None else s) if self.destination else (t,))]
         out = self.net(x, *times)
-        out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
-        return as_state(out, z)
+        return tuple(as_state(v, z) for v in (out if isinstance(out, tuple) else (getattr(out, "sample", out),)))
 
     def read(self, z: Tensor, t: Tensor, raw: Tensor) -> Tensor:
         """x0 = p z + q F, in data space."""

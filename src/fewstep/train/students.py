@@ -186,7 +186,7 @@ def train_student(
     average = trainer.players["net"].averages[EMA]
     if net is not None:
         net.load_state_dict(average.state_dict())
-    if type(average).__name__ not in NETWORKS:
+    if type(average).__name__ not in NETWORKS or not made.denoises:
         save_tensors(out / "network.safetensors", average.state_dict(), sealed=True)
         return out / "network.safetensors"
     training = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in BUDGET}
@@ -284,7 +284,7 @@ def _student(
     about["predicts"] = predicts or method.predicts or "v"
     about["time"] = time or ("log-sigma/4" if on.t_max > 1 else "t")
     about["sigma_data"] = source.deviation
-    if isinstance(taught, Model) and net is None:
+    if isinstance(taught, Model) and net is None and method.denoises:
         net = copy.deepcopy(taught.net).float().requires_grad_(True)
         about |= {name: getattr(taught, name) for name in ("predicts", "time", "patch", "labels")}
         about["sigma_data"] = taught.sigma_data
@@ -292,7 +292,7 @@ def _student(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             net = MLP(math.prod(source.shape), *sizes, classes=classes, destination=method.destination,
-                      guided=method.guided)  # fmt: skip
+                      guided=method.guided, outputs=method.outputs)  # fmt: skip
     elif not isinstance(net, nn.Module):
         raise ValueError(f"got a {type(net).__name__} as net: give a torch.nn.Module called as net(x, t)")
     about["network"] = f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters"
