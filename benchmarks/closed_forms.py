@@ -97,7 +97,7 @@ def blurring(folder: Path) -> tuple[Problem, Tensor]:
 @lru_cache(maxsize=1024)
 def table(solver: str | fs.Solver, process: fs.Process, grid: str, calls: int) -> fs.Tableau:
     """A table, made once for all problems."""
-    return fs.tabulate(solver, process, grid=grid, steps=calls)
+    return fs.tabulate(solver, process, grid=grid, steps=calls, final="state")
 
 
 def exact(problem: Problem, steps: int = 240) -> Tensor:

@@ -56,9 +56,9 @@ def study(name: str, num: int, size: int) -> dict[str, dict[str, float]]:
     solvers = SOLVERS[p.kind]
     found: dict[str, dict[str, list[float]]] = {s: {g: [] for g in GRIDS} for s in solvers}
     for denoiser, start in problems(p, num, (1, size, size)):
-        end = fs.sample(denoiser, p, solver="multistep-pc-3", grid="log-snr", steps=300, x=start)
+        end = fs.sample(denoiser, p, solver="multistep-pc-3", grid="log-snr", steps=300, x=start, final="state")
         for solver, grid, calls in product(solvers, GRIDS, CALLS):
-            z = fs.sample(denoiser, p, solver=solver, grid=grid, steps=calls, x=start)
+            z = fs.sample(denoiser, p, solver=solver, grid=grid, steps=calls, x=start, final="state")
             found[solver][grid].append(float((z - end).square().mean().sqrt().log()))
     return {s: {g: sum(v) / len(v) for g, v in grids.items()} for s, grids in found.items()}
 

@@ -61,10 +61,12 @@ def main() -> None:
     args = parser.parse_args()
     rows, began = [], time.perf_counter()
     for name, (denoiser, process, start) in problems(args.num).items():
-        teacher = fs.sample(denoiser, process, solver="multistep-pc-3", grid="log-snr", steps=args.teacher, x=start)
+        teacher = fs.sample(
+            denoiser, process, solver="multistep-pc-3", grid="log-snr", steps=args.teacher, x=start, final="state"
+        )
         best: dict[int, tuple[float, str]] = {}
         for solver, grid, calls in product(args.solvers, args.grids, args.calls):
-            x = fs.sample(denoiser, process, solver=solver, grid=grid, steps=calls, x=start)
+            x = fs.sample(denoiser, process, solver=solver, grid=grid, steps=calls, x=start, final="state")
             rmse = float((x - teacher).square().mean().sqrt())
             rows.append({"problem": name, "solver": solver, "grid": grid, "calls": calls, "rmse": rmse})
             best[calls] = min(best.get(calls, (math.inf, "")), (rmse, f"{solver} / {grid}"))

@@ -10,6 +10,7 @@ Every cell is a small run from a fixed seed, by its name: `table/` each distinct
 k-diffusion, ComfyUI, ONNX, the command line). Of a cell are kept the SHA-256 of its numbers' bytes in float32 and in
 float64, and the float64 numbers' mean and deviation to nine digits: a change of these is a change, a change of the
 others alone is one of rounding. What is refused is kept as its sentence. Bits are those of one machine and one torch.
+Runs end in the state (`final="state"`), which shows more of a solver than sigma = 0 does, but for those of `zero/`.
 """
 
 from __future__ import annotations
@@ -226,7 +227,7 @@ def fit(mode: str, process: fs.Process) -> fs.Tableau:
     return fs.fit(
         mixture(process), process, steps=4, shape=(2,), mode=mode, grid="logistic",
         solver="dpmpp-2m" if process.kind == "scalar" else "ddim", samples=16, held_out=8, teacher_steps=8,
-        dtype=torch.float64, progress=False, descent=fs.Descent(iterations=4),
+        final="state", dtype=torch.float64, progress=False, descent=fs.Descent(iterations=4),
     )  # fmt: skip
 
 
@@ -323,7 +324,7 @@ def uses() -> Iterator[tuple[str, Make]]:
         yield f"use/encode/{key}", lambda dtype, d=one, p=process, x=x: fs.encode(d, p, x.to(dtype), steps=STEPS)
         yield f"use/elbo/{key}", lambda dtype, d=one, p=process, x=x: fs.elbo(d, p, x.to(dtype), steps=STEPS).nats
         yield f"use/trajectory/{key}", lambda dtype, d=one, p=process, x=x: fs.trajectory(
-            d, p, shape=tuple(x.shape), steps=STEPS, dtype=dtype).denoised  # fmt: skip
+            d, p, shape=tuple(x.shape), steps=STEPS, final="state", dtype=dtype).denoised  # fmt: skip
         yield f"use/denoise/{key}", partial(run, one, process, "multistep-3", final="denoise")
         yield f"use/pieces/{key}", partial(run, guided, process, "ddim", memory="64GiB")
         yield f"use/parallel-guided/{key}", partial(run, guided, process, "ddim", parallel=3)
@@ -345,7 +346,8 @@ def told(denoiser: Any, process: fs.Process, dtype: torch.dtype) -> list[Tensor]
 def gradient(denoiser: Any, process: fs.Process, dtype: torch.dtype) -> Tensor:
     shape = (BATCH, *process.state_shape((4, 4) if process.kind == "diagonal" else (2,)))
     x = torch.linspace(-1, 1, math.prod(shape), dtype=dtype).reshape(shape).requires_grad_()
-    z = fs.sample(denoiser, process, solver="ddim", x=x, steps=3, differentiable=True, progress=False)
+    more = {"differentiable": True, "final": "state", "progress": False}
+    z = fs.sample(denoiser, process, solver="ddim", x=x, steps=3, **more)
     return torch.autograd.grad(z.square().sum(), x)[0]
 
 
@@ -370,7 +372,7 @@ def pipelines() -> Iterator[tuple[str, Make]]:
 def pipeline(name: str | None, config: dict[str, Any], dtype: torch.dtype) -> Tensor:
     from fewstep.interop.diffusers import FewStepScheduler
 
-    scheduler = FewStepScheduler(solver=name, **config)
+    scheduler = FewStepScheduler(solver=name, final_sigmas_type="sigma_min", **config)
     scheduler.set_timesteps(STEPS)
     x = torch.linspace(-2, 2, 32, dtype=dtype).reshape(2, 1, 4, 4) * float(scheduler.init_noise_sigma)
     g = torch.Generator().manual_seed(3)
@@ -439,7 +441,8 @@ def node(name: str, dtype: torch.dtype) -> Tensor:
 def commands() -> Iterator[tuple[str, Make]]:
     """The command line on the shipped model, and its ONNX graph."""
     for label, words in {
-        "default": "", "guided": "--guidance 3", "dpmpp-2m": "--solver dpmpp-2m", "ddpm": "--solver ddpm",
+        "default": "", "guided": "--guidance 3",
+        "dpmpp-2m": "--solver dpmpp-2m --final state", "ddpm": "--solver ddpm --final state",
         "denoise": "--final denoise", "driver": "--solver dpm-adaptive-12 --option rtol=0.5 --option atol=0.5",
     }.items():  # fmt: skip
         yield f"door/command/{label}", lambda _, words=words: command(words)
@@ -464,7 +467,7 @@ def graph(guidance: float) -> Tensor:
     from fewstep.interop.onnx import Sampler, inputs
 
     loaded = fs.load(dtype=torch.float32)
-    table = fs.tabulate("ddpm", loaded.process, steps=3)
+    table = fs.tabulate("ddpm", loaded.process, steps=3, final="state")
     with torch.no_grad():
         return Sampler(loaded, table, guidance)(**inputs(loaded, table, 2, labels=[1, 2], seed=3))
 

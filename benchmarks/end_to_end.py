@@ -97,8 +97,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, classifier, real = fs.load(), load_classifier(), load_reference().test
-    zero = fs.to_zero(fs.GRIDS["default"], append=False)
-    tables = {f"default, {n}": fs.tabulate(None, model.process, grid=zero, steps=n) for n in args.calls}
+    tables = {f"default, {n}": fs.tabulate(None, model.process, steps=n) for n in args.calls}
     tables |= {f"fitted, {(t := fs.tabulate(path, model.process)).nfe} ({path.name})": t for path in args.fitted}
     runs: dict[str, tuple[str, int, Callable[[], Tensor]]] = {}
     for name, table in tables.items():

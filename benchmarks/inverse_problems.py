@@ -64,7 +64,7 @@ def main() -> None:
         if record["images"] != args.images:
             parser.error(f"{args.out} was measured on {record['images']} images: give another --out, or as many")
     model, points = fs.load(), record["points"]
-    where = {"shape": (args.images, *model.shape), "progress": False}
+    where = {"shape": (args.images, *model.shape), "final": "state", "progress": False}
     labels = torch.arange(args.images) % len(model.labels)
     image = fs.sample(model.denoiser(labels), model.process, steps=20, seed=5, **where).clamp(-1, 1)
     with Bar(12, "inverse problems") as bar:

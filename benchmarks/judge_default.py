@@ -170,9 +170,7 @@ def candidates(case: Case, rule: str | None) -> list[Contender]:
     found = [default(case, rule)]
     if isinstance(case.problem, Problem):
         solver = fs.GaussianSplit()
-        grid = fs.GRIDS["default"]
-        grid = fs.to_zero(grid, append=False) if solver.reaches_zero(case.process) else grid
-        plain = lambda process, n: run_of(fs.tabulate(solver, process, grid=grid, steps=n))  # noqa: E731
+        plain = lambda process, n: run_of(fs.tabulate(solver, process, steps=n))  # noqa: E731
         found.append(Contender(name="plain", group=OURS, prepare=plain))
     return found
 

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     model = fs.load(device=args.device)
-    table = fs.tabulate(args.solver, model.process, steps=args.steps)
+    table = fs.tabulate(args.solver, model.process, steps=args.steps, final="state")
     how = fs.Parallel(window=args.window or None, tolerance=args.tolerance)
     images, distances, calls, rounds, began = [], [], [], [], time.perf_counter()
     for first in range(0, args.images, args.batch):

@@ -87,7 +87,7 @@ class Study:
                 tolerance = self.tolerance(model, calls)
                 images, used = self.adaptive(model, tolerance, self.samples)
             else:
-                table = fs.tabulate(solver, model.process, steps=calls, grid=grid)
+                table = fs.tabulate(solver, model.process, steps=calls, grid=grid, final="state")
                 images, used = torch.cat(list(self.batches(model, table))), float(table.nfe)
             numbers = {"calls": used, "seconds": time.perf_counter() - began, "tolerance": tolerance}
             found = {"images": images.flatten(1).half(), "features": load_classifier().features(images)}

@@ -25,7 +25,7 @@ def spread(t: float) -> float:
     return (process.alpha(t) ** 2 * STD**2 + process.sigma(t) ** 2) ** 0.5
 
 
-t, s = process.t_max, process.t_min
+t, s = process.t_max, process.t_zero  # the run ends at sigma = 0
 exact = process.alpha(s) * MEAN + spread(s) / spread(t) * (start - process.alpha(t) * MEAN)
 error = float((x - exact).square().mean().sqrt())
 print(

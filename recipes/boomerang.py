@@ -27,7 +27,9 @@ def main(short: bool) -> dict[str, float]:
     labels = torch.arange(num) % len(model.labels)
     denoiser = model.denoiser(labels.tolist())
     with torch.no_grad():
-        image = fs.sample(denoiser, model.process, steps=steps, shape=(num, *model.shape), seed=0, progress=False)
+        image = fs.sample(
+            denoiser, model.process, final="state", steps=steps, shape=(num, *model.shape), seed=0, progress=False
+        )
         told = judge.logits(image).argmax(1)
         free = model.denoiser()  # the way back is not told the class
         far, kept = {}, {}

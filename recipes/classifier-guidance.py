@@ -41,7 +41,7 @@ def main(short: bool) -> dict[str, float]:
     accuracy, spread = {}, {}
     for w in (0.0, 1.0, 3.0, 8.0):
         guided = fs.ClassifierGuided(every, classifier, w)
-        x = fs.sample(guided, process, steps=40, shape=(num, 2), dtype=torch.float64, seed=0)
+        x = fs.sample(guided, process, final="state", steps=40, shape=(num, 2), dtype=torch.float64, seed=0)
         accuracy[w] = float((x[:, 0] > 0).double().mean())  # the optimal classifier of clean data
         spread[w] = float(x.std(0).square().sum().sqrt())
         if w == 1:

@@ -38,7 +38,9 @@ def main(short: bool) -> dict[str, float]:
     num, points = (300, 200) if short else (4000, 500)
     process = fs.Discrete()
     data = fs.Mixture(process, roll(points, 0), 0.04)
-    x = fs.sample(data, process, solver="ddpm-beta", steps=40, shape=(num, 2), dtype=torch.float64, seed=0)
+    x = fs.sample(
+        data, process, solver="ddpm-beta", final="state", steps=40, shape=(num, 2), dtype=torch.float64, seed=0
+    )
     real, other = (data.sample(num, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     found, floor = sliced(x, real), sliced(other, real)
 

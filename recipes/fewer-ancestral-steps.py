@@ -36,7 +36,9 @@ def main(short: bool) -> dict[str, float]:
         ("default", None, 10),
         ("many", "ddpm", many),
     ):
-        x = fs.sample(data, process, solver=solver, steps=steps, shape=(num, 16), dtype=torch.float64, seed=0)
+        x = fs.sample(
+            data, process, solver=solver, final="state", steps=steps, shape=(num, 16), dtype=torch.float64, seed=0
+        )
         found[name] = frechet_distance(x, real) - floor
     assert found["ddpm"] > 1.5 * found["ddim"]
     assert found["ddpm"] > 10 * found["many"]

@@ -35,7 +35,14 @@ def main(short: bool) -> dict[str, float]:
         ("dynamic", fs.Thresholded(strong, 0.9)),
     ):
         x = fs.sample(
-            denoiser, model.process, solver="ddim", steps=steps, shape=(num, *model.shape), seed=0, progress=False
+            denoiser,
+            model.process,
+            solver="ddim",
+            final="state",
+            steps=steps,
+            shape=(num, *model.shape),
+            seed=0,
+            progress=False,
         )
         white[name] = float((x > 0.98).double().mean())
         with torch.no_grad():

@@ -54,7 +54,9 @@ def main(short: bool) -> dict[str, float]:
     chance = torch.rand(len(pool), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     figures = {}
     for name, log_prob in compositions.items():
-        z = fs.sample(fs.ClassifierGuided(latent, log_prob), process, steps=20, shape=(num, 6), dtype=torch.float64)
+        z = fs.sample(
+            fs.ClassifierGuided(latent, log_prob), process, final="state", steps=20, shape=(num, 6), dtype=torch.float64
+        )
         kept = pool[chance.log() < log_prob(pool, 0.0)]
         found, exact = (float(log_prob(v, 0.0).exp().mean()) for v in (z, kept))
         figures[f"{name}: probability by the ODE"] = found
@@ -62,7 +64,13 @@ def main(short: bool) -> dict[str, float]:
         figures[f"{name}: spread over exact"] = float(z.std(0).norm() / kept.std(0).norm())
         assert found > exact
     x = generator(
-        fs.sample(fs.ClassifierGuided(latent, compositions["right AND high"]), process, steps=20, shape=(num, 6))
+        fs.sample(
+            fs.ClassifierGuided(latent, compositions["right AND high"]),
+            process,
+            final="state",
+            steps=20,
+            shape=(num, 6),
+        )
     )
     both = float(((x[:, 0] > 0) & (x[:, 1] > 0)).double().mean())
     assert both >= 0.8

@@ -23,7 +23,9 @@ def main(short: bool) -> dict[str, float]:
     num, steps = (4, 10) if short else (64, 30)
     model = fs.load()
     denoiser = model.denoiser([k % len(model.labels) for k in range(num)])
-    path = fs.trajectory(denoiser, model.process, solver="ddim", steps=steps, shape=(num, *model.shape), seed=0)
+    path = fs.trajectory(
+        denoiser, model.process, solver="ddim", final="state", steps=steps, shape=(num, *model.shape), seed=0
+    )
     explained = float(path.explained(3)[:, 2].min())
     end = path.positions[-1]
     scale = float(end.std())
@@ -37,7 +39,7 @@ def main(short: bool) -> dict[str, float]:
     early = torch.arange(len(states))[denoised > scale / 4].max()
 
     how = {"solver": "ddim", "shape": (num, *model.shape), "seed": 0}
-    whole = fs.sample(denoiser, model.process, steps=steps, progress=False, **how)
+    whole = fs.sample(denoiser, model.process, steps=steps, final="state", progress=False, **how)
     jumped = fs.jump(denoiser, model.process, steps=steps, share=0.8, **how)
     off = float((jumped - whole).square().mean().sqrt()) / scale
     assert bool((denoised[:-1] < states[:-1]).all())

@@ -36,7 +36,9 @@ def main(short: bool) -> dict[str, float]:
         real, other = (data.sample(num, g).flatten(1) for _ in range(2))
         figures[f"{kind}: real pictures"] = frechet_distance(other, real)
         for name, solver in (("naive", "lcm"), ("ddim", "ddim"), ("second order", "multistep-pc-2")):
-            z = fs.sample(data, process, solver=solver, steps=25, shape=(num, 1, 4, 4), dtype=torch.float64, seed=0)
+            z = fs.sample(
+                data, process, solver=solver, final="state", steps=25, shape=(num, 1, 4, 4), dtype=torch.float64, seed=0
+            )
             figures[f"{kind}: {name}"] = frechet_distance(process.to_data(z).flatten(1), real)
         assert figures[f"{kind}: ddim"] < figures[f"{kind}: naive"] / 2
         assert figures[f"{kind}: second order"] < figures[f"{kind}: ddim"]

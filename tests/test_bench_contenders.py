@@ -31,7 +31,7 @@ def test_a_peer_on_our_grid_is_our_solver(theirs, mine, process):
     """State, noise, levels and the network's time are right when the same method makes the same samples."""
     noise, denoiser = torch.randn(20, D), mixture(process)
     run = peer(theirs).prepare(process, 16)  # from 15 on the libraries agree on the order of the last steps
-    own = the(mine, 16, toy(process))
+    own = the(f"{mine}@default+state", 16, toy(process))
     assert run.calls == own.calls == 16
     assert run.end == own.end == "state"
     assert torch.allclose(run.go(denoiser, noise, 0, 0), own.go(denoiser, noise, 0, 0), atol=2e-3, rtol=2e-3)

@@ -114,12 +114,24 @@ def test_the_samples_are_the_library_s(tiny, tmp_path):
     torch.testing.assert_close(load_tensors(tmp_path / "samples.safetensors")["samples"], z)
 
 
-@pytest.mark.parametrize(("options", "end"), [((), 0.0), (("--grid", "power"), 1e-3), (("--final", "state"), 1e-3)])
-def test_where_nothing_is_named_the_last_step_goes_to_sigma_zero(tiny, tmp_path, options, end):
+@pytest.mark.parametrize(
+    ("options", "end"),
+    [((), 0.0), (("--grid", "power"), 0.0), (("--solver", "dpmpp-2m"), 0.0), (("--final", "state"), 1e-3),
+     (("--solver", "euler-maruyama"), 1e-3)],
+)  # fmt: skip
+def test_the_last_step_goes_to_sigma_zero_where_it_can(tiny, tmp_path, options, end):
     assert sample(tiny, tmp_path, *options) == 0
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["times"][-1], record["final"]) == (end, "state" if end else "zero")
     assert record["network_calls"] == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"solver": "ddpm"}, {"grid": "karras"}, {"final": "state"}])
+def test_one_seed_is_one_picture_here_and_in_python(tiny, tmp_path, options):
+    assert sample(tiny, tmp_path, *(word for k, v in options.items() for word in (f"--{k}", v))) == 0
+    model = fs.load(tiny)
+    x = fs.sample(model.denoiser([0, 1, 2, 0, 1]), model.process, steps=3, shape=(5, 1, 8, 8), **options)
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["samples"], x.numpy())
 
 
 def test_a_solver_that_cannot_end_at_sigma_zero_is_refused(tiny, tmp_path, capsys):
@@ -201,17 +213,14 @@ def test_a_table_file_of_another_process_is_refused(tiny, tmp_path, capsys):
     refused(capsys, "leave --steps out")
 
 
-def test_the_record_is_json_for_every_solver(tiny, capsys, monkeypatch):
+def test_the_record_is_json_for_every_solver(tiny, capsys):
     def refuse(word):
         raise AssertionError(word)
 
-    model = fs.load(tiny)
-    monkeypatch.setattr("fewstep.interop.load.load", lambda *_, **__: model)
     for name in (name for name in DISTINCT if "scalar" in fs.TABLES[name]().kinds):
-        argv = ["sample", str(tiny), "--solver", name, "--steps", "12", "--dry-run"]
+        argv = ["sample", str(tiny), "--solver", name, "--steps", "6", "--dry-run"]
         assert main(argv) == 0, name
-        record = json.loads(capsys.readouterr().out, parse_constant=refuse)
-        assert record["model"]["sha256"] == model.weights
+        json.loads(capsys.readouterr().out, parse_constant=refuse)
 
 
 def test_the_network_s_numbers_are_made_once_a_row(tiny, tmp_path, monkeypatch):
@@ -264,8 +273,8 @@ def test_a_wrong_argument_is_one_sentence(tiny, tmp_path, capsys, argv, words):
 
 
 def test_an_impossible_number_of_calls_names_the_nearest(tiny, tmp_path, capsys):
-    assert main(["sample", str(tiny), "--out", str(tmp_path / "out"), "--solver", "heun", "--nfe", "5"]) == 1
-    refused(capsys, "5", "4 or 6")
+    assert main(["sample", str(tiny), "--out", str(tmp_path / "out"), "--solver", "heun", "--nfe", "6"]) == 1
+    refused(capsys, "6", "5 or 7")
 
 
 @pytest.fixture

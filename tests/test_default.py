@@ -122,7 +122,7 @@ def test_data_of_its_own_width_is_carried_exactly_from_a_later_first_call_on(nam
 
 
 def test_upwards_its_times_stay_as_they_are():
-    up = fs.tabulate(Default(predicts="noise"), fs.VP(), steps=8).grid.flip(0)
+    up = fs.tabulate(Default(predicts="noise"), fs.VP(), steps=8, final="state").grid.flip(0)
     table = Default(predicts="noise").tabulate(fs.VP(), up)
     assert torch.equal(table.grid, up)
 

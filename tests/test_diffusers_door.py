@@ -32,7 +32,7 @@ def same_as_sample(name: Any, n: int, **config: Any) -> None:
     assert torch.equal(ours, march(s, x, torch.Generator().manual_seed(3)))  # and the object serves the next run
 
 
-@pytest.mark.parametrize("config", [SD, FLOW], ids=["betas", "flow"])
+@pytest.mark.parametrize("config", [SD, FLOW, {**SD, "final_sigmas_type": "sigma_min"}], ids=["betas", "flow", "state"])
 @pytest.mark.parametrize("name", FEW)
 def test_a_run_is_sample_call_by_call(name: str, config: dict[str, Any]) -> None:
     same_as_sample(name, 7, **config)
@@ -49,7 +49,7 @@ def test_noise_before_the_first_call_is_part_of_the_start() -> None:
     assert torch.equal(march(s, x, g.manual_seed(3)), want)
 
 
-# The fewest calls of the solvers that take more than one; a flow's last step, to sigma = 0, is a single call.
+# The fewest calls of the solvers that take more than one; a last step to sigma = 0 is a single call.
 FEWEST = {
     2: ["heun", "midpoint", "edm", "edm-sde", "s-pndm", "plms", "dpm-solver-2", "dpmpp-2s", "res-2s",
         "predictor-corrector-annealed", "dpmpp-sde", "seeds-2",
@@ -59,8 +59,10 @@ FEWEST = {
 }  # fmt: skip
 FEWEST_ON = {
     "betas": {name: calls for calls, names in FEWEST.items() for name in names},
+    "zero": {"predictor-corrector-annealed": 2, "annealed-langevin": 5},
     "flow": {"predictor-corrector-annealed": 2, "annealed-langevin": 5},
 }
+CONFIGS = {"betas": {**SD, "final_sigmas_type": "sigma_min"}, "zero": SD, "flow": FLOW}
 # What a pipeline cannot run, by a part of the sentence that says why.
 NEVER = dict.fromkeys(
     ["sn-ddpm", "npr-ddpm", "taylor-2", "ltsp", "stsp", "ddim-cfgpp", "euler-ancestral-cfgpp", "dpmpp-2m-cfgpp"],
@@ -73,7 +75,7 @@ NEVER = dict.fromkeys(
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 12, 30])
 @pytest.mark.parametrize("name", [name for name in fs.TABLES if name not in ALIASES])
 def test_every_solver_is_sample_call_by_call(name: str, n: int, kind: str) -> None:
-    config, fewest = {"betas": SD, "flow": FLOW}[kind], FEWEST_ON[kind].get(name, 1)
+    config, fewest = CONFIGS[kind], FEWEST_ON[kind].get(name, 1)
     if refused := NEVER.get(name) or (n < fewest and f"takes at least {fewest} network calls: give {fewest}"):
         with pytest.raises(ValueError, match=refused):
             scheduler(name, n, **config)
@@ -190,7 +192,7 @@ def test_a_change_in_place_is_noticed() -> None:
 @pytest.mark.parametrize("solver", ["dpmpp-2s", "seeds-3", "unipc-3"])
 @pytest.mark.parametrize("begin", [0, 1, 2, 4])
 def test_a_later_begin_carries_a_point_exactly(solver: str, begin: int) -> None:
-    s = scheduler(solver, 6, **SD | {"prediction_type": "sample"})
+    s = scheduler(solver, 6, **SD | {"prediction_type": "sample", "final_sigmas_type": "sigma_min"})
     s.set_begin_index(begin)
     c, eps = torch.full((1, 4, 4, 4), 0.7).double(), noise(1, 4, 4, 4).double()
     x = s.add_noise(c, eps, s.timesteps[begin : begin + 1])

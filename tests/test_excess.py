@@ -42,7 +42,7 @@ def tables(solver, process):
     for n in (1, 2, 4, 8):
         if n >= solver.calls(1, to_zero=isinstance(process, fs.Flow)):
             with suppress(ValueError):  # pure noise is no start for some
-                yield fs.tabulate(solver, process, steps=n)
+                yield fs.tabulate(solver, process, steps=n, final="state")
 
 
 def width(denoiser, table, std):
@@ -71,11 +71,11 @@ def test_healthy_tables_are_left_alone_and_no_others(name):
 
 @pytest.mark.parametrize("solver", ["heun", "pndm", "dpm-2", "edm-sde", "unipc-3", "ddpm"])
 @pytest.mark.parametrize("process", ["vp", "edm", "ve"])
-@pytest.mark.parametrize("calls", [4, 8])
-def test_it_is_what_gaussian_data_does(solver, process, calls, monkeypatch):
+@pytest.mark.parametrize(("calls", "final"), [(4, "state"), (8, "state"), (4, "zero")])
+def test_it_is_what_gaussian_data_does(solver, process, calls, final, monkeypatch):
     p, std = PROCESSES[process], 0.6
     monkeypatch.setattr(module, "STDS", (std,))
-    table = fs.tabulate(solver, p, steps=calls)
+    table = fs.tabulate(solver, p, steps=calls, final=final)
     assert width(fs.Gaussian(p, torch.zeros(1), std), table, std) == pytest.approx(excess(table), rel=0.06)
 
 
@@ -92,9 +92,10 @@ def test_mixtures_fare_so_and_hold_from_the_count_that_is_said(solver, process, 
         f"at least {least}, from which it holds, or default, which holds at {calls}$"
     )
     with pytest.warns(UserWarning, match=said):
-        fs.sample(mixture, p, solver=solver, steps=calls, grid=grid, shape=(2, 1))
+        fs.sample(mixture, p, solver=solver, steps=calls, grid=grid, final="state", shape=(2, 1))
     wide, enough, other = (
-        fs.tabulate(name, p, steps=n, grid=grid) for name, n in ((solver, calls), (solver, least), ("default", calls))
+        fs.tabulate(name, p, steps=n, grid=grid, final="state")
+        for name, n in ((solver, calls), (solver, least), ("default", calls))
     )
     assert enough.nfe == least
     assert width(mixture, wide, std) > 3.5
@@ -109,7 +110,8 @@ def test_it_is_said_once_a_solver_a_process_and_a_count():
             ("heun", fs.VP(), 4), ("heun", fs.VP(), 4), ("edm", fs.VP(), 4), ("heun", fs.EDM(), 4),
             ("heun", fs.VP(), 4), ("heun", fs.VP(), 2), ("unipc-3", fs.VP(), 4), ("ddim", fs.VP(), 4),
         ):  # fmt: skip
-            fs.sample(fs.Gaussian(process, torch.zeros(1), 0.5), process, solver=name, steps=calls, shape=(2, 1))
+            how = {"solver": name, "steps": calls, "final": "state", "shape": (2, 1)}
+            fs.sample(fs.Gaussian(process, torch.zeros(1), 0.5), process, **how)
     found = [(words[1], words[words.index("calls") - 1]) for words in (str(w.message).split() for w in said)]
     assert found == [("heun", "4"), ("edm", "4"), ("heun", "4"), ("heun", "2")]
     assert {w.filename for w in said} == {__file__}
@@ -125,24 +127,25 @@ def test_every_door_says_it(tmp_path, capsys):
         return pytest.warns(UserWarning, match=far)
 
     with again() as said:
-        fs.solve(gaussian, p, solver="heun", steps=4, shape=(2, 1))
+        fs.solve(gaussian, p, solver="heun", steps=4, final="state", shape=(2, 1))
     assert said[0].filename == __file__
     with again():
-        fs.solve(gaussian, p, solver="rk4", steps=4, shape=(2, 1), parallel=True)
+        fs.solve(gaussian, p, solver="rk4", steps=4, final="state", shape=(2, 1), parallel=True)
     with again() as said:
         K.sample_heun(lambda x, sigma: 0.2 * x, torch.randn(2, 1), levels, disable=True)
     with again():
-        fs.sample(gaussian, p, solver=fs.tabulate("heun", p, steps=2), shape=(2, 1))
+        fs.sample(gaussian, p, solver=fs.tabulate("heun", p, steps=2, final="state"), shape=(2, 1))
     with again():
-        assert main(["sample", "--solver", "heun", "--steps", "2", "--num", "1", "--out", str(tmp_path / "out")]) == 0
+        words = "sample --solver heun --steps 2 --final state --num 1 --out"
+        assert main([*words.split(), str(tmp_path / "out")]) == 0
     pytest.importorskip("diffusers")
     from fewstep.interop.diffusers import FewStepScheduler
 
     with again() as said:
-        FewStepScheduler(solver="heun", prediction_type="epsilon").set_timesteps(4)
+        FewStepScheduler(solver="heun", prediction_type="epsilon", final_sigmas_type="sigma_min").set_timesteps(4)
     assert said[0].filename == __file__
     with again():
-        table = fs.tabulate("heun", FewStepScheduler(prediction_type="epsilon").process, steps=4)
+        table = fs.tabulate("heun", FewStepScheduler(prediction_type="epsilon").process, steps=4, final="state")
         FewStepScheduler(solver=table, prediction_type="epsilon").set_timesteps(4)
     assert float(edm.sigma(levels[0])) == 80.0
 

@@ -173,13 +173,14 @@ def test_the_end_can_be_skipped():
 # --- trajectories
 
 
-def test_the_geometry_of_trajectories():
+@pytest.mark.parametrize(("final", "calls"), [("zero", 30), ("state", 31), ("denoise", 30)])
+def test_the_geometry_of_trajectories(final, calls):
     """Paths lie in few dimensions; the denoised path is nearer its end than the states at every time."""
     p = EDM()
     counted = Counted(blobs(p))
-    path = fs.trajectory(counted, p, solver="ddim", steps=30, shape=(16, 16))
-    assert counted.calls == 31
-    assert path.times.tolist() == fs.tabulate("ddim", p, steps=30).grid.tolist()
+    path = fs.trajectory(counted, p, solver="ddim", steps=30, final=final, shape=(16, 16))
+    assert counted.calls == calls  # at sigma = 0 there is nothing left to predict
+    assert path.times.tolist() == fs.tabulate("ddim", p, steps=30, final=final).grid.tolist()
     assert float(path.explained(3)[:, 2].min()) > 0.99
     end = path.positions[-1]
     states, denoised = ((way - end).norm(dim=2).mean(1)[:-1] for way in (path.positions, path.denoised))

@@ -42,7 +42,8 @@ class Network(torch.nn.Module):
 @pytest.mark.parametrize("solver", ON_VP)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50])
 def test_calls_counted_are_calls_planned(solver, steps, mixture):
-    lowest = fs.TABLES[solver]().calls(1, to_zero=False)
+    made = fs.TABLES[solver]()
+    lowest = made.calls(1, to_zero=made.reaches_zero(VP))
     if steps < lowest:
         with pytest.raises(ValueError, match=f"at least {lowest} calls"):
             fs.tabulate(solver, VP, steps=steps)
@@ -61,17 +62,20 @@ def test_thousand_steps(mixture):
 
 
 def test_nfe_is_exact_or_refused_with_the_nearest(mixture):
-    assert fs.tabulate("heun", VP, nfe=6).nfe == 6
-    with pytest.raises(ValueError, match="takes 6 or 8 calls"):
-        fs.tabulate("heun", VP, nfe=7)
-    assert fs.tabulate("heun", VP, steps=7).nfe == 6
+    heun = partial(fs.tabulate, "heun", VP)  # whose step to sigma = 0 is one call
+    for final, fits, other, nearest in (
+        ("zero", 7, 6, "5 or 7"), ("state", 6, 7, "6 or 8"), ("denoise", 7, 8, "6 or 8"),
+    ):  # fmt: skip
+        assert heun(nfe=fits, final=final).nfe == fits - (final == "denoise") == heun(steps=fits, final=final).nfe
+        with pytest.raises(ValueError, match=f"takes {nearest} calls"):
+            heun(nfe=other, final=final)
 
 
 def test_denoise_spends_one_of_the_calls(mixture):
     counted = Counted(mixture)
     x = fs.sample(counted, VP, steps=5, shape=(4, 2), final="denoise")
     assert counted.calls == 5
-    z = fs.sample(mixture, VP, steps=4, shape=(4, 2))
+    z = fs.sample(mixture, VP, steps=4, shape=(4, 2), final="state")
     assert torch.equal(x, mixture(z, VP.t_min))
     with pytest.raises(ValueError, match="at least 2"):
         fs.sample(mixture, VP, steps=1, shape=(4, 2), final="denoise")
@@ -111,7 +115,7 @@ def test_generator_and_ready_noise(mixture):
     assert torch.equal(a, b)
     x = torch.randn(4, 2, dtype=torch.float64)
     ready = torch.randn(5, 4, 2, dtype=torch.float64)
-    times = fs.tabulate("ddpm", VP, steps=5).grid
+    times = fs.tabulate("ddpm", VP, steps=5, final="state").grid
     z = x
     for k, (t, s) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
         ratio = VP.alpha(t) / VP.alpha(s)
@@ -119,7 +123,9 @@ def test_generator_and_ready_noise(mixture):
         d = mixture(z, t)
         std = math.sqrt(VP.sigma(s) ** 2 - gain**2 * VP.sigma(t) ** 2)
         z = VP.alpha(s) * d + gain * (z - VP.alpha(t) * d) + std * ready[k]
-    assert torch.allclose(fs.sample(mixture, VP, solver="ddpm", steps=5, x=x, noise=ready), z, atol=1e-12)
+    assert torch.allclose(
+        fs.sample(mixture, VP, solver="ddpm", steps=5, x=x, noise=ready, final="state"), z, atol=1e-12
+    )
 
 
 def test_bfloat16_network_keeps_a_float32_state():
@@ -193,7 +199,7 @@ def test_callback_and_hook(mixture):
     assert [row for row, *_ in seen] == [0, 1, 2]
     assert all(state.shape == x0.shape == (2, 2) for _, _, state, x0 in seen)
     assert torch.equal(seen[1][3], mixture(seen[1][2], seen[1][1]))
-    fixed = fs.sample(mixture, VP, steps=3, shape=(2, 2), after=lambda row, t, z: torch.full_like(z, t))
+    fixed = fs.sample(mixture, VP, steps=3, shape=(2, 2), final="state", after=lambda row, t, z: torch.full_like(z, t))
     assert torch.equal(fixed, torch.full((2, 2), VP.t_min))
 
 

@@ -11,7 +11,7 @@ import torch
 
 import fewstep as fs
 import oracle
-from fewstep.loop.start import start_state
+from fewstep.loop.ends import start_state
 
 VP = fs.VP()
 

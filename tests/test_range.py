@@ -14,8 +14,8 @@ import torch
 
 import fewstep as fs
 from fewstep.cli import main
-from fewstep.loop import range as module
-from fewstep.loop.range import beyond
+from fewstep.loop import ends as module
+from fewstep.loop.ends import beyond
 from test_cli_sample import made
 
 torch.set_num_threads(1)
@@ -105,25 +105,23 @@ def test_bits_and_gradients_stay():
         module._SAID.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            out.append(
-                fs.sample(network(2.0, within), VP, solver="ddim", steps=4, x=x, differentiable=True, progress=False)
-            )
+            how = {"solver": "ddim", "steps": 4, "final": "state", "differentiable": True, "progress": False}
+            out.append(fs.sample(network(2.0, within), VP, x=x, **how))
     assert torch.equal(*out)
     assert out[0].requires_grad
 
 
 @pytest.mark.filterwarnings("ignore:got . of . samples that leave")
-@pytest.mark.parametrize("how", [{}, {"final": "denoise"}, {"parallel": True}, {"grid": "zero"}])
+@pytest.mark.parametrize("how", [{}, {"final": "state"}, {"final": "denoise"}, {"parallel": True}])
 def test_samples_of_the_default_end_within_the_range(how):
     """At t_min with what noise is left there, and the entries within it as they are without a range."""
-    zero = fs.to_zero(fs.GRIDS["default"], append=False)
-    options = {"steps": 4, "shape": (3, 4), "progress": False} | how | ({"grid": zero} if "grid" in how else {})
+    options = {"steps": 4, "shape": (3, 4), "progress": False} | how
     bounded, free = (fs.sample(network(2.0, within), VP, **options) for within in (1.0, math.inf))
-    left = 0.0 if "final" in how or "grid" in how else 5 * float(VP.sigma(VP.t_min))
+    left = 5 * float(VP.sigma(VP.t_min)) if how.get("final") == "state" else 0.0
     assert 1.9 < free.max() < 2.2
     assert bounded.max() == pytest.approx(1.0 if not left else float(VP.alpha(VP.t_min)) + left, abs=1e-6)
     assert torch.equal(bounded[free < 1], free[free < 1])
-    if "final" not in how:
+    if how.get("final") != "denoise":
         assert torch.equal(fs.solve(network(2.0), VP, **options).state, bounded)
 
 

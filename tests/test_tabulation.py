@@ -87,7 +87,7 @@ def test_a_table_takes_few_operations_whatever_its_steps(name: str, most: int) -
     for steps in (10, 50):
         forget()
         with Count() as count:
-            fs.tabulate(name, fs.VP(), steps=steps)
+            fs.tabulate(name, fs.VP(), steps=steps, final="state")
         counts.append(count.operations)
     assert counts[1] <= most
     assert counts[1] <= 1.6 * counts[0]

@@ -281,7 +281,7 @@ class Problem:
         """Exact end states from other noises, without error."""
         subject, p = self._subject(0.0), self.process
         noise = fs.Noise(seed=ELSEWHERE + self.seed).normal("initial", 0, (count, *p.state_shape(self.data.shape)))
-        table = fs.tabulate("multistep-pc-3", p, steps=80)
+        table = fs.tabulate("multistep-pc-3", p, steps=80, final="state")
         z = fs.sample(subject.of(0, count), p, solver=table, x=p.prior(noise, table.rows[0].t), progress=False)
         return p.to_data(z)
 

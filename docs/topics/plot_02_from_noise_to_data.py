@@ -71,6 +71,7 @@ density = torch.stack([fs.marginal_log_prob(oracle, z, t).exp() for t in times],
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
 for axis, solver, title in zip(axes, ("ddim", "ddpm"), ("ODE", "SDE"), strict=True):
     how = {"solver": solver, "grid": "uniform", "steps": 200, "x": start, "seed": 1}
+    how |= {"final": "state"}  # at t_min, where the picture ends
     path = fs.trajectory(oracle, process, **how)
     place = {"extent": (1, 0, -2.6, 2.6), "aspect": "auto", "origin": "lower"}
     axis.imshow(density.numpy(), vmax=1.0, **place)
@@ -101,6 +102,7 @@ noise = process.prior(fs.Noise(seed=0).normal("initial", 0, (3000, 1)))
 for eta, style in ((0.0, "-"), (0.3, "--"), (1.0, ":")):
     for axis, x in zip(axes, (noise, torch.full_like(noise, 0.35)), strict=True):
         how = {"solver": fs.DDIM(eta=eta), "grid": "log-snr", "steps": 100, "seed": 2}
+        how |= {"final": "state"}
         ends = fs.sample(oracle, process, x=x, **how)
         look = {"histtype": "step", "ls": style, "label": rf"$\eta$ = {eta:g}"}
         axis.hist(ends[:, 0], bins=60, range=(-2, 2), density=True, lw=1.4, **look)

@@ -30,7 +30,7 @@ NAMES = ("uniform", "power", "log-snr", "karras", "kl-optimal", "logistic")
 # library's default on VP, put most calls into the middle. The curve says why: it is the
 # speed at which the prediction changes along the ODE, averaged over 200 runs.
 
-how = {"grid": "log-snr", "steps": 200, "shape": (200, 2)}
+how = {"grid": "log-snr", "steps": 200, "shape": (200, 2), "final": "state"}
 run = fs.trajectory(oracle, process, solver="dpmpp-2m", **how)
 lam = process.log_snr(run.times)
 speed = run.denoised.diff(dim=0).norm(dim=2).mean(1) / lam.diff()
@@ -56,14 +56,15 @@ plt.show()
 # need not be for another: ``fewstep bench`` compares them on your model.
 
 starts = fs.Noise(seed=0).normal("initial", 0, (256, 2), dtype=torch.float64)
-how = {"grid": "log-snr", "steps": 400, "x": starts}
+how = {"grid": "log-snr", "steps": 400, "x": starts, "final": "state"}
 exact = fs.sample(oracle, process, solver="multistep-pc-3", **how)
 budget = (5, 7, 10, 14, 20, 28, 40)
 
 
 def error(grid, steps, solver="dpmpp-2m"):
     """RMS distance to the exact ends."""
-    ends = fs.sample(oracle, process, solver=solver, grid=grid, steps=steps, x=starts)
+    how = {"grid": grid, "steps": steps, "x": starts, "final": "state"}
+    ends = fs.sample(oracle, process, solver=solver, **how)
     return float((ends - exact).square().mean().sqrt())
 
 

@@ -32,7 +32,8 @@ data = fs.marginal_log_prob(oracle, line, process.t_min).exp()
 wrong = 0.5 * process.prior(fs.Noise(seed=0).normal("initial", 0, (4000, 1)))
 fig, axes = plt.subplots(1, 2, figsize=(9.0, 3.0), sharey=True)
 for axis, solver in zip(axes, ("ddim", "ddpm"), strict=True):
-    ends = fs.sample(oracle, process, solver=solver, grid="log-snr", steps=100, x=wrong)
+    how = {"grid": "log-snr", "steps": 100, "x": wrong, "final": "state"}
+    ends = fs.sample(oracle, process, solver=solver, **how)
     axis.fill_between(line[:, 0], data, color="#DDDDDD", label="data")
     bars = {"bins": 70, "range": (-2, 2), "density": True, "histtype": "step"}
     axis.hist(ends[:, 0], lw=1.4, label=solver, **bars)
@@ -82,7 +83,7 @@ plt.show()
 # several times as near, although each sample is not.
 
 eps = fs.Noise(seed=0).normal("initial", 0, (1000, 1), dtype=torch.float64)
-how = {"grid": "log-snr", "x": process.prior(eps)}
+how = {"grid": "log-snr", "x": process.prior(eps), "final": "state"}
 fine = fs.sample(oracle, process, solver="dpmpp-2m-sde", steps=512, **how)
 budget = (16, 32, 64, 128)
 fig, axes = plt.subplots(1, 2, figsize=(9.0, 3.4))

@@ -78,7 +78,8 @@ print(f"replayed: off by {float((again - outcome.state[slowest]).abs().max()):.0
 
 x = fs.Noise(seed=0).normal("initial", 0, (100, 2), dtype=torch.float64)
 best = fs.UniPC(points=3, final_ramp=False)
-exact = fs.sample(oracle, process, solver=best, grid="logistic", steps=800, x=x)
+how = {"x": x, "final": "state"}  # where the drivers end
+exact = fs.sample(oracle, process, solver=best, grid="logistic", steps=800, **how)
 distance = lambda z: float((z - exact).norm(dim=1).median())
 fig, axis = plt.subplots(figsize=(6.8, 3.8))
 tolerances = [10.0**-k for k in range(1, 6)]
@@ -93,7 +94,7 @@ for (name, made), marker in zip(drivers.items(), "os", strict=True):
     axis.loglog(calls, error, marker, ms=6, label=f"{name}, tolerance 0.1 to 0.00001")
 budget = (10, 20, 40, 80, 160)
 for solver, style in (("ddim", ":"), ("dpmpp-2m", "--"), ("unipc-2", "-")):
-    ends = [fs.sample(oracle, process, solver=solver, steps=n, x=x) for n in budget]
+    ends = [fs.sample(oracle, process, solver=solver, steps=n, **how) for n in budget]
     axis.loglog(budget, [distance(z) for z in ends], f"k{style}", lw=1, label=solver)
 axis.set(xlabel="network calls (mean)", ylabel="distance to the exact end (median)")
 axis.legend()

@@ -9,7 +9,6 @@ kind.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from fewstep.check.subject import load as load_solver
 from fewstep.denoiser.base import Denoises
-from fewstep.grid import GRIDS, Grid, to_zero
+from fewstep.grid import GRIDS, to_zero
 from fewstep.loop import sample, tabulate
 from fewstep.loop.sample import same_model
 from fewstep.loop.tabulate import informed
@@ -39,11 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["FITTED", "OURS", "PEERS", "SAME", "Contender", "Prepared", "exact", "is_table", "ours", "run_of", "without"]
 
 OURS, FITTED, PEERS, SAME = "fewstep", "fitted", "peers", "peers on our grid"
-ENDS: dict[str, Callable[[Grid], Grid]] = {
-    "": lambda grid: grid,
-    "zero": partial(to_zero, append=False),
-    "then-zero": to_zero,
-}
+ENDS: dict[str, None] = dict.fromkeys(("zero", "state", "then-zero"))  # behind the name of a grid and a plus
 _DRIVER = "got {} to compare at equal calls: it chooses its steps while it runs and takes no fixed number, leave it out"
 
 
@@ -77,9 +72,10 @@ class Contender:
 def ours(specs: Sequence[str], subject: Subject) -> list[Contender]:
     """The contenders that a word of the command line each stands for.
 
-    NAME, NAME@GRID (both may hold * and ?), a table file, or file.py:object. GRID+zero is the grid whose last time is
-    moved to sigma = 0, GRID+then-zero the one that takes a last step from there to sigma = 0. The word default is the
-    default solver on default+zero, or on default where the process has no sigma = 0.
+    NAME, NAME@GRID (both may hold * and ?), a table file, or file.py:object. The last time of a grid is moved to
+    sigma = 0 where process and solver have such an end, with GRID+zero wherever it can be; GRID+state ends at the
+    process's last time, GRID+then-zero takes a last step from there to sigma = 0. The word default is the default
+    solver.
     """
     found: dict[str, Contender] = {}
     for spec in dict.fromkeys(specs):
@@ -95,7 +91,7 @@ def ours(specs: Sequence[str], subject: Subject) -> list[Contender]:
 
 def exact(subject: Subject, calls: int, grid: str = "default") -> Prepared:
     """The run whose end stands for the exact one: a multistep method of order 3 with corrector at many calls."""
-    run = _prepare("multistep-pc-3", grid, subject, subject.process, calls)
+    run = _prepare("multistep-pc-3", f"{grid}+state", subject, subject.process, calls)
     return replace(run, digest=f"exact {run.digest}")  # other cells than that solver's as a contender
 
 
@@ -115,7 +111,7 @@ def _named(spec: str, process: Process) -> list[tuple[str, str]]:
     if ":" not in name and (os.sep in name or Path(name).suffix):
         raise ValueError(f"got the solver {spec}, where there is no file: name a table file, or a solver")
     if name == "default":
-        name, grid = DEFAULT_SOLVERS[process.kind], grid or _default_grid(process)
+        name, grid = DEFAULT_SOLVERS[process.kind], grid or "default"
     if name in DRIVERS:
         raise ValueError(_DRIVER.format(name))
     names = [name] if ":" in name else _matching(TABLES, name, "solver")
@@ -123,11 +119,6 @@ def _named(spec: str, process: Process) -> list[tuple[str, str]]:
     if plus:
         pick(ENDS, end, "end of a grid")
     return [(n, g + plus + end) for n in names for g in _matching(GRIDS, grid, "grid")]
-
-
-def _default_grid(process: Process) -> str:
-    """What `fewstep sample` runs on where no grid is named: to sigma = 0 where the process has it."""
-    return "default+zero" if TABLES[DEFAULT_SOLVERS[process.kind]]().reaches_zero(process) else "default"
 
 
 def _matching(registry: Any, name: str, what: str) -> list[str]:
@@ -149,7 +140,13 @@ def _prepare(name: str, grid: str, subject: Subject, process: Process, calls: in
     solver = informed(attach(solver, subject.path), subject.of(0, 1), subject.shape)
     assert isinstance(solver, Solver)
     name, _, end = grid.partition("+")
-    return run_of(tabulate(solver, process, grid=ENDS[end](solver.grid(name)), steps=calls))
+    if end == "then-zero":
+        return run_of(tabulate(solver, process, grid=to_zero(solver.grid(name)), steps=calls))
+    table = tabulate(solver, process, grid=name, steps=calls, final=end or "zero")
+    if end == "zero" and table.final != end:
+        label = type(solver).__name__
+        raise ValueError(f"got {grid} for {label}, which takes no step to sigma = 0 here: leave +zero out")
+    return run_of(table)
 
 
 def _table(path: Path, name: str, subject: Subject) -> Contender:
@@ -167,5 +164,5 @@ def run_of(table: Tableau) -> Prepared:
         z = sample(denoiser, table.process, solver=bare, x=start, seed=seed, first=first, progress=False)
         return table.process.to_data(z)
 
-    end = "data" if table.process.log_snr(float(table.grid[-1])) == math.inf else "state"
+    end = "data" if table.final == "zero" else "state"
     return Prepared(calls=table.nfe, digest=hashlib.sha256(to_bytes(table)).hexdigest(), end=end, go=go)

@@ -95,6 +95,14 @@ def sampler_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     count.add_argument("--nfe", type=at_least(1), help="exactly this many network calls, or refused")
 
 
+def final_argument(parser: argparse.ArgumentParser, *more: str) -> None:
+    """Adds --final, how a run ends."""
+    text = "zero: the last step goes to sigma = 0; state: to the process's last time, where a little noise is left"
+    text += "; denoise: one more call removes that" if more else ""
+    text += " (default: zero where process, solver and grid have such an end, else state)"
+    parser.add_argument("--final", choices=("zero", "state", *more), help=text)
+
+
 def guidance_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --guidance, which `guidance_of` reads."""
     text = "scale of classifier-free guidance; 1 is none (default: what a fitted table was fitted to, else 1)"

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.interop.load import load
     from fewstep.loop import tabulate
     from fewstep.model.draw import draw, suited
-    from fewstep.model.record import class_labels, tabulated
+    from fewstep.model.record import class_labels
     from fewstep.quality import load_classifier, load_reference
     from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, TABLES
     from fewstep.terminal import Bar, png, table as aligned
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         with Bar(calls, "sampling") as bar:
             for name, steps in plan:
                 solver = suited(TABLES[name](), model, 1.0)
-                table = tabulated(solver, model.process, to_zero=solver.reaches_zero(model.process), steps=steps)
+                table = tabulate(solver, model.process, steps=steps)
                 drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
                              progress=lambda share, k=bar.done, n=steps: bar.to(k + share * n))  # fmt: skip
                 quality = reference.quality(classifier.features(drawn.images))

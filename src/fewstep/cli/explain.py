@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fewstep.cli.common import at_least, option, pick, solver_or_table
+from fewstep.cli.common import at_least, final_argument, option, pick, solver_or_table
 
 __all__ = ["arguments", "run"]
 
@@ -20,6 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--process", help="a name from `fewstep list processes` (default: vp)")
     add("--steps", type=at_least(1), help=f"at most this many network calls (default: {STEPS})")
     add("--grid", help="a name from `fewstep list grids` (default: the process's own)")
+    final_argument(parser)
     add("--save", metavar="FILE", help="write the table to this file, for `fewstep sample --solver FILE`")
 
 
@@ -30,12 +31,12 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.process import ALL_PROCESSES
     from fewstep.solver.config import Tableau
 
-    table = solver_or_table(args, ("option", "process", "steps", "grid"))
+    table = solver_or_table(args, ("option", "process", "steps", "grid", "final"))
     if not isinstance(table, Tableau):
         process = pick(ALL_PROCESSES, args.process or "vp", "process")()
         grid = args.grid or "default"
         pick(GRIDS, grid, "grid")
-        table = tabulate(table, process, steps=args.steps or STEPS, grid=grid)
+        table = tabulate(table, process, steps=args.steps or STEPS, grid=grid, final=args.final or "zero")
     if args.save:
         table.save(args.save)
     print(table.explain())

@@ -9,6 +9,7 @@ from pathlib import Path
 from fewstep.cli.common import (
     Usage,
     build,
+    final_argument,
     guidance_argument,
     guidance_of,
     pick,
@@ -26,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep export`."""
     sampler_arguments(parser, STEPS)
     guidance_argument(parser)
+    final_argument(parser)
     parser.add_argument("--out", default="sampler.onnx", help="the file (default: sampler.onnx)")
 
 
@@ -42,12 +44,11 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.interop.load import load
     from fewstep.loop import tabulate
     from fewstep.model.draw import suited
-    from fewstep.model.record import tabulated
     from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Driver
     from fewstep.solver.config import Tableau
     from fewstep.stats import attach
 
-    solver = solver_or_table(args, ("option", "grid", "steps", "nfe"))
+    solver = solver_or_table(args, ("option", "grid", "steps", "nfe", "final"))
     if isinstance(solver, Driver):
         raise Usage(f"got --solver {args.solver}, which chooses its steps while it runs: a graph needs a table")
     grid = args.grid or "default"
@@ -58,13 +59,11 @@ def run(args: argparse.Namespace) -> None:
     if solver is None:
         solver = build(SOLVERS, DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
     guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels))
-    count = {"nfe": args.nfe} if args.nfe else {"steps": args.steps or STEPS}
     if isinstance(solver, Tableau):
         table = tabulate(solver, model.process)
-    else:  # where nothing is named, to sigma = 0, as fewstep sample
-        to_zero = args.solver is None and args.grid is None and solver.reaches_zero(model.process)
-        solver = suited(attach(solver, model.path), model, guidance)
-        table = tabulated(solver, model.process, to_zero=to_zero, grid=grid, **count)
+    else:
+        solver, final = suited(attach(solver, model.path), model, guidance), args.final or "zero"
+        table = tabulate(solver, model.process, grid=grid, steps=args.steps, nfe=args.nfe, final=final)
     print(f"writing {table.nfe} network calls as a graph, some seconds each", file=sys.stderr)
     path = onnx.export(model, table, args.out, guidance=guidance)
     far = onnx.difference(model, table, path, guidance=guidance)

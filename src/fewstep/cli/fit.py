@@ -8,7 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.common import Usage, at_least, check_device, number, pace_arguments, pace_of, pick, usage
+from fewstep.cli.common import (
+    Usage,
+    at_least,
+    check_device,
+    final_argument,
+    number,
+    pace_arguments,
+    pace_of,
+    pick,
+    usage,
+)
 
 if TYPE_CHECKING:
     from fewstep.model import Model
@@ -36,8 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", help=f"{text} (default: the teacher's samples)")
     add("--solver", help="start from this solver (default: the best of a few)")
     add("--grid", help="and on this grid; gits and klub are found on the model (default: the best of a few)")
-    text = "where it ends: zero: at sigma = 0; state: at the process's last time (default: zero where there is one)"
-    add("--final", choices=("zero", "state"), help=text)
+    final_argument(parser)
     text = "guidance scale that is fitted for; 1 is none (default: 1)"
     add("--guidance", type=number, metavar="W", default=1.0, help=text)
     add("--label", help="class names or numbers, separated by commas, used in turn (default: every class in turn)")
@@ -88,13 +97,12 @@ def run(args: argparse.Namespace) -> None:
         labels = class_labels(args.label, model.labels, args.samples + args.held_out)
     with Results(out.parent):  # one that cannot be written is refused before the work
         pass
-    final = args.final or ("state" if model.process.t_zero is None else "zero")
     named = {"features": args.features or CLASSIFIER, "data": args.data}  # which the functions do not know
     with model.pace.threaded():
         table = fit(
             None, model.process, steps=args.steps, shape=model.shape, mode=args.mode, method=args.method,
             objective=args.objective, features=features, real=real_features(args.data, features, model),
-            solver=args.solver, grid=args.grid, final=final,
+            solver=args.solver, grid=args.grid, final=args.final or "zero",
             teacher_steps=args.teacher_steps, samples=args.samples, held_out=args.held_out, batch=args.batch,
             descent=Descent(iterations=args.iterations), seed=args.seed, device=args.device, out=out,
             conditioned=lambda where: conditioned(model, labels and labels[where], args.guidance),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,6 +13,7 @@ from fewstep.cli.common import (
     at_least,
     build,
     check_device,
+    final_argument,
     guidance_argument,
     guidance_of,
     pace_arguments,
@@ -47,11 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=at_least(1), default=64, help="samples a network call (default: 64)")
     text = "the most that the process may hold, as 4GiB: a network call takes as many samples as fit"
     add("--memory", type=size, metavar="SIZE", help=text)
-    text = (
-        "zero: the last step goes to sigma = 0; state: to the process's last time, where a little noise is left; "
-        "denoise: one more call removes that (default: zero where neither solver nor grid is named, else state)"
-    )
-    add("--final", choices=("zero", "state", "denoise"), help=text)
+    final_argument(parser, "denoise")
     text = "run the network through torch.compile: a minute at first, then faster calls"
     add("--compile", action="store_true", help=text)
     add("--device", default="cpu", help="where the network runs (default: cpu)")
@@ -67,9 +63,10 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.files import json_text
     from fewstep.grid import GRIDS
     from fewstep.interop.load import load
+    from fewstep.loop import tabulate
     from fewstep.model.draw import suited
-    from fewstep.model.record import WRITERS, class_labels, describe, tabulated
-    from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Driver, Solver
+    from fewstep.model.record import WRITERS, class_labels, describe
+    from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Driver
     from fewstep.solver.config import Tableau
     from fewstep.stats import attach, check_prediction
 
@@ -90,25 +87,24 @@ def run(args: argparse.Namespace) -> None:
         check_prediction(model.denoiser(), model.shape, device=args.device)
     with usage():
         labels = class_labels(args.label, model.labels, args.num)
-    count = {} if isinstance(solver, Tableau) else {"grid": args.grid or "default", **budget(args)}
-    ended = isinstance(solver, Tableau) and solver.process.log_snr(float(solver.grid[-1])) == math.inf
-    zero = ended or (isinstance(solver, Solver) and solver.reaches_zero(model.process))
-    if args.final == "zero" and not zero:
-        raise Usage(f"got --final zero for {args.solver}, which takes no step to sigma = 0 here: leave --final out")
-    if ended and args.final in ("state", "denoise"):
-        raise Usage(f"got --final {args.final} for {args.solver}, which ends at sigma = 0: leave --final out")
-    final = args.final or ("zero" if ended or (zero and args.solver is None and args.grid is None) else "state")
-    driven: dict[str, Any] = {}
+    grid, driven = args.grid or "default", {}
     if isinstance(solver, Driver):
         most = args.steps or (None if args.nfe or solver.own_times else STEPS)
-        driven = {"grid": count["grid"], "steps": most, "nfe": args.nfe}
-        table = solver
+        table, driven = solver, {"grid": grid, "steps": most, "nfe": args.nfe}
+        end = "zero" if not solver.own_times and solver.reaches_zero(model.process) else "state"
     else:
-        table = tabulated(solver, model.process, to_zero=final == "zero" and not ended, **count)
+        count = {} if isinstance(solver, Tableau) else {"grid": grid, "steps": args.steps, "nfe": args.nfe}
+        table = tabulate(solver, model.process, **count, final=args.final or "zero")
+        end = table.final
+    if args.final == "zero" and end != "zero":
+        raise Usage(f"got --final zero for {args.solver}, which takes no step to sigma = 0 here: leave --final out")
+    if isinstance(solver, Tableau) and end == "zero" and args.final in ("state", "denoise"):
+        raise Usage(f"got --final {args.final} for {args.solver}, which ends at sigma = 0: leave --final out")
+    final = "denoise" if args.final == "denoise" else "state" if args.final == "state" else end
     file = args.solver if isinstance(solver, Tableau) else None
     record = describe(model, table, file=file, final=final, num=args.num, labels=labels, guidance=guidance,
                       seed=args.seed, batch=args.batch, device=args.device, memory=args.memory, compile=args.compile,
-                      **(driven or {"grid": count.get("grid")}))  # fmt: skip
+                      **(driven or {"grid": None if file else grid}))  # fmt: skip
     if args.dry_run:
         print(json_text(record))
         return
@@ -120,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
     measure = quality_of(model) if args.quality else None
     with Results(args.out) as results:
         drawn = draw(model, table, num=args.num, labels=labels, guidance=guidance, seed=args.seed, batch=args.batch,
-                     final="denoise" if final == "denoise" else "state", device=args.device, memory=args.memory,
+                     final=final, device=args.device, memory=args.memory,
                      compile=args.compile, strict=False, progress=True, **driven)  # fmt: skip
         labels, left = drawn.kept(labels), len(drawn.samples)
         if drawn.aside:
@@ -146,16 +142,6 @@ def run(args: argparse.Namespace) -> None:
             f"got {len(numbers)} of {args.num} samples that are not whole ({which}): the others are written, and "
             "run.json says why of each; look at the network, or give more steps"
         )
-
-
-def budget(args: argparse.Namespace) -> dict[str, int]:
-    """Returns the network calls of the table: `--steps` or `--nfe`, less the one that `--final denoise` spends."""
-    name, calls = ("nfe", args.nfe) if args.nfe else ("steps", args.steps or STEPS)
-    if args.final == "denoise":
-        calls -= 1
-        if not calls:
-            raise Usage(f"got --{name} 1 with --final denoise, which spends one call after the steps: give at least 2")
-    return {name: calls}
 
 
 def quality_of(model: Model) -> Callable[[Tensor], dict[str, float]]:

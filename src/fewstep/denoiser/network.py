@@ -210,7 +210,7 @@ def wrap(
         sigma_data: EDM's standard deviation of the data; used with predicts="edm" only, where None is 0.5 with a
             warning.
         within: the largest size of the data's entries, where it is known: 1 for pictures in [-1, 1]. The default
-            solver's samples end within it (`fewstep.loop.range`).
+            solver's samples end within it (`fewstep.loop.ends`).
         needs_grad: the network differentiates inside; the loop then keeps autograd on.
         destination: the network is called as `net(x, t, s)`, s (batch,) the time that the table's row leads to, in the
             same convention; its prediction is the average over the way there (see `fewstep.denoiser.base`), and at

@@ -20,7 +20,7 @@ from fewstep.fitting.descent import Descent, descend, judge
 from fewstep.fitting.objective import Features, objective as objective_of, paired, perceived
 from fewstep.fitting.starts import FOUND, best_start
 from fewstep.fitting.teacher import Task, record
-from fewstep.grid import GRIDS, Grid, to_zero
+from fewstep.grid import Grid
 from fewstep.loop import tabulate
 from fewstep.process.base import Process
 from fewstep.saved import Saved
@@ -31,7 +31,7 @@ from fewstep.words import typed, usable_device, whole
 __all__ = ["METHODS", "fit"]
 
 METHODS = ("gradient", "dp")
-FINALS: dict[str, Callable[[Grid], Grid]] = {"state": lambda grid: grid, "zero": partial(to_zero, append=False)}
+FINALS = ("zero", "state")  # a fit has no call to spend on more
 
 
 @typed
@@ -48,7 +48,7 @@ def fit(
     real: Tensor | None = None,
     solver: str | Solver | None = None,
     grid: str | Tensor | Grid | None = None,
-    final: str = "state",
+    final: str = "zero",
     teacher: str | Solver | Tableau = "multistep-3",
     teacher_steps: int = 50,
     samples: int = 512,
@@ -82,7 +82,7 @@ def fit(
         real: features (m, d) of real samples, for "kid": the distance is to them, not to the teacher's samples.
         solver, grid: of the start, instead of the best of a few; the solver deterministic, the grid also "gits" or
             "klub", found on the model.
-        final: where named grids and the teacher end: "state", at the process's last time; "zero", at sigma = 0.
+        final: where named grids and the teacher end, "zero" or "state", as in `tabulate`.
         teacher, teacher_steps: the solver of the end states, and its calls.
         samples, held_out: runs the solver is fitted on, and judged by.
         batch: runs a network call.
@@ -131,7 +131,7 @@ def fit(
     )
     ideal = teacher
     if not isinstance(ideal, Tableau):
-        ideal = tabulate(ideal, process, steps=teacher_steps, grid=FINALS[final](GRIDS["default"]))
+        ideal = tabulate(ideal, process, steps=teacher_steps, final=final)
     source = origin(task, ideal, about or {})
     kept, part, tried = (None if out is None else out.with_name(name.format(out.name)) for name in (
         f"teacher-{digest(source)[:12]}.safetensors", "{}.part", "{}.starts"))  # fmt: skip
@@ -139,7 +139,7 @@ def fit(
     grids = tuple(FOUND) if method == "dp" and grid is None else grid
     freedom, names = best_start(
         task, ends, paired if features is None else partial(perceived, features=features),
-        calls=calls, mode=mode, solver=solver, grid=grids, end=FINALS[final],
+        calls=calls, mode=mode, solver=solver, grid=grids, final=final,
         path=tried, about={**source, "mode": mode, "calls": calls, "objective": objective}, progress=progress,
     )  # fmt: skip
     start = freedom.fitted(freedom.origin)
@@ -154,7 +154,7 @@ def fit(
     errors = [math.sqrt(judge(one, task, ends, paired)) for one in (start, table)]
     losses = {"loss": {"start": float(looks[0, 1]), "fitted": float(looks[:, 1].min())}}
     table = replace(table, card=card(source, task, ideal, {
-        "mode": mode, "final": final, "objective": objective, "real": 0 if real is None else len(real),
+        "mode": mode, "final": table.final, "objective": objective, "real": 0 if real is None else len(real),
         "method": method, "calls": calls, "start": names, "rmse": {"start": errors[0], "fitted": errors[1]},
         **(losses if method == "gradient" else {}), "iterations": int(looks[-1, 0]),
         "seconds": round(time.perf_counter() - began, 1), **(remarks or {}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,16 @@ def best_start(
     mode: str,
     solver: str | Solver | None,
     grid: str | Tensor | Grid | Sequence[str] | None,
-    end: Callable[[Grid], Grid],
+    final: str,
     path: Path | None,
     about: dict[str, Any],
     progress: bool,
 ) -> tuple[Freedom, dict[str, str]]:
     """The start that is nearest to the teacher on the first held-out runs, and the names of its solver and grid.
 
-    A named solver, and any grid that is given, is the only one that is tried; named grids end as `end` makes them.
+    A named solver, and any grid that is given, is the only one that is tried; grids by name end as `final` says.
     """
-    grids = _grids(task, grid, calls, end)
+    grids = _grids(task, grid, calls)
     named = {name: pick(SOLVERS, name, "solver")() for name in (_SOLVERS if solver is None else (solver,))
              if isinstance(name, str)} or {type(solver).__name__: solver}  # fmt: skip
     tried: list[tuple[Freedom, dict[str, str]]] = []
@@ -59,7 +59,9 @@ def best_start(
     for label, one in named.items():
         for where, times in grids.items():
             try:
-                table = tabulate(one, task.process, grid=times, nfe=None if isinstance(times, Tensor) else calls)
+                end = "state" if where == "given" else final
+                nfe = None if isinstance(times, Tensor) else calls
+                table = tabulate(one, task.process, grid=times, nfe=nfe, final=end)
                 assert table.solver is not None
                 freedom = Freedom(solver=table.solver, process=task.process, grid=table.grid, mode=mode)
                 if freedom.calls != calls:
@@ -84,7 +86,7 @@ def best_start(
     return tried[min(range(len(errors)), key=errors.__getitem__)]
 
 
-def _grids(task: Task, grid: str | Tensor | Grid | Sequence[str] | None, calls: int, end: Any) -> dict[str, Any]:
+def _grids(task: Task, grid: str | Tensor | Grid | Sequence[str] | None, calls: int) -> dict[str, Any]:
     """The grids to try, by name."""
     names = _GRIDS if grid is None else tuple(grid) if isinstance(grid, tuple | list) else (grid,)
     runs = min(task.samples, task.batch)
@@ -94,12 +96,12 @@ def _grids(task: Task, grid: str | Tensor | Grid | Sequence[str] | None, calls: 
             grids["given"] = one
         elif one == "default" and grid is None:  # of the default solver as it is for this network
             known = informed(None, task.conditioned(slice(0, 1)), task.shape)
-            grids[one] = end(known.grid(one))
+            grids[one] = known.grid(one)
         elif one not in FOUND:
-            grids[one] = end(pick(GRIDS, one, "grid"))
+            grids[one] = pick(GRIDS, one, "grid")
         else:
-            grids[one] = end(FOUND[one](
+            grids[one] = FOUND[one](
                 task.conditioned(slice(0, runs)), task.process, shape=(runs, *task.shape), points=max(60, calls),
                 seed=task.seed, first=FIRST, dtype=task.dtype, device=task.device, progress=False,
-            ))  # fmt: skip
+            )  # fmt: skip
     return grids

@@ -118,7 +118,7 @@ def denoising_mcmc(
     times = _times(process, levels, highest)
     level = level or _closed_form(denoiser, process, times, weights)
     grids = [between(process, grid, high=t) for t in times.tolist()]
-    tables = [tabulate(solver, process, grid=part, steps=steps, nfe=nfe) for part in grids]
+    tables = [tabulate(solver, process, grid=part, steps=steps, nfe=nfe, final="state") for part in grids]
     shape = (len(x), *process.state_shape(tuple(x.shape[1:])))
     draw = lambda stream, k: noise.normal(stream, k, shape, dtype=x.dtype, device=x.device)  # noqa: E731
     k = (_uniform(noise, 0, len(x), 1)[:, 0] * len(times)).long()

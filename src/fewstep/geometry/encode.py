@@ -105,7 +105,7 @@ def _table(
     """The deterministic table from noise to data."""
     ready = isinstance(solver, Tableau | Path)
     grid = grid if ready else between(process, grid, low=data_time(process))
-    table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe)
+    table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe, final="state")
     if table.noises:
         raise ValueError(
             f"got {type(table.solver).__name__}, which adds noise: an encoding wants a deterministic solver, as ddim "

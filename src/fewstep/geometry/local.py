@@ -55,7 +55,7 @@ def boomerang(
     """
     if not process.t_min < t <= process.t_max:
         raise ValueError(f"got t={t}: give a time in ({process.t_min:g}, {process.t_max:g}]")
-    table = tabulate(solver, process, grid=between(process, grid, high=t), steps=steps, nfe=nfe)
+    table = tabulate(solver, process, grid=between(process, grid, high=t), steps=steps, nfe=nfe, final="state")
     if float(table.grid[0]) != t:
         raise ValueError(f"got t={t} and a grid that starts at {float(table.grid[0]):g}: start the grid at t")
     shape = (len(x0), *process.state_shape(tuple(x0.shape[1:])))
@@ -88,7 +88,7 @@ def jump(
     """
     if not 0 < share <= 1:
         raise ValueError(f"got share={share}: give a number in (0, 1]")
-    whole = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe)
+    whole = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe, final="state")
     if isinstance(solver, Tableau) or whole.solver is None:
         raise ValueError("got a ready table to jump out of: give its solver and grid")
     kept = max(round(share * (len(whole.grid) - 1)), 1)

@@ -104,14 +104,15 @@ def trajectory(
     x: Tensor | None = None,
     seed: int = 0,
     first: int = 0,
+    final: str = "zero",
     dtype: torch.dtype = torch.float64,
 ) -> Trajectory:
-    """Runs a table and keeps every evaluated state with its prediction; one more call for that of the last state.
+    """Runs a table and keeps every evaluated state with its prediction.
 
-    The arguments are those of `sample`. Rows at which the states hold no data (alpha = 0) have no place in data space
-    and are left out.
+    The arguments are those of `sample`. One more call is for the prediction of a last state with noise. Rows at which
+    the states hold no data (alpha = 0) have no place in data space and are left out.
     """
-    table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe)
+    table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe, final=final)
     kept: list[tuple[float, Tensor, Tensor]] = []
     last = sample(
         denoiser, process, solver=table, shape=shape, x=x, seed=seed, first=first, dtype=dtype, progress=False,

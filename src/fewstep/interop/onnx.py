@@ -29,8 +29,8 @@ from fewstep.denoiser.base import range_of
 from fewstep.files import atomic, extra, json_text
 from fewstep.loop import sample
 from fewstep.loop.drive import noises_of
+from fewstep.loop.ends import limit_of
 from fewstep.loop.plan import Plan
-from fewstep.loop.range import limit_of
 from fewstep.loop.walk import walk
 from fewstep.model import Model, call_network
 from fewstep.model.draw import conditioned

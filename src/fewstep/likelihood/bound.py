@@ -128,7 +128,7 @@ def elbo(
     bin = None if bin is None else checked(bin)
     same_process(denoiser, process)
     gaussian_start(process)
-    table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe)
+    table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe, final="state")
     kernels, times, noise = _kernels(table), [row.t for row in table.rows], Noise(seed, first)
     if float(process.log_snr(times[-1])) == math.inf:
         kernels, times = kernels[:-1], times[:-1]

@@ -22,14 +22,13 @@ from fewstep.denoiser.compiled import compiled
 from fewstep.denoiser.watch import watching
 from fewstep.grid import Grid, as_grid
 from fewstep.loop.drive import drive, noises_of, outputs
+from fewstep.loop.ends import finite_start, in_range, start_state, takes
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel, picard
 from fewstep.loop.plan import SMALL, Plan, on_raw_outputs
-from fewstep.loop.range import in_range
 from fewstep.loop.seen import Seen
-from fewstep.loop.start import finite_start, start_state, takes
-from fewstep.loop.tabulate import as_driver, informed, intervals, one_less, sample_shape, tabulate
+from fewstep.loop.tabulate import as_driver, informed, left_of, sample_shape, tabulate, times_of
 from fewstep.loop.walk import After, Callback, look_at, walk
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
@@ -60,7 +59,7 @@ def solve(
     first: int = 0,
     noise: Noise | NoiseSource | torch.Generator | Tensor | None = None,
     given: Mapping[str, Tensor] | None = None,
-    final: str = "state",
+    final: str = "zero",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     callback: Callback | None = None,
@@ -79,8 +78,6 @@ def solve(
     `Outcome.status` and `Outcome.sentence`. With final="denoise" the states are in data space: x0_hat for the samples
     that reached the end; the others are there without that call.
     """
-    if final not in ("state", "denoise"):
-        raise ValueError(f"got final={final!r}: choose state or denoise")
     takes("callback", callback, 4)
     takes("after", after, 3)
     driver, source = as_driver(solver), noise_source(noise, seed, first)
@@ -89,13 +86,13 @@ def solve(
     denoiser, seen = Seen.of(as_denoiser(denoiser), process)
     same_process(denoiser, process)
     shape, dtype, device = seen.wanted(shape, x, dtype, device)
-    budget = one_less(final, steps, nfe)
     if driver is not None:
         if parallel or given:
             raise ValueError(f"got parallel or given for {type(driver).__name__}, a driver: these are for tables")
-        table, (driver, times) = None, _placed(driver, process, grid, **budget)
+        table, (driver, times) = None, _placed(driver, process, grid, steps, nfe, final)
     else:
-        table = tabulate(informed(solver, denoiser, sample_shape(process, shape, x)), process, grid=grid, **budget)
+        own = informed(solver, denoiser, sample_shape(process, shape, x))
+        table = tabulate(own, process, grid=grid, steps=steps, nfe=nfe, final=final)
         times = table.grid
         same_model(denoiser, table)
         warn_of_excess(table)
@@ -146,7 +143,10 @@ def sample(denoiser: Denoises, process: Process, **options: Any) -> Tensor:
         first: the number of the batch's first sample.
         noise: a `torch.Generator`, a ready tensor (n_noises, batch, *state) or a noise source instead of the seed.
         given: tensors for the table's given rows besides the start.
-        final: "state" returns the state at the last time; "denoise" spends one more call on x0_hat there.
+        final: how the run ends. "zero": at sigma = 0, in the same number of calls, wherever process, solver and grid
+            have such an end, else in the state. "state": at the process's last time, where a little noise is left;
+            what encoding, likelihoods and comparisons want. "denoise": there, and one more call for x0_hat. Given
+            times, tables and drivers that choose theirs end where they end.
         dtype: of the state when `shape` is given (float32 or float64), whatever the network's is.
         device: where the state lives when `shape` is given.
         callback: called after each row that makes x0_hat with (row, t, state, x0_hat); treat the tensors as
@@ -166,7 +166,7 @@ def sample(denoiser: Denoises, process: Process, **options: Any) -> Tensor:
     Returns:
         The state (batch, *state shape) at the last time of the grid; `process.to_data` takes it to data space. With
         final="denoise", x0_hat in data space. Samples of the default solver end within the range that a network tells
-        of its data, as loaded pictures do, on scalar processes (`fewstep.loop.range`); no gradient passes where an
+        of its data, as loaded pictures do, on scalar processes (`fewstep.loop.ends`); no gradient passes where an
         entry was set into it.
 
     Raises:
@@ -246,13 +246,13 @@ def same_model(denoiser: Any, table: Tableau) -> None:
 
 
 def _placed(
-    driver: Driver, process: Process, grid: str | Tensor | Grid, *, steps: int | None, nfe: int | None
+    driver: Driver, process: Process, grid: str | Tensor | Grid, steps: int | None, nfe: int | None, final: str
 ) -> tuple[Driver, Tensor]:
     """The driver with its limit of calls, and the grid it is given."""
-    label = type(driver).__name__
+    label, (steps, nfe) = type(driver).__name__, left_of(final, steps, nfe)
     if not driver.own_times:
         if isinstance(grid, str) or (callable(grid) and not isinstance(grid, Tensor)):
-            return driver, as_grid(grid, process, intervals(driver, process, steps, nfe))
+            return driver, times_of(driver, process, grid, steps, nfe, final)
         if steps is not None or nfe is not None:
             raise ValueError("got steps or nfe with an explicit grid, whose length says the steps: give one of them")
         return driver, as_grid(grid, process, None)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,10 @@ from fewstep.tableau import Tableau
 from fewstep.tableau.kept import kept
 from fewstep.words import pick, typed, whole
 
-__all__ = ["about", "as_driver", "informed", "intervals", "one_less", "sample_shape", "tabulate"]
+__all__ = ["about", "as_driver", "informed", "intervals", "left_of", "sample_shape", "tabulate", "times_of"]
+
+FINALS = ("zero", "state", "denoise")
+STEPS = 10  # the most network calls where none are named
 
 
 @typed
@@ -40,6 +44,7 @@ def tabulate(
     grid: str | Tensor | Grid = "default",
     steps: int | None = None,
     nfe: int | None = None,
+    final: str = "zero",
 ) -> Tableau:
     """The table of a solver on a process and a grid.
 
@@ -50,7 +55,12 @@ def tabulate(
         grid: a name in `GRIDS`, a function (process, steps) -> times, or a decreasing tensor of times, used as given.
         steps: at most this many network calls (with a named grid; 10 when neither is given).
         nfe: exactly this many network calls, or refused.
+        final: how a run ends. "zero": the last time of a grid that leads to the process's last time is moved to
+            sigma = 0, where process and solver have such an end; where they have none, and on times that are given,
+            it is "state". "state": at the grid's last time, where a little noise is left. "denoise": the same, and one
+            call of the number is left for x0_hat there, which the run makes.
     """
+    steps, nfe = left_of(final, steps, nfe)
     if isinstance(solver, Path):
         solver = Tableau.load(solver)
     if isinstance(solver, Tableau):
@@ -73,10 +83,10 @@ def tabulate(
     if steps is not None and nfe is not None:
         raise ValueError(f"got steps={steps} and nfe={nfe}: give one of them")
     if isinstance(grid, str):  # of a function it is not known what else it depends on
-        key = solver.on(process), grid, GRIDS.get(grid), steps, nfe
-        return kept(key, lambda: _on_made_times(solver, process, grid, steps, nfe))
+        key = solver.on(process), grid, GRIDS.get(grid), steps, nfe, final == "zero"
+        return kept(key, lambda: _on_made_times(solver, process, grid, steps, nfe, final))
     if callable(grid) and not isinstance(grid, Tensor):
-        return _on_made_times(solver, process, grid, steps, nfe)
+        return _on_made_times(solver, process, grid, steps, nfe, final)
     if steps is not None:
         raise ValueError(f"got steps={steps} with an explicit grid, whose length says the steps: give one of them")
     table = solver.tabulate(process, as_grid(grid, process, None))
@@ -87,18 +97,36 @@ def tabulate(
     return table
 
 
-def _on_made_times(solver: Solver, process: Process, grid: str | Grid, steps: int | None, nfe: int | None) -> Tableau:
+def _on_made_times(
+    solver: Solver, process: Process, grid: str | Grid, steps: int | None, nfe: int | None, final: str
+) -> Tableau:
     """The table on a grid that is made for as many intervals as the calls allow."""
-    made = solver.grid(grid) if isinstance(grid, str) else grid
-    if isinstance(grid, ToZero) and grid.grid is GRIDS["default"]:
-        made = replace(grid, grid=solver.grid("default"))
     ends = Memory(process, [process.t_max, process.t_min])
     with recalling(ends) if process.kind == "scalar" else nullcontext():
-        table = solver.tabulate(process, as_grid(made, process, intervals(solver, process, steps, nfe)))
-    if table.nfe != nfe if nfe is not None else table.nfe > (steps or 10):
-        asked = f"nfe={nfe}" if nfe is not None else f"steps={steps or 10}"
+        table = solver.tabulate(process, times_of(solver, process, grid, steps, nfe, final))
+    if table.nfe != nfe if nfe is not None else table.nfe > (steps or STEPS):
+        asked = f"nfe={nfe}" if nfe is not None else f"steps={steps or STEPS}"
         raise ValueError(f"got {asked} and a grid function on whose times this solver takes {table.nfe} calls")
     return table
+
+
+def times_of(
+    solver: Solver | Driver, process: Process, grid: str | Grid, steps: int | None, nfe: int | None, final: str
+) -> Tensor:
+    """The times of a grid that is made for as many intervals as the calls allow, with the end that is wanted."""
+    if isinstance(solver, Solver):
+        if isinstance(grid, ToZero) and grid.grid is GRIDS["default"]:
+            grid = replace(grid, grid=solver.grid("default"))
+        grid = solver.grid(grid) if isinstance(grid, str) else grid
+    calls, label = (STEPS if steps is None else steps, "steps") if nfe is None else (nfe, "nfe")
+    count = partial(intervals, solver, calls, boot=boots(process, process.t_max), label=label)
+    there = float(process.log_snr(process.t_min)) == math.inf
+    if final == "zero" and not there and solver.reaches_zero(process):
+        times = as_grid(grid, process, count(to_zero=True)).tolist()
+        if times[-1] == process.t_min:  # any other end is the grid's own
+            count(to_zero=True, exact=nfe is not None)
+            return torch.tensor([*times[:-1], process.t_zero], dtype=torch.float64)
+    return as_grid(grid, process, count(to_zero=there, exact=nfe is not None))
 
 
 def sample_shape(process: Process, shape: tuple[int, ...] | None, x: Tensor | None) -> Sequence[int]:
@@ -155,38 +183,35 @@ def as_driver(solver: Any) -> Driver | None:
     return made if isinstance(made, Driver) else None
 
 
-def intervals(solver: Solver | Driver, process: Process, steps: int | None, nfe: int | None) -> int:
-    """Grid intervals for at most `steps`, or exactly `nfe`, network calls."""
-    asked = nfe if nfe is not None else 10 if steps is None else steps
-    label = "nfe" if nfe is not None else "steps"
-    asked = whole(label, asked)
-    to_zero = float(process.log_snr(process.t_min)) == math.inf
-    boot = boots(process, process.t_max)
-    count = asked
-    while count > 0 and calls_of(solver, count, to_zero=to_zero, boot=boot) > asked:
+def intervals(
+    solver: Solver | Driver, calls: int, *, to_zero: bool, boot: bool = False, exact: bool = False, label: str = "steps"
+) -> int:
+    """The most grid intervals that take at most so many network calls; with `exact` so many, or refused."""
+    count = calls = whole(label, calls)
+    while count > 0 and calls_of(solver, count, to_zero=to_zero, boot=boot) > calls:
         count -= 1
     fewer = calls_of(solver, count, to_zero=to_zero, boot=boot) if count else None
     more = calls_of(solver, count + 1, to_zero=to_zero, boot=boot)
     if count == 0:
         raise ValueError(
-            f"got {label}={asked} for {type(solver).__name__}, which takes at least {more} calls: give {more}"
+            f"got {label}={calls} for {type(solver).__name__}, which takes at least {more} calls: give {more}"
         )
-    if nfe is not None and fewer != nfe:
+    if exact and fewer != calls:
         raise ValueError(
-            f"got nfe={nfe} for {type(solver).__name__}, which takes {fewer} or {more} calls: give one of them"
+            f"got {label}={calls} for {type(solver).__name__}, which takes {fewer} or {more} calls: give one of them"
         )
     return count
 
 
-def one_less(final: str, steps: int | None, nfe: int | None) -> dict[str, int | None]:
-    """The calls left for the table when the last one is spent on x0_hat."""
-    if final == "state":
-        return {"steps": steps, "nfe": nfe}
-    left = {"steps": steps, "nfe": nfe}
-    for label, value in left.items():
+def left_of(final: str, steps: int | None, nfe: int | None) -> tuple[int | None, int | None]:
+    """The calls that are left for the steps of a run that ends so: the last one may be spent on x0_hat."""
+    if final not in FINALS:
+        raise ValueError(f"got final={final!r}: choose {', '.join(FINALS[:-1])} or {FINALS[-1]}")
+    if final != "denoise":
+        return steps, nfe
+    for label, value in (("steps", steps), ("nfe", nfe)):
         if value is not None and whole(label, value) == 1:
             raise ValueError(
                 f"got {label}=1 with final='denoise', which spends one call after the table: give at least 2"
             )
-        left[label] = None if value is None else value - 1
-    return left
+    return (None if steps is None else steps - 1), (None if nfe is None else nfe - 1)

@@ -16,8 +16,8 @@ from fewstep.denoiser import Counted, guide
 from fewstep.denoiser.base import range_of
 from fewstep.denoiser.compiled import compiled, with_networks
 from fewstep.loop import solve
+from fewstep.loop.ends import Beyond, beyond
 from fewstep.loop.memory import InPieces, Room
-from fewstep.loop.range import Beyond, beyond
 from fewstep.loop.tabulate import informed
 from fewstep.model import Model
 from fewstep.solver import Driver
@@ -59,7 +59,7 @@ def draw(
     guidance: float = 1.0,
     seed: int = 0,
     batch: int = 64,
-    final: str = "state",
+    final: str = "zero",
     device: str | torch.device = "cpu",
     memory: int | str | None = None,
     compile: bool = False,
@@ -104,7 +104,7 @@ def draw(
             z = outcome.state[[k for k in range(size) if k not in found]] if found else outcome.state
             if not found:
                 calls.add(denoiser.calls)
-            parts.append((model.process.to_data(z) if final == "state" else z).float().cpu())
+            parts.append((z if final == "denoise" else model.process.to_data(z)).float().cpu())
             samples += denoiser.evaluations
     if len(aside) == num:
         raise ValueError(f"got {num} samples, none of which is whole; the first: {aside[0]}")

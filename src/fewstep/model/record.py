@@ -13,24 +13,14 @@ import torch
 from torch import Tensor
 
 from fewstep.files import extra, sha256
-from fewstep.grid import GRIDS, to_zero as moved
-from fewstep.loop import tabulate
 from fewstep.model.model import Model
 from fewstep.noise import STREAM
-from fewstep.process import Process
 from fewstep.process.config import process_to_json
-from fewstep.solver import Driver, Solver
+from fewstep.solver import Driver
 from fewstep.tableau import Tableau
 from fewstep.words import VERSION, pick
 
-__all__ = ["WRITERS", "class_labels", "class_numbers", "describe", "npz", "safetensors", "tabulated"]
-
-
-def tabulated(
-    solver: Solver | Tableau, process: Process, *, to_zero: bool, grid: str = "default", **count: int
-) -> Tableau:
-    """The table of a solver on a named grid, with the last time moved to sigma = 0 or not."""
-    return tabulate(solver, process, grid=moved(GRIDS[grid], append=False) if to_zero else grid, **count)
+__all__ = ["WRITERS", "class_labels", "class_numbers", "describe", "npz", "safetensors"]
 
 
 def class_labels(text: str | None, names: Sequence[str], num: int) -> list[int] | None:

@@ -2,7 +2,7 @@
 
 A choice that would have no effect is refused with a sentence, as on the command line, and so is one without measure or
 one that names a file: what comes from the browser is not what the page's sliders show. Pictures want no noise left, so
-the last step goes to sigma = 0 wherever solver and grid allow it, as `fewstep sample --final zero` does.
+the last step goes to sigma = 0 wherever solver and process allow it, as everywhere.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fewstep.grid import GRIDS
 from fewstep.interop.load import SHIPPED
-from fewstep.loop import solve
+from fewstep.loop import solve, tabulate
 from fewstep.model import Model
 from fewstep.model.draw import conditioned, suited
-from fewstep.model.record import class_labels, describe, tabulated
+from fewstep.model.record import class_labels, describe
 from fewstep.solver import ALIASES, DEFAULT_SOLVERS, SOLVERS, Default, Driver, Outcome
 from fewstep.stats import attach
 from fewstep.tableau import Tableau
@@ -97,9 +97,8 @@ class Job:
                     f"got the grid {choice.grid} for {name}, which takes its own times: set it to {DEFAULT}"
                 )
         else:
-            to_zero = solver.reaches_zero(model.process)
-            final = "zero" if to_zero else "state"
-            solver = tabulated(solver, model.process, to_zero=to_zero, grid=choice.grid, steps=choice.steps)
+            solver = tabulate(solver, model.process, grid=choice.grid, steps=choice.steps)
+            final = solver.final
         denoiser = conditioned(model, labels, choice.scale)
         return Job(model=model, choice=choice, name=name, solver=solver, labels=labels, final=final, denoiser=denoiser)
 
@@ -124,11 +123,10 @@ class Job:
             solver = f"fs.{own}"
         elif getattr(own, "statistics", None):
             solver = f"fs.stats.attach(fs.SOLVERS[{self.name!r}]({options}), model.path)"
-        grid = f"fs.to_zero(fs.GRIDS[{choice.grid!r}], append=False)" if self.final == "zero" else repr(choice.grid)
         denoiser = f"model.denoiser({'' if self.labels is None else _spelt(self.labels)})"
         if choice.scale != 1:
             denoiser = f"fs.guide({denoiser}, model.denoiser(), {choice.scale!r})"
-        placed = f"grid={grid}, steps={choice.steps}"
+        placed = f"grid={choice.grid!r}, steps={choice.steps}"
         lines = [
             "import fewstep as fs",
             f"model = fs.load({'' if path == SHIPPED else repr(str(path))})",

@@ -24,8 +24,7 @@ from torch import Tensor
 from fewstep.denoiser import Mixture
 from fewstep.grid import GRIDS
 from fewstep.loop import sample
-from fewstep.loop.tabulate import informed
-from fewstep.model.record import tabulated
+from fewstep.loop.tabulate import informed, tabulate
 from fewstep.noise import noise_source
 from fewstep.page.choice import DEFAULT, bounded
 from fewstep.process import PROCESSES, ScalarProcess
@@ -146,7 +145,7 @@ class Plane(Typed):
         pick(GRIDS, self.grid, "grid")
         denoiser = Mixture(process, shape.means, shape.std, shape.weights)
         solver = informed(solver, denoiser, (2,))
-        table = tabulated(solver, process, to_zero=solver.reaches_zero(process), grid=self.grid, steps=self.steps)
+        table = tabulate(solver, process, grid=self.grid, steps=self.steps)
         noise = noise_source(None, self.seed, 0).initial((self.num, 2), torch.float64, "cpu")
         states = [process.prior(noise, table.rows[0].t)]  # of every row: some solvers' calls make no x0_hat
         last = sample(denoiser, process, solver=table, x=states[0], seed=self.seed, progress=False,

@@ -126,6 +126,10 @@ class Promised(Typed, ABC):
     def ends(self) -> tuple[str, ...]:
         return self.promise.ends
 
+    def reaches_zero(self, process: Process) -> bool:
+        """Whether a run on this process may end at sigma = 0."""
+        return process.t_zero is not None and "sigma=0" in self.ends
+
     def config(self) -> dict[str, Any]:
         """Class and options, as JSON."""
         options = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
@@ -160,10 +164,6 @@ class Solver(Promised):
     @abstractmethod
     def write(self, w: Writer) -> None:
         """Writes all rows after the start."""
-
-    def reaches_zero(self, process: Process) -> bool:
-        """Whether a table on this process may end at sigma = 0."""
-        return process.t_zero is not None and "sigma=0" in self.ends
 
     def calls(self, steps: int, *, to_zero: bool) -> int:  # noqa: ARG002
         """Network calls of `steps` grid intervals; `to_zero` when the grid ends at sigma = 0."""

@@ -36,7 +36,7 @@ log-SNR by -log(std/unit)):
   predicts earlier by 1/40 a call from 8 on; not before that of an error that is known. The last is made at
   0.3 + 0.3 n, from 6 calls on at 1.6 + 0.05 n.
 
-Samples of a network that tells its data's range end within it, on scalar processes (`fewstep.loop.range`).
+Samples of a network that tells its data's range end within it, on scalar processes (`fewstep.loop.ends`).
 
 The constants are those of the least Frechet distance and RMS over the problems `CHOOSE` of `benchmarks/problems`;
 `benchmarks/judge_default.py` judges the rule on others.

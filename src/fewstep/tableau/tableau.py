@@ -10,6 +10,7 @@ other head is one the denoiser returns by that name. `xi_l` is the standard norm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,6 +81,11 @@ class Tableau:
                     f"row {k} of the table does not say where its call leads, which the denoiser reads: write it anew"
                 )
         return [row.to for row in self.rows if row.to is not None]
+
+    @property
+    def final(self) -> str:
+        """Where it ends: "zero", at sigma = 0, or "state", where noise is left."""
+        return "zero" if float(self.process.log_snr(float(self.grid[-1]))) == math.inf else "state"
 
     @property
     def given(self) -> tuple[str, ...]:

@@ -72,8 +72,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         sigma_min, sigma_max, sigma_data, sigma_schedule, rho, timestep_type: EDM's preconditioning, or levels beyond
             the betas.
         use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: the spacing of the levels.
-        final_sigmas_type, set_alpha_to_one: end at sigma = 0 ("zero", True), where the solver can; else at the
-            process's last time.
+        final_sigmas_type, set_alpha_to_one: end at sigma = 0 ("zero", True, or neither given), where the solver can;
+            else ("sigma_min", False) at the process's last time.
         clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value: see
             `fewstep.Thresholded`.
 

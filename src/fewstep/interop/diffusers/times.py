@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.grid import as_grid, to_zero
+from fewstep.grid import as_grid
 from fewstep.grid.spacing import beta_quantile
 from fewstep.interop.diffusers.convention import Convention
+from fewstep.loop.tabulate import intervals, times_of
 from fewstep.solver import Solver
-from fewstep.words import pick, whole
+from fewstep.words import pick
 
 __all__ = ["asked_for", "is_ramp"]
 
@@ -67,10 +68,10 @@ def spaced(
 ) -> Tensor:
     """Times on which the solver takes at most `calls` calls: a named grid, the config's levels, or our default.
 
-    The run ends at sigma = 0 where the config asks for it and the solver can end there.
+    The run ends at sigma = 0 unless the config says otherwise or the solver cannot end there.
     """
-    zero = _ends_at_zero(config, convention) and solver.reaches_zero(convention.process)
-    steps = _intervals(solver, whole("num_inference_steps", calls), zero)
+    zero = _final(config, convention) == "zero" and solver.reaches_zero(convention.process)
+    steps = intervals(solver, calls, to_zero=zero, label="num_inference_steps")
     process, name = convention.process, config.get("grid")
     if mu is not None and convention.steps != "share":
         raise ValueError(f"got mu={mu} for a scheduler that is no flow's and shifts nothing: leave it out")
@@ -90,8 +91,7 @@ def spaced(
         times = convention.time_at(levels)
         times = torch.cat([times, _zero(convention)]) if zero else times
     else:
-        grid = solver.grid(name or "default")
-        times = (to_zero(grid, append=False) if zero else grid)(process, steps)
+        times = times_of(solver, process, name or "default", calls, None, _final(config, convention))
     return times
 
 
@@ -121,10 +121,10 @@ def from_levels(
 
 
 def from_timesteps(config: Mapping[str, Any], convention: Convention, timesteps: Sequence[float] | Tensor) -> Tensor:
-    """Times of given time steps and the end: sigma = 0 where the config asks for it, else the process's last time."""
+    """Times of given time steps and the end: sigma = 0 unless the config says otherwise."""
     t = convention.time(torch.as_tensor(timesteps, dtype=torch.float64, device="cpu").flatten())
     zero, last = _zero(convention), torch.tensor([convention.process.t_min], dtype=torch.float64)
-    return torch.cat([t, zero if _ends_at_zero(config, convention) or t[-1] <= last else last])
+    return torch.cat([t, zero if _final(config, convention) == "zero" or t[-1] <= last else last])
 
 
 def shifted(config: Mapping[str, Any], levels: Tensor, mu: float | None) -> Tensor:
@@ -163,21 +163,11 @@ def _levels(spacing: str, high: float, low: float, count: int, rho: float) -> Te
     return levels
 
 
-def _intervals(solver: Solver, calls: int, zero: bool) -> int:
-    """The most grid intervals on which the solver takes at most so many calls."""
-    steps = next((n for n in range(calls, 0, -1) if solver.calls(n, to_zero=zero) <= calls), 0)
-    if not steps:
-        least = solver.calls(1, to_zero=zero)
-        raise ValueError(
-            f"got num_inference_steps={calls} for {type(solver).__name__}, which takes at least {least} network calls: "
-            f"give {least}"
-        )
-    return steps
-
-
-def _ends_at_zero(config: Mapping[str, Any], convention: Convention) -> bool:
-    wanted = config.get("final_sigmas_type") == "zero" or bool(config.get("set_alpha_to_one"))
-    return wanted or convention.steps == "share"
+def _final(config: Mapping[str, Any], convention: Convention) -> str:
+    """How a run ends: at sigma = 0, where the config does not say otherwise; a flow always."""
+    kind, to_one = config.get("final_sigmas_type"), config.get("set_alpha_to_one")
+    wanted = kind == "zero" or bool(to_one) or kind is to_one is None
+    return "zero" if wanted or convention.steps == "share" else "state"
 
 
 def _zero(convention: Convention) -> Tensor:
