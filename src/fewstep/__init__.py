@@ -73,7 +73,13 @@ if TYPE_CHECKING:
         log_prob as log_prob,
         marginal_log_prob as marginal_log_prob,
     )
-    from fewstep.loop import Parallel as Parallel, sample as sample, solve as solve, tabulate as tabulate
+    from fewstep.loop import (
+        Parallel as Parallel,
+        Standing as Standing,
+        sample as sample,
+        solve as solve,
+        tabulate as tabulate,
+    )
     from fewstep.model import Model as Model
     from fewstep.noise import Noise as Noise
     from fewstep.pace import Pace as Pace
@@ -238,6 +244,7 @@ _HOME = {
     ),
     "fewstep.loop": (
         "Parallel",
+        "Standing",
         "sample",
         "solve",
         "tabulate",

@@ -1,9 +1,9 @@
 r"""A table, run one network call at a time by somebody else's loop.
 
-A pipeline calls the network and hands its output to `step`. So a run stands at an evaluated row: `step` takes the state
-that the network saw and its output, makes the rows up to the next evaluated one, and returns that one's state. What
-came in is the row's state, whatever it was when it went out; rows that restate it (a corrector's, at the same time)
-move by what was changed:
+A pipeline calls the network and hands its output to `step`. So a run stands (`fewstep.Standing`): `step` takes the
+state that the network saw and its output, makes the rows up to the next evaluated one, and returns that one's state.
+What came in is the row's state, whatever it was when it went out; rows that restate it (a corrector's, at the same
+time) move by what was changed:
 
 $$ z_j \leftarrow z_j + (1 - A_{jk}) (z_k^{in} - z_k^{out}). $$
 
@@ -14,7 +14,6 @@ pipeline's dtype, is the kept one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
@@ -22,50 +21,55 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from fewstep.denoiser.base import Denoiser, Denoises
 from fewstep.interop.diffusers.schedule import Schedule
-from fewstep.loop.plan import Plan
-from fewstep.loop.walk import After, walk
+from fewstep.loop.standing import Standing
+from fewstep.loop.walk import After
 
 __all__ = ["Run"]
 
 
 class Run:
-    """One run of a schedule: where it stands, and what its next rows read."""
+    """One run of a schedule: where it stands, and which state went out."""
 
     def __init__(self, schedule: Schedule) -> None:
-        self.schedule, self.calls, self.done = schedule, schedule.calls, 0
-        self.live: dict[Any, Tensor] = {}
+        self.schedule = schedule
         self.kept: Tensor | None = None  # the state that went out
-        self.output = torch.empty(0)
         self.start = torch.empty(0)
         self.generator: torch.Generator | None = None
-        denoiser: Any = schedule.convention.denoiser(self._answer)
-        if schedule.clipping is not None:
-            denoiser = schedule.clipping(denoiser)
-        self.plan = Plan.of(schedule.table, denoiser, reuse=False)
+        self.standing = Standing(schedule.table, answers=self._denoiser)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy goes on from; its plan, which reads the output of its own run, is made again."""
-        return {name: value for name, value in vars(self).items() if name not in ("plan", "calls")}
+        """What a copy goes on from; its plan, which reads what its own run is told, is made again."""
+        own = {name: value for name, value in vars(self).items() if name != "standing"}
+        return own | {"made": self.standing.made, "live": self.standing.live}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["schedule"])
-        vars(self).update(state)
+        self.standing.made, self.standing.live = state["made"], state["live"]
+        vars(self).update({name: value for name, value in state.items() if name not in ("made", "live")})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:  # noqa: ARG002
         """The same run, to go on by itself."""
         twin = Run(self.schedule)
-        vars(twin).update(self.__getstate__())
-        twin.live = {symbol: z.clone() for symbol, z in self.live.items()}
+        twin.__setstate__(self.__getstate__())
+        twin.standing.live = {symbol: z.clone() for symbol, z in twin.standing.live.items()}
         twin.generator = None if self.generator is None else self.generator.clone_state()
         return twin
 
-    def _answer(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
-        return self.output
+    def _denoiser(self, answer: Denoises) -> Denoiser:
+        """What makes x0_hat of what the pipeline's network returned."""
+        denoiser = self.schedule.convention.denoiser(answer)
+        return denoiser if self.schedule.clipping is None else self.schedule.clipping(denoiser)
+
+    @property
+    def done(self) -> int:
+        """How many calls were made."""
+        return self.standing.made
 
     @property
     def finished(self) -> bool:
-        return self.done == len(self.calls)
+        return self.standing.done
 
     def expects(self, timestep: float) -> bool:
         """Whether the next call is at that time step (in float32, as pipelines have it)."""
@@ -78,21 +82,13 @@ class Run:
 
     def step(self, output: Tensor, sample: Tensor, noises: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
         """The state at the next call (at last: of the run) of what the network returned at `sample`; and x0_hat."""
-        k, rows = self.calls[self.done], self.plan.instructions
-        last = len(rows) - 1 if self.done + 1 == len(self.calls) else self.calls[self.done + 1]
         z, moved = self._came_in(sample)
         if self.done == 0 and self.schedule.table.noises:
             self.start = z
-        self.output = output.to(z.dtype)
-        here = rows[k]._replace(given="start")
-        there = () if last == k else (*rows[k + 1 : last], _made_only(rows[last]))
-        after = None if moved is None else self._moving(k, last, moved)
-        plan = replace(self.plan, instructions=(here, *there))
+        after = None if moved is None else self._moving(moved)
         seen: list[Tensor] = []
         see = lambda row, t, z, x0: seen.append(x0)  # noqa: E731
-        with torch.no_grad():
-            self.kept = walk(plan, z, noises, live=self.live, drawn=rows[k].draw, after=after, callback=see)
-        self.done += 1
+        self.kept = self.standing.onward(output.to(z.dtype), z, noises, after=after, callback=see)
         return self.kept.to(sample.dtype, copy=True), seen[0].to(sample.dtype)
 
     def noises(self, sample: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Iterator[Tensor]:
@@ -112,14 +108,9 @@ class Run:
         z = torch.where(self.kept.to(sample) == sample, self.kept.to(z), z)
         return z, z - self.kept.to(z)
 
-    def _moving(self, k: int, last: int, moved: Tensor) -> After | None:
-        """The loop's hook that moves the later rows of row k's own time by what of its change does not reach them."""
-        rows = self.schedule.table.rows
+    def _moving(self, moved: Tensor) -> After | None:
+        """The hook that moves the later rows of the call's own time by what of its change does not reach them."""
+        rows, (k, last) = self.schedule.table.rows, self.standing.span
         same = [j for j in range(k + 1, last + 1) if rows[j].t == rows[k].t and rows[j].given is None]
         share = {j: 1.0 - c for j in same if isinstance(c := rows[j].form.terms.get(("z", k), 0.0), float) and c != 1.0}
         return (lambda row, t, z: z.add(moved, alpha=share[row]) if row in share else z) if share else None
-
-
-def _made_only(step: Any) -> Any:
-    """The instruction without its call."""
-    return step._replace(call=None, offered={})
