@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
+from fewstep.train.methods import recorded
 from fewstep.train.students import train_student
 
 COUNT = 4000
@@ -70,7 +71,7 @@ class Problem:
     @cached_property
     def exact(self) -> Tensor:
         """The ends of the exact ODE."""
-        return self.run(self.teacher, "heun", steps=400)
+        return self.run(self.teacher, "dpmpp-2m", steps=400)
 
     def run(self, denoiser: Any, solver: Any, **options: Any) -> Tensor:
         """Samples of one set of noises."""
@@ -146,7 +147,88 @@ def consistency(out: Path) -> dict[str, Any]:
     return found
 
 
-METHODS: dict[str, Callable[[Path], dict[str, Any]]] = {"progressive": progressive, "consistency": consistency}
+def tabled(p: Problem, method: str, out: Path, name: str | None = None, **options: Any) -> dict[str, Any]:
+    """A student by all of its own tables."""
+    model, seconds = student(p, method, out / (name or method), **options)
+    return {f"{name or method}, {calls} calls": p.figures(p.run(model.denoiser(), made)) | {"seconds": seconds}
+            for calls, made in model.tables.items()}  # fmt: skip
+
+
+def straightness(p: Problem, denoiser: Any, steps: int = 50) -> float:
+    """Of Euler's path, summed over a sample."""
+    path: list[Tensor] = []
+    p.run(denoiser, "ddim", steps=steps, grid="uniform", callback=lambda row, t, z, x0: path.append(z.clone()))
+    made = recorded.straightness(torch.stack([*path, p.run(denoiser, "ddim", steps=steps, grid="uniform")]))
+    return float(made)
+
+
+def reflow(out: Path) -> dict[str, Any]:
+    """A flow, and what one round of reflow and one call make of it."""
+    flow, seconds = student(FLOW, "flow", out / "flow", steps=2000)
+    found = {f"1-flow, {n} calls": FLOW.figures(FLOW.run(flow.denoiser(), "ddim", steps=n, grid="uniform"))
+             for n in (1, 100)}  # fmt: skip
+    found["1-flow"] = {"S": straightness(FLOW, flow.denoiser()), "seconds": seconds}
+    for name, distil, steps in (("reflow", 0.0, 2000), ("reflow and one call", 0.5, 3000)):
+        options = {"options": (("distil", distil),), "steps": steps, "teacher": out / "flow" / "model"}
+        model, seconds = student(FLOW, "reflow", out / name, **options)
+        found[f"{name}, 1 call"] = FLOW.figures(FLOW.run(model.denoiser(), model.tables["1"])) | {"seconds": seconds}
+        if not distil:
+            found[name] = {"S": straightness(FLOW, model.denoiser())}
+    return found
+
+
+def knowledge(out: Path) -> dict[str, Any]:
+    """The network's own floor: regression on 30,000 exact pairs."""
+    return tabled(EDM, "knowledge", out, teacher=EDM.teacher, steps=2500)
+
+
+def continuous(out: Path) -> dict[str, Any]:
+    return tabled(EDM, "continuous", out, teacher=EDM.teacher, steps=3500)
+
+
+def trajectory(out: Path) -> dict[str, Any]:
+    return tabled(EDM, "trajectory", out, teacher=EDM.teacher, steps=2500)
+
+
+def two_times(out: Path) -> dict[str, Any]:
+    """Shortcut and mean flow, with the exact velocity and without; Euler beside them."""
+    found: dict[str, Any] = {}
+    for method in ("shortcut", "mean-flow"):
+        for teacher, name in ((FLOW.teacher, f"{method}, taught"), (None, method)):
+            found |= tabled(FLOW, method, out, name, teacher=teacher, steps=2000)
+    for calls in (1, 2, 4):
+        found[f"Euler, {calls} calls"] = FLOW.figures(FLOW.run(FLOW.teacher, "ddim", steps=calls, grid="uniform"))
+    return found
+
+
+def modes(p: Problem, x: Tensor) -> float:
+    """Half the summed differences between the modes' shares of samples and their weights."""
+    near = torch.cdist(x, p.teacher.means).argmin(1)
+    there = torch.cdist(p.held_out, p.teacher.means).argmin(1)
+    count = [torch.bincount(v, minlength=p.modes) / len(v) for v in (near, there)]
+    return float((count[0] - count[1]).abs().sum() / 2)
+
+
+def scores(out: Path) -> dict[str, Any]:
+    """Distribution matching and score identity; one update of the fake score is the failure case."""
+    found = {}
+    for name, method, options in (("dmd", "dmd", ()), ("dmd, 1 update", "dmd", (("updates", 1),)), ("sid", "sid", ())):
+        model, seconds = student(EDM, method, out / name, options=options, steps=1600, teacher=EDM.teacher)
+        x = EDM.run(model.denoiser(), model.tables["1"])
+        found[f"{name}, 1 call"] = EDM.figures(x) | {"modes off": modes(EDM, x), "seconds": seconds}
+    return found
+
+
+METHODS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "knowledge": knowledge,
+    "progressive": progressive,
+    "consistency": consistency,
+    "continuous": continuous,
+    "trajectory": trajectory,
+    "reflow": reflow,
+    "two-times": two_times,
+    "scores": scores,
+}
 
 
 def main() -> None:

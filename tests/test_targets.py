@@ -179,7 +179,7 @@ def test_a_perfect_student_has_no_gradient(distance: str) -> None:
     process = fs.VP()
     exact = Exact(process)
     net, (t, u, s) = Knows(exact), between(process, 0.3, 0.5, 0.8)
-    student = Student(net=net, process=process, predicts="data", two_times=True)
+    student = Student(net=net, process=process, predicts="data", destination=True)
     z = process.diffuse(normal(2, B, 3), t, normal(3, B, 3))
     with torch.no_grad():
         goals = [shortened(process, student, z, t, u, s), exact(z, t, s)]

@@ -108,6 +108,7 @@ class Store:
     def problem(self, d: int) -> dict[str, Any]:
         return self.json["meta"]["problem"][f"d{d}"]
 
+    @lru_cache(maxsize=64)  # noqa: B019 - one store, and each of its processes with many grids
     def mixture(self, process: Process, d: int) -> Mixture:
         """The exact denoiser of the problem on a process."""
         p = self.problem(d)

@@ -97,6 +97,7 @@ class Cell(Judge):
     _tables: dict[int, Tableau] = field(default_factory=dict, repr=False)
     _laws: dict[int, dict[float, float]] = field(default_factory=dict, repr=False)
     _runs: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _calls: dict[int, int] = field(default_factory=dict, repr=False)
 
     @cached_property
     def denoiser(self) -> Any:
@@ -118,8 +119,9 @@ class Cell(Judge):
     def run(self, steps: int) -> Tensor:
         """Where the problem's start states go, in float64 and on one path."""
         if steps not in self._runs:
-            table, start = self.table(steps), self.problem.start
-            self._runs[steps] = sample(self.denoiser, self.process, solver=table, x=start, seed=5)
+            counted = Counted(self.denoiser)
+            self._runs[steps] = sample(counted, self.process, solver=self.table(steps), x=self.problem.start, seed=5)
+            self._calls[steps] = counted.calls
         return self._runs[steps]
 
     def draw(self, table: Tableau, count: int, *, first: int = 0) -> Tensor:
@@ -129,11 +131,9 @@ class Cell(Judge):
 
     def count(self, steps: int) -> int | None:
         """Network calls counted while a run goes; None where it does not come to its end."""
-        counted = Counted(self.denoiser)
         with suppress(ValueError):
-            sample(counted, self.process, solver=self.table(steps), x=self.problem.start[:2], seed=5)
-            return counted.calls
-        return None
+            self.run(steps)
+        return self._calls.get(steps)
 
     def error(self, steps: int) -> float:
         """Against the exact answer: by states, or by the law of Gaussian data where noise is added."""

@@ -50,6 +50,7 @@ from fewstep.stats.errors import known_error
 __all__ = ["SIDE", "load_own", "paced", "save_model"]
 
 FORMAT = 1
+_CALLED: dict[str, None] = {}  # networks of the latest configs, which take what they are called with
 SIDE = 4096  # the most channels, rows or columns of an image: a cosine basis of that side fits into memory
 
 
@@ -91,7 +92,7 @@ def save_model(
     card: str = "",
     dtype: torch.dtype = torch.bfloat16,
     sigma_data: float = 0.5,
-    two_times: bool = False,
+    destination: bool = False,
     tables: Mapping[str, Tableau] | None = None,
 ) -> Path:
     """Writes a model folder that `load` reads: whole in a folder beside it first, then renamed to `folder`.
@@ -103,7 +104,7 @@ def save_model(
         facts: "training", "quality" and "data", written into fewstep.json.
         card: the text of README.md.
         dtype: of the stored weights.
-        sigma_data, two_times, tables: as in `Model`.
+        sigma_data, destination, tables: as in `Model`.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "fewstep.json").exists():
@@ -124,7 +125,7 @@ def save_model(
             "weights_sha256": sha256(part / WEIGHTS),
         }
         about |= {"sigma_data": sigma_data} if sigma_data != 0.5 else {}
-        about |= {"two_times": True} if two_times else {}
+        about |= {"destination": True} if destination else {}
         about |= {"tables": list(tables)} if tables else {}
         for name, table in (tables or {}).items():
             table.save(part / f"table-{name}.safetensors")
@@ -161,7 +162,7 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
             isinstance(about.get("sigma_data", 0.5), float) and 0 < about.get("sigma_data", 0.5) < math.inf,
             "a number above 0",
         ),
-        "two_times": (isinstance(about.get("two_times", False), bool), "true or false"),
+        "destination": (isinstance(about.get("destination", False), bool), "true or false"),
         "tables": (_names(about.get("tables", [])), "a list of numbers of calls, as words"),
         "quality": (isinstance(rows, list) and all(isinstance(row, dict) for row in rows), "a list of objects"),
     }
@@ -180,7 +181,7 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
         "patch": patch,
         "labels": tuple(labels),
         "sigma_data": about.get("sigma_data", 0.5),
-        "two_times": about.get("two_times", False),
+        "destination": about.get("destination", False),
     }
 
 
@@ -210,8 +211,13 @@ def _check_ends(net: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
         raise unfit(f"{wrong}; one of frequencies has the images' own size")
     wrapped(lambda x, t: x, process, known["predicts"], known["time"], known["sigma_data"])
     if process.kind != "block":
-        size = (1, folded, *(side // patch for side in sides))
-        check_call(partial(build_network, config_of(net)), size, folder / "config.json", labelled=bool(labels))
+        size, built = (1, folded, *(side // patch for side in sides)), config_of(net)
+        key = repr((built, size, bool(labels)))
+        if key not in _CALLED:
+            check_call(partial(build_network, built), size, folder / "config.json", labelled=bool(labels))
+            _CALLED[key] = None
+            while len(_CALLED) > 16:
+                _CALLED.pop(next(iter(_CALLED)))
 
 
 def _names(value: Any) -> bool:

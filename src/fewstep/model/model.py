@@ -49,7 +49,7 @@ class Model:
         facts: the rest of fewstep.json: "training" and "quality", as the card tells them.
         error: of the network's output, as `fewstep stats` measured it beside the weights; 0 where it is not known.
         sigma_data: of the data that it was trained on, where it predicts "edm" or "consistency".
-        two_times: whether the network is told where a row leads, after the time.
+        destination: whether the network is told where a row leads, after the time.
         tables: of a student, those that it was made for, by name.
     """
 
@@ -67,33 +67,38 @@ class Model:
     facts: Mapping[str, Any] = field(default_factory=dict)
     error: float = 0.0
     sigma_data: float = 0.5
-    two_times: bool = False
+    destination: bool = False
     tables: Mapping[str, Tableau] = field(default_factory=dict)
 
-    def denoiser(self, label: int | str | Tensor | Sequence[int | str] | None = None) -> Wrapped:
+    def denoiser(
+        self, label: int | str | Tensor | Sequence[int | str] | None = None, *, w: float | None = None
+    ) -> Wrapped:
         """The denoiser (z, t) -> x0_hat for one label, for a label per sample, or for none.
 
         Args:
             label: an index or a name from `labels`; a (B,) integer tensor or a list of either, for batches of
                 B; or None.
+            w: the guidance that a student was trained to be told, 0 for none.
         """
         classes = self._classes(label)
         if classes is not None:
             classes = classes.to(next(self.net.parameters()).device)
 
-        labelled = partial(self._call, classes=classes)  # tensors of a partial go along with their samples
-        made = wrapped(labelled, self.process, self.predicts, self.time, self.sigma_data)
+        labelled = partial(self._call, classes=classes, w=w)  # tensors of a partial go along with their samples
+        made = wrapped(labelled, self.process, self.predicts, self.time, self.sigma_data, destination=self.destination)
         within = 1.0 if len(self.shape) == 3 else math.inf
         return replace(made, weights=self.weights, within=within, error=self.error)
 
-    def _call(self, x: Tensor, t: Tensor, *, classes: Tensor | None) -> Tensor:
+    def _call(
+        self, x: Tensor, t: Tensor, s: Tensor | None = None, *, classes: Tensor | None, w: float | None = None
+    ) -> Tensor:
         y = classes.expand(len(x)) if classes is not None and classes.ndim == 0 else classes
         if y is not None and len(y) != len(x):
             raise ValueError(
                 f"a batch of {len(x)} samples came for {len(y)} labels; one label for all or one per sample is "
                 "allowed; make the denoiser with as many labels as the batch has samples."
             )
-        return call_network(self.net, x, t, y, self.patch, self.process)
+        return call_network(self.net, x, t, y, self.patch, self.process, s, w)
 
     def _classes(self, label: int | str | Tensor | Sequence[int | str] | None) -> Tensor | None:
         """The network's class numbers: a scalar, a (B,) tensor, or None for a network without classes."""
@@ -123,10 +128,19 @@ class Model:
         return self.labels.index(label) if isinstance(label, str) else label
 
 
-def wrapped(net: Callable[..., Tensor], process: Process, predicts: str, time: str, sigma_data: float = 0.5) -> Wrapped:
+def wrapped(
+    net: Callable[..., Tensor],
+    process: Process,
+    predicts: str,
+    time: str,
+    sigma_data: float = 0.5,
+    *,
+    destination: bool = False,
+) -> Wrapped:
     """The denoiser of a network that was trained here; of images in [-1, 1] unless the deviation is told."""
     data = sigma_data if predicts in ("edm", "consistency") else None
-    return wrap(net, process, predicts=predicts, time=time, dtype=torch.float32, sigma_data=data)
+    return wrap(net, process, predicts=predicts, time=time, dtype=torch.float32, sigma_data=data,
+                destination=destination)  # fmt: skip
 
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
@@ -144,7 +158,16 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         return cls(**arguments)
 
 
-def call_network(net: nn.Module, x: Tensor, t: Tensor, classes: Tensor | None, patch: int, process: Process) -> Tensor:
+def call_network(
+    net: nn.Module,
+    x: Tensor,
+    t: Tensor,
+    classes: Tensor | None,
+    patch: int,
+    process: Process,
+    s: Tensor | None = None,
+    w: float | None = None,
+) -> Tensor:
     """The network behind its door: (B, C, H, W) -> (B, C, H, W) with pixels folded into channels inside.
 
     The network sees pixels: a process with other coordinates is taken there and back.
@@ -156,10 +179,11 @@ def call_network(net: nn.Module, x: Tensor, t: Tensor, classes: Tensor | None, p
         classes: (B,) class numbers, 0 for no label; None for a network without classes.
         patch: p, the side of the squares folded into channels.
         process: the process whose coordinates x has.
+        s, w: the destination and the guidance, of a small network that is told them.
     """
     t = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
     if isinstance(net, MLP):
-        return net(x, t, class_labels=classes)
+        return net(x, t, s, class_labels=classes, w=None if w is None else torch.full_like(t, w))
     x = process.from_coordinates(x).to(next(net.parameters()).dtype)
     x = nn.functional.pixel_unshuffle(x, patch) if patch > 1 else x
     out = net(x, t, class_labels=classes).sample

@@ -41,7 +41,7 @@ class MLP(nn.Module):
         width: of the hidden layers.
         depth: how many of them.
         classes: how many labels, 0 meaning none; 0: it takes no labels.
-        two_times: it takes a second time s.
+        destination: it takes a second time s.
         guided: it takes a guidance w.
         outputs: tensors of the state's shape that it returns; with more than one, a tuple.
     """
@@ -52,17 +52,17 @@ class MLP(nn.Module):
         width: int = 96,
         depth: int = 3,
         classes: int = 0,
-        two_times: bool = False,
+        destination: bool = False,
         guided: bool = False,
         outputs: int = 1,
     ) -> None:
         super().__init__()
-        self.config = {"size": size, "width": width, "depth": depth, "classes": classes, "two_times": two_times,
+        self.config = {"size": size, "width": width, "depth": depth, "classes": classes, "destination": destination,
                        "guided": guided, "outputs": outputs}  # fmt: skip
         self.outputs, self.features = outputs, Features()
         count = self.features.count
         self.enter = nn.Linear(size + count, width)
-        self.second = _zero(nn.Linear(count, width, bias=False)) if two_times else None
+        self.second = _zero(nn.Linear(count, width, bias=False)) if destination else None
         self.guide = _zero(nn.Linear(count, width, bias=False)) if guided else None
         self.classes = nn.Embedding(classes + 1, width) if classes else None
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))

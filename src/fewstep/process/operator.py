@@ -256,7 +256,10 @@ def unstacked(c: Coefficient) -> list[Coefficient]:
 
 def is_zero(c: Coefficient) -> bool:
     """Whether the coefficient is exactly zero, so that its term can be left out."""
-    return c == 0.0 if isinstance(c, float) else magnitude(c) == 0.0
+    if isinstance(c, float):
+        return c == 0.0
+    values = c.values if isinstance(c, Diagonal | Block) else c
+    return not bool(values.any()) if isinstance(values, Tensor) else values == 0
 
 
 def _cholesky2(v: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ __all__ = ["forget", "kept", "said"]
 _NUMBERS = 2**22  # that are kept in all: 32 MiB
 _PARTS = 64  # whose repr is remembered
 _TABLES: OrderedDict[Hashable, tuple[Tableau, int]] = OrderedDict()
+_held = 0  # numbers of theirs
 _SAID: OrderedDict[int, tuple[Any, str]] = OrderedDict()  # by identity, which is theirs as they are held
 _LOCK = threading.Lock()
 
@@ -31,18 +32,21 @@ def kept(key: Hashable, make: Callable[[], Tableau]) -> Tableau:
     except TypeError:  # an option that has no hash, as a list
         return make()
     table = make()
+    global _held
     with _LOCK:
+        _held += _size(table) - _TABLES.pop(key, (table, 0))[1]
         _TABLES[key] = table, _size(table)
-        _TABLES.move_to_end(key)
-        while _TABLES and sum(size for _, size in _TABLES.values()) > _NUMBERS:
-            _TABLES.popitem(last=False)
+        while _held > _NUMBERS:
+            _held -= _TABLES.popitem(last=False)[1][1]
     return _apart(table)
 
 
 def forget() -> None:
     """Keeps nothing of what was written before."""
+    global _held
     with _LOCK:
         _TABLES.clear()
+        _held = 0
 
 
 def said(part: Any) -> str:

@@ -46,6 +46,7 @@ class Stage(Typed):
     Args:
         objective: of its steps.
         share: of the budget, beside the other stages' shares.
+        copies: players that begin it as the student's average.
         promotes: before it begins the student's average becomes the teacher. Every later stage goes on from the
             student's average, with an optimiser without memory.
         pairs: how many (noise, end) pairs its teacher records before it begins; 0: none.
@@ -57,6 +58,7 @@ class Stage(Typed):
     objective: Objective
     share: float = 1.0
     promotes: bool = False
+    copies: tuple[str, ...] = ()
     pairs: int = 0
     solver: str = "heun"
     calls: int = 63

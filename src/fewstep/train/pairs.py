@@ -96,6 +96,10 @@ class Coupling(Typed, ABC):
     def __call__(self, draw: Draw, shape: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """(x0, eps); `shape` gives a tensor like the state of data."""
 
+    def conditions(self, draw: Draw) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """What the network is told of the pairs, where they are not of the batch's data."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Independent(Coupling):
@@ -137,9 +141,15 @@ class Recorded(Coupling):
         return hashlib.sha256(whole).hexdigest()
 
     def __call__(self, draw: Draw, shape: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        like, eps = draw.batch.x0, self.pairs["eps"]
-        rows = (draw.uniform("row") * len(eps)).long()
-        return self.pairs["x0"][rows].to(like), eps[rows].to(like)
+        rows = self._rows(draw)
+        return self.pairs["x0"][rows].to(draw.batch.x0), self.pairs["eps"][rows].to(draw.batch.x0)
+
+    def conditions(self, draw: Draw) -> dict[str, Tensor]:
+        rows = self._rows(draw)
+        return {name: v[rows] for name, v in self.pairs.items() if name == "class_labels"}
+
+    def _rows(self, draw: Draw) -> Tensor:
+        return (draw.uniform("row") * len(self.pairs["eps"])).long()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ function, s the next point of a grid the progressive student; a network that is 
 so one table, samples every one of them exactly: what such a network learns is the row's prediction.
 
 A network of one time stands for the destination that it was trained for. A network of two is called as net(x, t, s),
-both in its time convention (`fewstep.denoiser.TIMES`), s no nearer to the data than the process's `t_min`.
+both in its time convention (`fewstep.denoiser.TIMES`); where that is infinite, at sigma = 0, it is told `t_min`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from fewstep.denoiser import TIMES
 from fewstep.denoiser.network import as_state
 from fewstep.process import Process
+from fewstep.process.base import Time, to_tensor
 from fewstep.process.operator import Coefficient, apply, inverse
 from fewstep.process.predict import preconditioning
 from fewstep.train.pairs import Batch
@@ -38,10 +40,10 @@ class Student:
     """A network read as g = p z + q F(c_in z, t[, s]); see the module's docstring.
 
     Args:
-        net: called as net(x, t), or net(x, t, s) with `two_times`; conditions are bound by `functools.partial`.
+        net: called as net(x, t), or net(x, t, s) with `destination`; conditions are bound by `functools.partial`.
         process, predicts, sigma_data: as in `fewstep.wrap`.
         time: a name in `TIMES`, or a function of times.
-        two_times: whether the network is told the destination.
+        destination: whether the network is told the destination.
         dtype: of the network; None: that of the state.
     """
 
@@ -50,21 +52,25 @@ class Student:
     predicts: str = "data"
     time: str | Callable[[Tensor], Tensor] = "t"
     sigma_data: float = 0.5
-    two_times: bool = False
+    destination: bool = False
     dtype: torch.dtype | None = None
 
-    def __call__(self, z: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+    def __call__(self, z: Tensor, t: Time, s: Tensor | None = None) -> Tensor:
         """The average on the way from t to s for states z, in data space; of s = t where there is none."""
+        t = t if isinstance(t, Tensor) and t.ndim else to_tensor(t).expand(len(z))
         return self.read(z, t, self.raw(z, t, t if s is None else s))
 
     def raw(self, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The network's output F, in the dtype of the state."""
+        return self.outputs(z, t, s)[0]
+
+    def outputs(self, z: Tensor, t: Tensor, s: Tensor | None = None) -> tuple[Tensor, ...]:
+        """All that the network returns."""
         dtype = self.dtype or z.dtype
         x = apply(preconditioning(self.predicts, self.process, t, self.sigma_data)[0], z).to(dtype)
-        times = [self._label(v, z, dtype) for v in ((t, s) if self.two_times else (t,))]
+        times = [self._label(v, z, dtype) for v in ((t, t if s is None else s) if self.destination else (t,))]
         out = self.net(x, *times)
-        out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
-        return as_state(out, z)
+        return tuple(as_state(v, z) for v in (out if isinstance(out, tuple) else (getattr(out, "sample", out),)))
 
     def read(self, z: Tensor, t: Tensor, raw: Tensor) -> Tensor:
         """x0 = p z + q F, in data space."""
@@ -81,10 +87,10 @@ class Student:
         return preconditioning(self.predicts, self.process, t, self.sigma_data)[2]
 
     def _label(self, t: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
-        if callable(self.time):
-            label = self.time(t)
-        else:
-            label = TIMES[self.time](self.process, t.clamp(min=max(self.process.t_min, 1e-6)))
+        named = self.time if callable(self.time) else partial(TIMES[self.time], self.process)
+        label = named(t)
+        if not bool(torch.isfinite(label).all()):  # at sigma = 0 it is told t_min
+            label = torch.where(torch.isfinite(label), label, named(torch.full_like(t, self.process.t_min)))
         return label.to(z.device, torch.float64 if dtype == torch.float64 else torch.float32)
 
 

@@ -36,7 +36,7 @@ from fewstep.train.player import Players, Student
 from fewstep.train.target import Point, Target
 from fewstep.words import pick
 
-__all__ = ["DISTANCES", "WEIGHTS", "Regression", "Truth", "error", "weigh"]
+__all__ = ["DISTANCES", "WEIGHTS", "Regression", "Truth", "error", "span", "weigh"]
 
 WEIGHTS: dict[str, Callable[[Process, Tensor, float], Tensor]] = {
     "uniform": lambda p, t, sd: torch.ones_like(t),
@@ -119,7 +119,7 @@ class Regression(Objective):
         """Where the network is asked in a step."""
         times = self.times(draw)
         x0, eps = self.coupling(draw, lambda x: x.new_empty(len(x), *self.process.state_shape(tuple(x.shape[1:]))))
-        batch = draw.batch
+        batch = draw.batch.told(**self.coupling.conditions(draw))
         if self.guidance is not None:
             low, high = self.guidance
             batch = batch.told(w=low + (high - low) * draw.uniform("w").to(x0))
@@ -137,9 +137,14 @@ class Regression(Objective):
         if self.weight is not None:
             loss = loss * weigh(self.weight, self.process, point.t, student.sigma_data)
         if self.span:
-            rho, rho_u = (torch.exp(-self.process.log_snr(v)) for v in (point.t, point.u))
-            loss = loss / (rho - rho_u)
+            loss = loss / span(self.process, point.t, point.u)
         return loss
+
+
+def span(process: Process, t: Tensor, u: Tensor) -> Tensor:
+    """How far u is from t, in rho = sigma/alpha."""
+    rho, rho_u = (torch.exp(-torch.as_tensor(process.log_snr(v))) for v in (t, u))
+    return rho - rho_u
 
 
 def weigh(name: str, process: Process, t: Tensor, sigma_data: float = 0.5) -> Tensor:

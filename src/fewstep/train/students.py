@@ -161,13 +161,14 @@ def train_student(
     checkpoint = out / "checkpoint.safetensors"
     stages = made.stages(setting)
     said = {"method": repr(made), "process": repr(on), "data": source.digest, **about}
+    recorded = partial(_record, out=out, shape=source.shape, labels=about["labels"])
     trainer = Trainer(players, stages, source, config, checkpoint, setup=said, device=device, pace=pace,
-                      begins=lambda stage, k: _record(trainer, stage, k, out, source.shape))  # fmt: skip
+                      begins=lambda stage, k: recorded(trainer, stage, k))  # fmt: skip
     with Progress(quiet=quiet) as progress:
         if resume and checkpoint.exists():
             trainer.load()
             if trainer.stage >= 0:
-                _record(trainer, stages[trainer.stage], trainer.stage, out, source.shape)
+                recorded(trainer, stages[trainer.stage], trainer.stage)
             progress.say(f"goes on from step {trainer.step} of {checkpoint}")
         else:
             trainer.save()
@@ -185,7 +186,7 @@ def train_student(
     average = trainer.players["net"].averages[EMA]
     if net is not None:
         net.load_state_dict(average.state_dict())
-    if type(average).__name__ not in NETWORKS:
+    if type(average).__name__ not in NETWORKS or not made.denoises:
         save_tensors(out / "network.safetensors", average.state_dict(), sealed=True)
         return out / "network.safetensors"
     training = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in BUDGET}
@@ -195,7 +196,7 @@ def train_student(
     return save_model(
         out / "model", average, process=on, predicts=about["predicts"], time=about["time"], shape=source.shape,
         patch=about["patch"], labels=about["labels"], facts=facts, dtype=torch.float32,
-        sigma_data=about["sigma_data"], two_times=made.two_times, tables=made.tables(on),
+        sigma_data=about["sigma_data"], destination=made.destination, tables=made.tables(on),
     )  # fmt: skip
 
 
@@ -224,7 +225,7 @@ def asked(taught: Any) -> Asked:
             "patch": taught.patch,
             "sigma_data": taught.sigma_data,
         }
-        reads = reader(taught.process, about, two_times=taught.two_times)
+        reads = reader(taught.process, about, destination=taught.destination)
 
         def ask(batch: Batch, conditional: bool) -> Denoises:
             none = {"class_labels": torch.zeros(len(batch.x0), dtype=torch.long)} if taught.labels else {}
@@ -283,22 +284,22 @@ def _student(
     about["predicts"] = predicts or method.predicts or "v"
     about["time"] = time or ("log-sigma/4" if on.t_max > 1 else "t")
     about["sigma_data"] = source.deviation
-    if isinstance(taught, Model) and net is None:
+    if isinstance(taught, Model) and net is None and method.denoises:
         net = copy.deepcopy(taught.net).float().requires_grad_(True)
         about |= {name: getattr(taught, name) for name in ("predicts", "time", "patch", "labels")}
         about["sigma_data"] = taught.sigma_data
     elif net is None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            net = MLP(math.prod(source.shape), *sizes, classes=classes, two_times=method.two_times,
-                      guided=method.guided)  # fmt: skip
+            net = MLP(math.prod(source.shape), *sizes, classes=classes, destination=method.destination,
+                      guided=method.guided, outputs=method.outputs)  # fmt: skip
     elif not isinstance(net, nn.Module):
         raise ValueError(f"got a {type(net).__name__} as net: give a torch.nn.Module called as net(x, t)")
     about["network"] = f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters"
-    return net, reader(on, about, two_times=method.two_times), about
+    return net, reader(on, about, destination=method.destination), about
 
 
-def reader(process: Process, about: Mapping[str, Any], *, two_times: bool = False) -> Reads:
+def reader(process: Process, about: Mapping[str, Any], *, destination: bool = False) -> Reads:
     """How the output of a network is read, for a batch's conditions."""
 
     def read(net: Any, batch: Batch) -> Student:
@@ -308,7 +309,7 @@ def reader(process: Process, about: Mapping[str, Any], *, two_times: bool = Fals
             labels = batch.conditions.get("class_labels")
             call = partial(_pictured, net, labels, about["patch"], process)
         return Student(net=call, process=process, predicts=about["predicts"], time=about["time"],
-                       sigma_data=about["sigma_data"], two_times=two_times, dtype=torch.float32)  # fmt: skip
+                       sigma_data=about["sigma_data"], destination=destination, dtype=torch.float32)  # fmt: skip
 
     return read
 
@@ -317,7 +318,7 @@ def _pictured(net: nn.Module, labels: Tensor | None, patch: int, process: Proces
     return call_network(net, x, t, labels, patch, process)
 
 
-def _record(trainer: Trainer, stage: Stage, k: int, out: Path, shape: tuple[int, ...]) -> None:
+def _record(trainer: Trainer, stage: Stage, k: int, out: Path, shape: tuple[int, ...], labels: Sequence[str]) -> None:
     """The pairs of a stage, recorded by its teacher; what a killed run has of them is gone on from."""
     if not stage.pairs:
         return
@@ -326,14 +327,20 @@ def _record(trainer: Trainer, stage: Stage, k: int, out: Path, shape: tuple[int,
     about = {"method": trainer.setup["method"], "data": trainer.setup["data"], "step": trainer.since[0], "seed": seed}
     saved = Saved(out / f"pairs-{k}.safetensors", {**about, "pairs": stage.pairs, "calls": calls})
     if not {"x0", "eps"} <= saved.read().keys():
-        teacher = trainer.players.teacher(Batch(torch.empty(0)))
-        task = Task(conditioned=lambda _: teacher, process=process, shape=shape, samples=stage.pairs, held_out=0,
+        classes = np.random.default_rng([seed, 3]).integers(0, len(labels) + 1, stage.pairs) if labels else None
+
+        def conditioned(where: slice) -> Denoises:
+            told = {} if classes is None else {"class_labels": torch.from_numpy(classes[where])}
+            return trainer.players.teacher(Batch(torch.empty(0), told))
+
+        task = Task(conditioned=conditioned, process=process, shape=shape, samples=stage.pairs, held_out=0,
                     batch=1024, seed=seed, dtype=torch.float64)  # fmt: skip
         table = tabulate(stage.solver, process, steps=calls)
         ends = record(task, table, saved, progress=False)
         starts = torch.cat([task.start(where) for where in task.slices(held_out=False)])
         eps = apply(inverse(process.R(process.t_max)), starts)
-        saved.write({"eps": eps, "x0": ends}, now=True)
+        more = {} if classes is None else {"class_labels": torch.from_numpy(classes)}
+        saved.write({"eps": eps, "x0": ends, **more}, now=True)
     digest = Recorded(out / f"pairs-{k}.safetensors").digest
     if trainer.notes.setdefault(f"pairs-{k}", digest) != digest:
         raise ValueError(

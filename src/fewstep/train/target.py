@@ -24,10 +24,10 @@ from fewstep.words import Typed
 if TYPE_CHECKING:
     from fewstep.train.player import Players
 
-__all__ = ["Point", "Target", "averaged", "guided", "halved", "heun", "jump", "push", "shortened", "unjump"]
+__all__ = ["Jumps", "Point", "Target", "averaged", "guided", "halved", "heun", "jump", "push", "shortened", "unjump"]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-Student = Callable[[Tensor, Tensor, Tensor], Tensor]
+Jumps = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def heun(process: Process, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) ->
     return torch.where(ends, z_s, b * x_s)
 
 
-def shortened(process: Process, student: Student, z: Tensor, t: Tensor, u: Tensor, s: Tensor) -> Tensor:
+def shortened(process: Process, student: Jumps, z: Tensor, t: Tensor, u: Tensor, s: Tensor) -> Tensor:
     """The g that jumps as the student's own two jumps t -> u -> s do.
 
     References: Frans et al., One step diffusion via shortcut models, 2024, eq. 4, https://arxiv.org/abs/2410.12557
@@ -130,7 +130,7 @@ def shortened(process: Process, student: Student, z: Tensor, t: Tensor, u: Tenso
 
 
 def push(
-    process: Process, student: Student, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, ds: float = 0.0
+    process: Process, student: Jumps, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, ds: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """g(z, t, s) and dg/dt along the ODE's velocity where D is x0: dz/dt = R' R^-1 (z - M x0) + M' x0."""
     spread = process.R_rate(t) * inverse(process.R(t))
@@ -143,10 +143,14 @@ def push(
     return g, torch.zeros_like(g) if rate is None else rate
 
 
-def averaged(process: Process, g: Tensor, rate: Tensor, t: Tensor, s: Tensor, x0: Tensor) -> Tensor:
+def averaged(
+    process: Process, g: Tensor, rate: Tensor, t: Tensor, s: Tensor, x0: Tensor, along: Tensor | None = None
+) -> Tensor:
     r"""One step towards g = D + (S_s - S_t) dg/dS_t, multiplied through by R_s R_t^-1, which is finite everywhere.
 
-    $$ g + a (D - g) + (M_s - a M_t)\, R_t\, (M_t' R_t - M_t R_t')^{-1}\, dg/dt, \qquad a = R_s R_t^{-1} $$
+    $$ D + (1 - a)(g - D') + (M_s - a M_t)\, R_t\, (M_t' R_t - M_t R_t')^{-1}\, dg/dt, \qquad a = R_s R_t^{-1} $$
+
+    D' is the x0 of the velocity that dg/dt is taken along: D itself unless it is given.
 
     On a flow with g = z - t u it is mean flow's v - (t - s) du/dt; with s at the data a = 0, and it is dg/dt = 0 that
     consistency models ask for in continuous time.
@@ -156,5 +160,7 @@ def averaged(process: Process, g: Tensor, rate: Tensor, t: Tensor, s: Tensor, x0
     a, w = row(process, t, s)
     m, r = process.M(t), process.R(t)
     gain = w * r * inverse(process.M_rate(t) * r - m * process.R_rate(t))
-    own, step = process.coordinates(g), apply(gain, process.coordinates(rate))
-    return process.from_coordinates(own + apply(a, process.coordinates(x0) - own) + step)
+    aim, own, pushed = (process.coordinates(x) for x in (x0, g, x0 if along is None else along))
+    return process.from_coordinates(
+        aim + own - pushed - apply(a, own - pushed) + apply(gain, process.coordinates(rate))
+    )

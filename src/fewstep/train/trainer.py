@@ -135,8 +135,8 @@ class Trainer:
             self.since = self.step, share if self.stage else 0.0
             if self.stages[self.stage].promotes:
                 self.players.promote()
-            if self.stage:
-                self.players["net"].become(self.players["net"].averages[EMA])
+            for name in (*self.stages[self.stage].copies, "net") if self.stage else ():
+                self.players[name].become(self.players["net"].averages[EMA])
             if self.begins is not None:
                 self.begins(self.stages[self.stage], self.stage)
         first, end = self.since[1], self._ends[self.stage]

@@ -137,6 +137,7 @@ class Integrals:
 
     def __init__(self, statistics: Statistics, run: list[float], rule: str) -> None:
         self.statistics = statistics
+        self._indices: dict[float, int] = {}
         lam = torch.tensor([x for x in run if math.isfinite(x)], dtype=torch.float64)
         if len(lam) == 0:
             lam = torch.zeros(1, dtype=torch.float64)
@@ -170,7 +171,9 @@ class Integrals:
         return torch.einsum("q,iq...->i...", self._weights, y)
 
     def _index(self, lam: float) -> int:
-        return int((self.nodes - lam).abs().argmin())
+        if lam not in self._indices:
+            self._indices[lam] = int((self.nodes - lam).abs().argmin())
+        return self._indices[lam]
 
     def _coefficient(self, value: Tensor) -> Coefficient:
         return Diagonal(value, self._rank) if self._rank else float(value)

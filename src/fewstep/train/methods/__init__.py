@@ -12,8 +12,15 @@ from fewstep.train.methods.consistency import (
     EasyConsistency,
     ImprovedConsistency,
 )
+from fewstep.train.methods.curvature import Curvature
 from fewstep.train.methods.denoise import Denoise, Flow, Score
+from fewstep.train.methods.guided import Guided
+from fewstep.train.methods.heads import Genie, Variance
 from fewstep.train.methods.progressive import Progressive
+from fewstep.train.methods.recorded import Knowledge, Reflow
+from fewstep.train.methods.scores import ScoreMatching
+from fewstep.train.methods.two_times import Continuous, MeanFlow, Shortcut, Trajectory
+from fewstep.train.methods.vdm import Variational
 
 __all__ = ["METHODS", "Method", "Setting"]
 
@@ -22,9 +29,23 @@ METHODS: dict[str, Callable[..., Method]] = {
     "score": Score,
     "flow": Flow,
     "ot-flow": partial(Flow, coupling="transport"),
+    "curvature": Curvature,
+    "vdm": Variational,
+    "reflow": Reflow,
+    "knowledge": Knowledge,
     "progressive": Progressive,
+    "guided": Guided,
     "consistency": Consistency,
     "consistency-training": ConsistencyTraining,
     "improved-consistency": ImprovedConsistency,
     "easy-consistency": EasyConsistency,
+    "continuous": Continuous,
+    "trajectory": Trajectory,
+    "shortcut": Shortcut,
+    "mean-flow": MeanFlow,
+    "dmd": ScoreMatching,
+    "sid": partial(ScoreMatching, a=1.0),
+    "genie": Genie,
+    "npr": Variance,
+    "sn": partial(Variance, kind="sn"),
 }

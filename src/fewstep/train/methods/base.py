@@ -53,14 +53,17 @@ class Method(Typed, ABC):
     """A training; see the module's docstring.
 
     - `needs`: it imitates a teacher.
-    - `two_times`: its network is told the destination.
+    - `destination`: its network is told the destination.
+    - `guided`: it is told a guidance w; `outputs`: how many tensors it returns; `denoises`: it is a denoiser.
     - `averages`: of the network, beside the one that is saved.
     - `optimiser`, `predicts`, `process`: what it takes unless asked otherwise; None: the run's.
     """
 
     needs: ClassVar[bool] = False
-    two_times: ClassVar[bool] = False
+    destination: ClassVar[bool] = False
     guided: ClassVar[bool] = False
+    denoises: ClassVar[bool] = True
+    outputs: ClassVar[int] = 1
     averages: ClassVar[tuple[str, ...]] = ()
     optimiser: ClassVar[str] = "adamw"
     process: ClassVar[str] = "vp"

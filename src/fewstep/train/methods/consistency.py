@@ -125,9 +125,9 @@ def ict_count(k: int, total: int, s0: int = 10, s1: int = 1280) -> int:
 
 
 def interval_chances(sigmas: Tensor) -> Tensor:
-    """The mass of ln sigma ~ N(-1.1, 2^2) in every interval of ascending sigmas, up to a factor."""
+    """The chances of the intervals of ascending sigmas: the mass of ln sigma ~ N(-1.1, 2^2) in each."""
     place = torch.erf((sigmas.log() - KARRAS["mean"]) / (math.sqrt(2) * KARRAS["std"]))
-    return place.diff()
+    return place.diff() / (place[-1] - place[0])
 
 
 def easy_r(t: Tensor, stage: int, q: float = 2.0, k: float = 8.0, b: float = 1.0) -> Tensor:

@@ -1,0 +1,111 @@
+r"""Methods on recorded pairs (noise, end) of a teacher: knowledge distillation and reflow.
+
+| method      | asked at      | target       | what it makes                                                  |
+|-------------|---------------|--------------|----------------------------------------------------------------|
+| `knowledge` | the start     | the end      | one call; as good as its pairs, and the network's floor        |
+| `reflow`    | any t between | the end      | a straighter flow: pairs anew in every round, then one call    |
+
+z_t = M_t x0 + R_t eps between the two of a pair; at the start the state is the noise alone. Straightness of a path of
+N Euler steps is mean_k |N (z_k - z_{k+1}) - (z_0 - z_N)|^2, summed over a sample. Time runs from noise to data; in Liu
+et al. from 0 to 1 that way.
+
+References: Luhman, Luhman, Knowledge distillation in iterative generative models, 2021,
+https://arxiv.org/abs/2101.02388; Liu, Gong, Liu, Flow straight and fast, 2022, https://arxiv.org/abs/2209.03003.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from fewstep.process import Process
+from fewstep.tableau import Tableau
+from fewstep.train.methods.base import Method, Setting, table, times
+from fewstep.train.methods.denoise import Flow
+from fewstep.train.objective import Stage
+from fewstep.train.pairs import Draw, Recorded, Start, Uniform
+from fewstep.train.regression import Regression
+from fewstep.train.target import Point
+
+__all__ = ["FromNoise", "Knowledge", "Reflow", "straightness"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromNoise(Regression):
+    """Regression where a run starts: the state is the noise alone."""
+
+    def point(self, draw: Draw) -> Point:
+        point = super().point(draw)
+        return replace(point, z=self.process.prior(point.eps, point.t))
+
+
+def straightness(path: Tensor) -> Tensor:
+    """Of states (N + 1, batch, *shape) along equal steps: the mean over steps and batch, summed over a sample."""
+    n = len(path) - 1
+    off = n * (path[:-1] - path[1:]) - (path[0] - path[-1])
+    return (off**2).flatten(2).sum(2).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowledge(Method):
+    """The ends of a teacher's runs, from their noises, in one call.
+
+    Args:
+        pairs: how many are recorded.
+        calls, solver: of the teacher, for each.
+        distance: "l1" as published for CIFAR-10, "l2" for other sets.
+    """
+
+    pairs: int = 30_000
+    calls: int = 40
+    solver: str = "heun"
+    distance: str = "l2"
+
+    needs: ClassVar[bool] = True
+
+    def stages(self, on: Setting) -> list[Stage]:
+        return [self.one(on, 0)]
+
+    def one(self, on: Setting, k: int) -> Stage:
+        """The stage number k that makes one call."""
+        objective = FromNoise(process=on.process, coupling=Recorded(on.folder / f"pairs-{k}.safetensors"), law=Start(),
+                              weight="uniform", distance=self.distance)  # fmt: skip
+        return Stage(objective=objective, pairs=self.pairs, calls=self.calls, solver=self.solver)
+
+    def tables(self, process: Process) -> dict[str, Tableau]:
+        return {"1": table("ddim", process, times(process, "default", 1))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reflow(Method):
+    """Rectified flow again on the ends of its own runs, `rounds` times, and with `distil` then one call of it.
+
+    Args:
+        pairs, calls, solver: as in `Knowledge`; published rounds take 1e6 pairs and more.
+    """
+
+    rounds: int = 1
+    pairs: int = 20_000
+    calls: int = 50
+    solver: str = "ddim"
+    distil: float = 0.5
+
+    process: ClassVar[str] = "flow"
+    predicts: ClassVar[str | None] = "flow"
+
+    def stages(self, on: Setting) -> list[Stage]:
+        found = [] if on.taught else [Stage(objective=Flow().objective(on))]
+        for _ in range(self.rounds):
+            file = Recorded(on.folder / f"pairs-{len(found)}.safetensors")
+            objective = Regression(process=on.process, coupling=file, law=Uniform())
+            found.append(Stage(objective=objective, promotes=bool(found), pairs=self.pairs, calls=self.calls,
+                               solver=self.solver))  # fmt: skip
+        if self.distil:
+            last = Knowledge(pairs=self.pairs, calls=self.calls, solver=self.solver).one(on, len(found))
+            found.append(replace(last, share=self.distil, promotes=True))
+        return found
+
+    def tables(self, process: Process) -> dict[str, Tableau]:
+        return {"1": table("ddim", process, times(process, "uniform", 1))}
