@@ -200,6 +200,25 @@ def test_samples_have_the_law_of_x0_given_y():
     assert float(x.std()) == pytest.approx(std, rel=0.04)
 
 
+@pytest.mark.parametrize("calls", [5, 10])
+def test_the_default_is_nearer_to_the_posterior_than_dbim_on_its_grid(calls):
+    p, y = fs.DDBMVP(), torch.full((128, 1), 0.35, dtype=torch.float64)
+    paired, share = Paired(p), (torch.arange(128, dtype=torch.float64) + 0.5) / 128
+    weights, means, stds = paired.posterior(y[0, 0])
+    draws = fs.Mixture(p, means[:, None], stds, weights).sample(200_000, torch.Generator().manual_seed(0))
+    exact = torch.quantile(draws.flatten(), share)
+    eps = torch.special.ndtri(share)[None, :, None]
+    times = torch.linspace(0.999, 1e-4, calls, dtype=torch.float64)
+    grid = torch.cat([torch.ones(1, dtype=torch.float64), times])
+
+    def off(**how):
+        x = fs.sample(paired.given(y), p, noise=eps, **how)
+        return float((x.flatten().sort().values - exact).abs().mean())
+
+    best = min(off(solver=name, grid=grid) for name in ("dbim-1", "dbim-2", "dbim-3"))
+    assert off(steps=calls) < best / 2
+
+
 def test_callbacks_see_z_and_hooks_edit_it():
     p, y = fs.I2SB(variance=1.0), torch.full((2, 3), 2.0, dtype=torch.float64)
     seen = []

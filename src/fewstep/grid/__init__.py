@@ -18,6 +18,7 @@ from fewstep.grid.published import ays
 from fewstep.grid.spacing import (
     Grid,
     beta,
+    bridge,
     dynamic_mu,
     exponential,
     flow_shift,
@@ -32,12 +33,12 @@ from fewstep.grid.spacing import (
     uniform,
 )
 from fewstep.process.base import Process
-from fewstep.process.bridge import Bridge, boots
+from fewstep.process.bridge import Bridge
 from fewstep.process.clock import falling
 from fewstep.words import pick, whole
 
 __all__ = [
-    "GRIDS", "Grid", "as_grid", "ays", "beta", "default", "dynamic_mu", "exponential", "flow_shift", "karras",
+    "GRIDS", "Grid", "as_grid", "ays", "beta", "bridge", "default", "dynamic_mu", "exponential", "flow_shift", "karras",
     "kl_optimal", "linear_quadratic", "log_snr", "logistic", "power", "sgm_uniform", "to_zero", "uniform"
 ]  # fmt: skip
 
@@ -57,6 +58,7 @@ GRIDS: dict[str, Grid] = {
     "uniform": uniform,
     "power": power,
     "log-snr": log_snr,
+    "bridge": bridge,
     "karras": karras,
     "exponential": exponential,
     "beta": beta,
@@ -70,14 +72,13 @@ GRIDS: dict[str, Grid] = {
 
 
 def made(grid: Grid, process: Process, steps: int) -> Tensor:
-    """The times of a grid function; on a bridge that is pinned at t_max those after the boot, and t_max before."""
-    if not (isinstance(process, Bridge) and boots(process, process.t_max)):
+    """The times of a grid function; on a bridge those from the boot on, and t_max before."""
+    if not isinstance(process, Bridge) or process.log_snr(process.t_max) > (first := process.boot(steps)) - 1:
         return grid(process, steps)
     if steps == 1:
         return torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-    first = float(process.inverse_log_snr(process.boot(steps)))
-    rest = grid(replace(process, t_max=first), steps - 1)
-    return torch.cat([torch.tensor([process.t_max], dtype=torch.float64), rest])
+    rest = grid(replace(process, t_max=float(process.inverse_log_snr(first))), steps - 1)
+    return torch.cat([rest.new_tensor([process.t_max]), rest])
 
 
 def as_grid(grid: str | Tensor | Grid, process: Process, steps: int | None) -> Tensor:

@@ -19,7 +19,7 @@ from fewstep.process.clock import clock as clock_of
 from fewstep.words import typed
 
 __all__ = [
-    "Grid", "beta", "beta_quantile", "dynamic_mu", "exponential", "flow_shift", "karras", "kl_optimal",
+    "Grid", "beta", "beta_quantile", "bridge", "dynamic_mu", "exponential", "flow_shift", "karras", "kl_optimal",
     "linear_quadratic", "log_snr", "logistic", "power", "sgm_uniform", "to_zero", "uniform"
 ]  # fmt: skip
 
@@ -41,6 +41,19 @@ def log_snr(process: Process, steps: int) -> Tensor:
     """Equal steps in log-SNR."""
     lam = torch.linspace(*finite_range(process), steps + 1, dtype=torch.float64)
     return exact_ends(process, process.inverse_log_snr(lam))
+
+
+def bridge(process: Process, steps: int) -> Tensor:
+    """Equal steps in log-SNR up to 4.5 (1 - 7/(3 n + 3)) with n steps, the last of which leads from there to the end.
+
+    The default on bridges, for data of a deviation near 0.5 given y; chosen with `benchmarks/bridges.py`. Where a
+    process's range ends before that it is log-snr.
+    """
+    low, last = finite_range(process)[0], 4.5 * (1 - 7 / (3 * steps + 3))
+    if steps == 1 or not low < last < float(process.log_snr(process.t_min)):
+        return log_snr(process, steps)
+    lam = torch.linspace(low, last, steps, dtype=torch.float64)
+    return exact_ends(process, torch.cat([process.inverse_log_snr(lam), lam.new_zeros(1)]))
 
 
 def exponential(process: Process, steps: int) -> Tensor:

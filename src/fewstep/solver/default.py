@@ -36,6 +36,9 @@ log-SNR by -log(std/unit)):
   predicts earlier by 1/40 a call from 8 on; not before that of an error that is known. The last is made at
   0.3 + 0.3 n, from 6 calls on at 1.6 + 0.05 n.
 
+On bridges it is `Multistep` with two points and one in the last step (DBIM of order 2), on the grid `bridge`: the first
+call leads to -1 (`Bridge.boot`), the last one is made at 4.5 (1 - 7/(3 n)), and steps between are equal in log-SNR.
+
 Samples of a network that tells its data's range end within it, on scalar processes (`fewstep.loop.ends`).
 
 The constants are those of the least Frechet distance and RMS over the problems `CHOOSE` of `benchmarks/problems`;
@@ -54,7 +57,9 @@ from torch import Tensor
 from fewstep.grid import GRIDS, Grid
 from fewstep.grid.spacing import logistic
 from fewstep.process.base import Process
+from fewstep.process.bridge import Bridge
 from fewstep.solver.base import Promise, Solver
+from fewstep.solver.ode.exponential import Multistep
 from fewstep.solver.ode.gaussian_split import GaussianSplit
 from fewstep.tableau.writer import Writer
 from fewstep.words import within
@@ -131,8 +136,10 @@ class Default(Solver):
         spread = torch.linspace(first, until, early + 2, dtype=torch.float64)[1:-1]
         return [times[0], *process.inverse_log_snr(spread).tolist(), *times[early + 1 :]]
 
-    def at(self, process: Process, calls: int) -> GaussianSplit:
+    def at(self, process: Process, calls: int) -> Solver:
         """The solver that the rule names for so many calls."""
+        if isinstance(process, Bridge):
+            return Multistep(points=2, final_ramp="last")
         if self.predicts:
             return GaussianSplit(points=2, std=0.0, relax=math.inf, first=self.first(process, calls))
         std = self.std or _UNIT
@@ -142,6 +149,8 @@ class Default(Solver):
 
     def first(self, process: Process, calls: int) -> float:
         """The log-SNR of the first call; -inf where it is made at the start."""
+        if isinstance(process, Bridge):
+            return -math.inf
         late = 0.0  # of few calls
         if self.noisy and (self.error or not self.small):
             error = self.error or 0.037 * min(1.0, math.sqrt(784 / self.size))
@@ -189,7 +198,8 @@ class Default(Solver):
 
 def _grid(solver: Default, process: Process, steps: int) -> Tensor:
     """The default grid of a solver: the process's own, cut at the first and the last call, or moved."""
-    if process.default_grid != "logistic" and not (process.kind == "scalar" and (solver.predicts or solver.guided)):
+    tuned = process.kind == "scalar" and (solver.predicts or solver.guided)
+    if isinstance(process, Bridge) or (process.default_grid != "logistic" and not tuned):
         return GRIDS["default"](process, steps)
     place = functools.partial(logistic, process, steps, center=solver.center(steps), first=solver.first(process, steps))
     if not solver.predicts or process.kind != "scalar":
