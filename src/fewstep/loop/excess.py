@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from fewstep.grid import GRIDS, Grid, as_grid, to_zero
 from fewstep.process import Process
 from fewstep.process.base import Memory, recalling
-from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, stacked, transpose
+from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, transpose, unstacked
 from fewstep.process.predict import VARIANCES
 from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver, names
 from fewstep.tableau import Tableau
@@ -33,6 +34,8 @@ LIMIT = 4.0  # times as wide as exact, above which it is said
 HOLDS = 2.0  # times as wide, up to which a solver is advised
 MOST = 16  # intervals that are tried to say from how many calls a solver holds
 STDS = (0.25, 1.0)  # of the data: its parts and the whole of it; what widens the one may cancel for the other
+
+Value = Any  # float | np.ndarray
 
 _SAID: set[tuple[str, type, int]] = set()  # the solvers, kinds of process and calls that were warned of
 
@@ -50,59 +53,59 @@ def excess(table: Tableau) -> float:
 def _excess(table: Tableau) -> float:
     try:
         with torch.inference_mode(False), torch.no_grad(), np.errstate(all="ignore"):
-            return _Width(table).found()
+            at = _Times(table)
+            return max(_Width(at, std).found() for std in STDS)
     except (ValueError, ArithmeticError):  # it reads what a network alone knows, or a singular covariance
         return math.nan
 
 
-class _Width:
-    """The rows of a table on data N(0, s^2 I), for every s of `STDS` at once.
-
-    A row is a map of independent normals, the start's and the noises'. With S = Sigma + s^2 M M^T it begins as S^1/2
-    eps, and a prediction is D = K z, K = s^2 M^T S^-1. A value is an array: its first axis are the `STDS`, then the
-    normals and the entries of a basis, or for blocks the entries of a state and the normals.
-    """
+class _Times:
+    """M and Sigma where a table is called, and at its start and end."""
 
     def __init__(self, table: Tableau) -> None:
         self.table, p = table, table.process
-        self.block, self.rank = p.kind == "block", len(getattr(p, "size", ())) if p.kind == "diagonal" else 0
         called = [k for k, row in enumerate(table.rows) if row.at is not None]
         if table.output != "x0" or any(row.given not in (None, "start") for row in table.rows):
             raise ValueError("the table reads what a network alone knows, or a row that is given")
         times = [*(table.rows[k].at for k in called), table.rows[0].t, table.rows[-1].t]
-        memory = table.notes.get("memory")
+        self.place = {k: i for i, k in enumerate(called)}
         if p.kind == "scalar":  # at single times, which a table's memory holds
+            memory = table.notes.get("memory")
             with recalling(memory if memory and memory.process is p else Memory(p, times)):
-                m, sigma = (stacked([f(x) for x in times]) for f in (p.M, p.Sigma))
+                self.mean, self.sigma = ([f(x) for x in times] for f in (p.M, p.Sigma))
         else:
-            m, sigma = (f(torch.tensor(times, dtype=torch.float64)) for f in (p.M, p.Sigma))
-        self.place, self.mean = {k: i for i, k in enumerate(called)}, _numbers(m)
-        if self.block:
-            spread = [sigma + std**2 * (m * transpose(m)) for std in STDS]
-            gain = [std**2 * (transpose(m) * inverse(each)) for std, each in zip(STDS, spread, strict=True)]
-            self.gain, self.exact = (np.stack([_numbers(c) for c in each]) for each in (gain, spread))
-            self.start = np.stack([_numbers(cholesky(each))[-2] for each in spread])
-        else:
-            squares = np.square(STDS).reshape(-1, *[1] * self.mean.ndim)
-            self.exact = _numbers(sigma) + squares * self.mean**2
-            self.gain, self.start = squares * self.mean / self.exact, np.sqrt(self.exact[:, -2])
-        self.exact = self.exact[:, -1]
-        self.made: list[np.ndarray] = []
-        self.values: dict[Symbol, np.ndarray] = {}
+            self.mean, self.sigma = (unstacked(f(torch.tensor(times, dtype=torch.float64))) for f in (p.M, p.Sigma))
+
+
+class _Width:
+    """The rows of a table on data N(0, s^2 I).
+
+    A row is a map of independent normals, the start's and the noises'. With S = Sigma + s^2 M M^T it begins as S^1/2
+    eps, and a prediction is D = K z, K = s^2 M^T S^-1. A value is a number where both the process's are and there is
+    one normal; else an array of the normals and the entries of a basis, or for blocks of a state's and the normals.
+    """
+
+    def __init__(self, at: _Times, std: float) -> None:
+        self.at, self.table, p = at, at.table, at.table.process
+        self.block, self.rank = p.kind == "block", len(getattr(p, "size", ())) if p.kind == "diagonal" else 0
+        spread = [sigma + std**2 * (m * transpose(m)) for m, sigma in zip(at.mean, at.sigma, strict=True)]
+        self.gain = [_number(std**2 * (transpose(m) * inverse(s))) for m, s in zip(at.mean, spread, strict=True)]
+        self.start, self.exact = _number(cholesky(spread[-2])), _number(spread[-1])
+        self.made: list[Value] = []
+        self.values: dict[Symbol, Value] = {}
 
     def found(self) -> float:
-        """The largest excess."""
+        """The excess."""
         for row in self.table.rows:
             if row.given:
                 self.made.append(self._of_normal(0, self.start))
                 continue
             terms = [self._times(c, self._value(symbol)) for symbol, c in row.form]
             self.made.append(sum(terms[1:], terms[0]))
-        exact = self.exact.trace(axis1=1, axis2=2) if self.block else self.exact.reshape(len(STDS), -1).sum(1)
-        variance = np.square(self.made[-1]).reshape(len(STDS), -1).sum(1)
-        return float(np.sqrt((variance / exact).max()))
+        exact = np.trace(self.exact) if self.block else np.sum(self.exact)
+        return float(np.sqrt(np.square(self.made[-1]).sum() / exact))
 
-    def _value(self, symbol: Symbol) -> np.ndarray:
+    def _value(self, symbol: Symbol) -> Value:
         """There is nothing to guide to: the head `base` is D and `guidance` zero."""
         kind, j = symbol[0], symbol[1]
         if kind == "z":
@@ -111,17 +114,16 @@ class _Width:
             self.values[symbol] = self._noise(symbol) if kind in ("xi", "root") else self._output(j, symbol[2])
         return self.values[symbol]
 
-    def _noise(self, symbol: Symbol) -> np.ndarray:
+    def _noise(self, symbol: Symbol) -> Value:
         if symbol[0] == "xi":
-            return self._of_normal(1 + symbol[1], np.eye(2) if self.block else np.ones((1,) * (1 + self.rank)))
+            return self._of_normal(1 + symbol[1], np.eye(2) if self.block else np.ones((1,) * self.rank))
         if symbol[2] not in VARIANCES or self.block:
             raise ValueError("the table reads a variance that the network alone knows")
-        i = self.place[symbol[1]]  # K M is the share of the variance that is the data's
-        return self._of_normal(1 + symbol[3], np.sqrt(self.gain[:, i] * self.mean[i]))
+        i = self.at.place[symbol[1]]  # K M is the share of the variance that is the data's
+        return self._of_normal(1 + symbol[3], np.sqrt(self.gain[i] * _number(self.at.mean[i])))
 
-    def _output(self, j: int, head: str) -> np.ndarray:
-        z, i = self.made[j], self.place[j]
-        gain = self.gain[:, i] if self.block else self.gain[:, i][:, None]
+    def _output(self, j: int, head: str) -> Value:
+        z, gain = self.made[j], self.gain[self.at.place[j]]
         d = gain @ z if self.block else gain * z
         if head in ("x0", "base"):
             return d
@@ -136,24 +138,25 @@ class _Width:
         a, b = self.table.heads[j, head]
         return self._times(a, z) + self._times(b, d)
 
-    def _times(self, c: Coefficient, v: np.ndarray) -> np.ndarray:
-        return c * v if isinstance(c, float) else _numbers(c) @ v if self.block else _numbers(c) * v
+    def _times(self, c: Coefficient, v: Value) -> Value:
+        return c * v if isinstance(c, float) else _number(c) @ v if self.block else _number(c) * v
 
-    def _of_normal(self, index: int, c: np.ndarray) -> np.ndarray:
+    def _of_normal(self, index: int, c: Value) -> Value:
         """A multiple of one of the normals."""
         count = 1 + len(self.table.noises)
         if not self.block:
-            made = np.zeros((len(c), count, *c.shape[1:]))
-            made[:, index] = c
+            if count == 1 and isinstance(c, float):
+                return c
+            made = np.zeros((count, *np.shape(c)))
+            made[index] = c
             return made
-        made = np.zeros((len(STDS), 2, 2 * count))
-        made[..., 2 * index : 2 * index + 2] = c
+        made = np.zeros((2, 2 * count))
+        made[:, 2 * index : 2 * index + 2] = c
         return made
 
 
-def _numbers(c: Coefficient) -> np.ndarray:
-    values = c.values if isinstance(c, Diagonal | Block) else c
-    return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
+def _number(c: Coefficient) -> Value:
+    return c.values.numpy() if isinstance(c, Diagonal | Block) else c
 
 
 def warn_of_excess(table: Tableau) -> None:
