@@ -20,8 +20,9 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
@@ -46,44 +47,82 @@ class Memory:
     """What a process has answered at single times: see `recalling`.
 
     A tensor operation costs as much for one number as for a hundred: what is asked at one of `times` is worked out at
-    all of them. While `noting` is set, other times are collected and given a stand-in, for a second time that asks for
-    all of them together.
+    all of them. While `noting` is set, other times, log-SNRs and stretches are collected and answered by the line
+    between their neighbours, for a second time that asks for all of them together. Times are made of some answers:
+    these are guesses, and the second time asks at other ones.
     """
 
     def __init__(self, process: Process, times: list[float]) -> None:
         self.process, self.times, self.noting = process, dict.fromkeys(times), False
         self.noted: dict[float, None] = {}
-        self.answers: dict[tuple[Any, float], Any] = {}
+        self.noted_beside: dict[Any, tuple[Callable[..., Any], dict[Any, None]]] = {}  # log-SNRs and stretches
+        self.guesses: dict[float, None] = {}
+        self.order: list[float] = []  # the times, rising
+        self.answers: dict[tuple[Any, Any], Any] = {}
         self.steps = dict(zip(times[:-1], times[1:], strict=True))
         self.batch: tuple[list[float], Tensor] = [], torch.zeros(0)  # the times last asked for at once
         self.nodes: list[tuple[Tensor, dict[Any, Any]]] = [(self.batch[1], {})]  # those, and what `asking_at` names
 
-    def recall(self) -> bool:
-        """Ends the noting, and takes what was noted among the times; whether there was anything."""
+    def note(self) -> None:
+        """Begins the noting."""
+        self.noting, self.noted, self.noted_beside, self.guesses = True, {}, {}, {}
+        self.order = sorted(self.times)
+
+    def recall(self) -> tuple[bool, bool]:
+        """Ends the noting, and takes what was noted among the times; whether there was anything, and any guess."""
         self.noting = False
         self.times |= self.noted
-        return bool(self.noted)
+        for key, (f, asked) in self.noted_beside.items():
+            with suppress(RuntimeError, ValueError):  # of a guess; what is asked again is then worked out alone
+                self._work_out(key, f, list(asked))
+        return bool(self.noted or self.noted_beside), bool(self.guesses)
 
     def across(self, key: Any, f: Callable[[Time, Time], Any], t: float, s: float) -> Any:
-        """f(t, s) for a step of the grid, worked out for all of its steps at once."""
-        if self.steps.get(t) != s:
-            return f(t, s)
-        if (key, t) not in self.answers:
-            ends = (torch.tensor(list(x), dtype=torch.float64) for x in (self.steps.keys(), self.steps.values()))
-            every = zip(self.steps, unstacked(f(*ends)), strict=True)
-            self.answers.update(((key, u), value) for u, value in every)
-        return self.answers[key, t]
+        """f(t, s), worked out for all steps of the grid at once where it is one."""
+        if (key, (t, s)) not in self.answers:
+            if self.steps.get(t) == s:
+                self._work_out(key, f, list(self.steps.items()))
+            elif self.noting:
+                return self._guessed(key, f, (t, s), (t + s) / 2)
+            else:
+                self.answers[key, (t, s)] = f(t, s)
+        return self.answers[key, (t, s)]
+
+    def _guessed(self, key: Any, f: Callable[..., Any], asked: Any, guess: float) -> float:
+        self.noted_beside.setdefault(key, (f, {}))[1][asked] = None
+        self.guesses[guess] = None
+        return guess
+
+    def _work_out(self, key: Any, f: Callable[..., Any], asked: list[Any]) -> None:
+        at = torch.tensor(asked, dtype=torch.float64)
+        every = zip(asked, unstacked(f(*at.unbind(1)) if at.ndim > 1 else f(at)), strict=True)
+        self.answers.update(((key, one), value) for one, value in every)
+
+    def _stand_in(self, key: Any, f: Callable[[Time], Any], t: float, name: str) -> Any:
+        """What is answered at a time that is noted: of numbers the line between its neighbours."""
+        if t not in self.guesses:
+            self.noted[t] = None
+        ends = _neighbours(self.order, t)
+        found = [self.answers[key, u] if (key, u) in self.answers else self.answer(key, f, u, name) for u in ends]
+        if type(found[0]) is not float or type(found[1]) is not float:
+            return found[0]
+        guess = _line(t, ends, found)
+        if name in PLACES:
+            self.guesses[guess] = None
+        return guess
+
+    def _time(self, lam: float) -> float:
+        """About the time of a log-SNR."""
+        places = [-self.process.log_snr(u) for u in self.order]
+        ends = _neighbours(places, -lam)
+        return _line(-lam, ends, [self.order[places.index(x)] for x in ends])
 
     def answer(self, key: Any, f: Callable[[Time], Any], t: float, name: str = "") -> Any:
-        """F at t, worked out for all known times at once; while times are noted, f at the first for one that is new."""
+        """F at t, worked out for all known times at once; while times are noted, a stand-in for one that is new."""
         if name == "inverse_log_snr":
-            return self.answers.setdefault((key, t), f(t))
+            return self._guessed(key, f, t, self._time(t)) if self.noting else self.answers.setdefault((key, t), f(t))
         if t not in self.times:
-            if self.noting and name not in PLACES:
-                first = next(iter(self.times))
-                self.noted[t] = None
-                return self.answers[key, first] if (key, first) in self.answers else self.answer(key, f, first, name)
-            return self.answers.setdefault((key, t), f(t))
+            return self._stand_in(key, f, t, name) if self.noting else self.answers.setdefault((key, t), f(t))
         new = [u for u in self.times if (key, u) not in self.answers]
         try:
             batch = self.batch
@@ -95,6 +134,19 @@ class Memory:
             return self.answers.setdefault((key, t), f(t))
         self.answers.update(((key, u), value) for u, value in zip(new, values, strict=True))
         return self.answers[key, t]
+
+
+def _neighbours(rising: list[float], x: float) -> tuple[float, float]:
+    """The two of a rising list nearest to x, one on either side where there is one."""
+    i = min(max(bisect(rising, x), 1), len(rising) - 1)
+    return rising[i - 1], rising[i]
+
+
+def _line(x: float, ends: tuple[float, float], values: list[float]) -> float:
+    """The line through two values, or the one of them that is finite."""
+    (a, b), (u, v) = ends, values
+    found = u + (v - u) * (x - a) / (b - a) if b > a else u
+    return found if math.isfinite(found) else u if math.isfinite(u) else v
 
 
 _MEMORY: ContextVar[Memory | None] = ContextVar("_MEMORY", default=None)

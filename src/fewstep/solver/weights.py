@@ -103,20 +103,26 @@ _NOTES: ContextVar[_Notes | None] = ContextVar("_NOTES", default=None)
 def together(memory: Memory, write: Callable[[], Any]) -> Any:
     """What `write()` returns, with all weights, and all functions of the memory's process, worked out at once.
 
-    `write` is called twice; it must ask for the same both times, or what is new the second time is worked out alone.
+    `write` is called twice, or where times are made of answers up to four times; it must ask for the same each time, or
+    what is new the last time is worked out alone.
     """
     notes = _Notes()
     token = _NOTES.set(notes)
     try:
         with recalling(memory), torch.inference_mode(False), torch.no_grad():
-            memory.noting = True
-            made, failed = None, False
-            try:
-                made = write()
-            except Exception:  # of a stand-in, or its own: the second time tells
-                failed = True
-            if not memory.recall() and not notes.asked and not failed:
-                return made
+            for _ in range(3):
+                memory.note()
+                notes.asked.clear()
+                made, failed = None, False
+                try:
+                    made = write()
+                except Exception:  # of a stand-in, or its own: the last time tells
+                    failed = True
+                found, guessed = memory.recall()
+                if not found and not notes.asked and not failed:
+                    return made
+                if not guessed:
+                    break
             notes.answers = _answers(notes.asked)
             return write()
     finally:

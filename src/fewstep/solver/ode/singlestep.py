@@ -20,8 +20,9 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from fewstep.process.base import Time, like, to_tensor
+from fewstep.process.base import Time
 from fewstep.process.clock import clock
 from fewstep.solver.base import BOTH, LAST, Moments, Promise, Solver
 from fewstep.solver.weights import first_order, weights
@@ -154,9 +155,10 @@ def singlestep(
         if len(used) == 1:
             found = [whole]
         elif half:
-            start, middle, end = (to_tensor(u.at(w.process, x)) for x in (t, at, to))
+            start, middle, end = (u.at(w.process, x) for x in (t, at, to))
             share = (end - start) / (middle - start) / 2  # 1/(2 r_1)
-            share = like(torch.where((share - 1).abs() < 1e-9, 1.0, share), t)  # the midpoint: y_0 drops out
+            near = abs(share - 1) < 1e-9  # the midpoint: y_0 drops out
+            share = torch.where(near, 1.0, share) if isinstance(share, Tensor) else 1.0 if near else share
             found = [(1 - share) * whole, share * whole]
         else:
             found = weights(w.process, form, u, t, to, [x for x, _ in used])[1]

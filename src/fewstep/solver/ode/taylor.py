@@ -32,7 +32,7 @@ import torch
 
 from fewstep.process.base import Process, Time
 from fewstep.process.clock import clock
-from fewstep.process.operator import Coefficient, inverse, magnitude, weighted_sum
+from fewstep.process.operator import Coefficient, inverse, magnitude, stacked, weighted_sum
 from fewstep.solver.base import Promise, Solver
 from fewstep.solver.sde.ancestral import posterior, with_noise
 from fewstep.solver.weights import weights
@@ -146,4 +146,5 @@ def taylor(
     x = 0.5 * (np.cos(math.pi * (np.arange(_NODES) + 0.5) / _NODES) - 1)  # in (-1, 0), in units of reach
     to_monomials = np.linalg.inv(np.vander(x, increasing=True))
     weights = torch.from_numpy(((s - t) / reach) ** np.arange(degree + 1) @ to_monomials[: degree + 1])
-    return tuple(weighted_sum(weights, value) for value in f(t + reach * torch.from_numpy(x)))
+    values = zip(*(f(u) for u in (t + reach * torch.from_numpy(x)).tolist()), strict=True)
+    return tuple(weighted_sum(weights, stacked(list(each))) for each in values)

@@ -197,6 +197,8 @@ class Integrals:
     def scaled(self, low: float, lam: float) -> tuple[Coefficient, Coefficient]:
         """e^-S and B at lam, from low: g = e^-S f - B."""
         i, j = self._index(low), self._index(lam)
+        if i == j and not self._rank:
+            return 1.0, 0.0
         scale, B = (self.S[i] - self.S[j]).exp(), self.S[i].exp() * (self.B[j] - self.B[i])
         return self._coefficient(scale), self._coefficient(B)
 

@@ -72,7 +72,7 @@ class ERSDE(Solver):
 
     def write(self, w: Writer) -> None:
         z, p, nodes = w.start, w.process, []
-        law = scaled(p, NOISE_SCALES[self.phi])
+        law = scaled(p, NOISE_SCALES[self.phi], self.phi)
         for t, s in w.steps:
             nodes = [(t, w.call(z, t)), *finite(w.process, nodes)][: self.points]
             used = nodes if p.log_snr(s) < math.inf else nodes[:1]

@@ -19,12 +19,12 @@ https://arxiv.org/abs/2206.05564; Xue et al., SA-Solver, 2023, https://arxiv.org
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
 
-from fewstep.process.base import Process, Time, derivative, to_tensor
+from fewstep.process.base import Process, Time, derivative, once, to_tensor
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, is_zero, transpose
 from fewstep.process.quadrature import around, gauss
 from fewstep.solver.weights import Frame, pull
@@ -42,7 +42,7 @@ _A = (_C[:, None] ** (_POWERS + 1) / (_POWERS + 1)) @ torch.linalg.inv(_C[:, Non
 def reverse(process: Process, eta: float) -> Frame:
     """P, M and P d(P^-1 M) of the reverse SDE with fresh noise eta: what `weights` integrates."""
     if process.kind != "block":
-        return scaled(process, lambda rho: eta * rho.log() if eta else torch.zeros_like(rho))
+        return scaled(process, lambda rho: eta * rho.log() if eta else torch.zeros_like(rho), eta)
     if eta == 0:
         frame: Callable[[Time], Coefficient] = process.R
     elif eta == 1:
@@ -52,12 +52,13 @@ def reverse(process: Process, eta: float) -> Frame:
     return Frame(frame, process.M, lambda t: (1 + eta) * _rate(process, t))
 
 
-def scaled(process: Process, log_g: Callable[[Tensor], Tensor]) -> Frame:
-    """The same for P = R g(rho) on numbers and frequencies, given log g: phi = rho g is ER-SDE's noise scale."""
+def scaled(process: Process, log_g: Callable[[Tensor], Tensor], name: Hashable) -> Frame:
+    """The same for P = R g(rho) on numbers and frequencies, of a log g with a name: phi = rho g is ER-SDE's scale."""
     rho = lambda t: process.R(t) * inverse(process.Psi(t))  # noqa: E731
     kappa = lambda x: 1 + derivative(lambda v: log_g(v.exp()), x.log())  # noqa: E731
+    p = lambda t: process.R(t) * _each(lambda x: log_g(x).exp(), rho(t))  # noqa: E731
     return Frame(
-        lambda t: process.R(t) * _each(lambda x: log_g(x).exp(), rho(t)),
+        lambda t: once(process, ("scaled", name), p, t),
         process.M,
         lambda t: _each(kappa, rho(t)) * _rate(process, t),
     )
