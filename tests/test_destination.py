@@ -83,7 +83,7 @@ def test_ddim_ends_exactly_in_any_number_of_steps(name: str, steps: int) -> None
     p = PROCESSES[name]
     z, exact = start(p), Exact(p)
     want = there(p, z, p.t_max, p.t_min)
-    run = partial(fs.sample, solver="ddim", steps=steps, x=z)
+    run = partial(fs.sample, solver="ddim", steps=steps, x=z, final="state")
     assert torch.allclose(run(exact, p), want, rtol=0, atol=1e-9)
     assert torch.allclose(run(exact, p, parallel=True), want, rtol=0, atol=1e-2)
     assert torch.allclose(run(exact, p, parallel=fs.Parallel(tolerance=0)), want, rtol=0, atol=1e-9)
@@ -127,9 +127,9 @@ class Deaf:
 def test_wrappers_pass_it_on(name: str) -> None:
     p = fs.VP()
     z, denoiser = start(p), WRAPPED[name](Exact(p))
-    found = fs.sample(denoiser, p, solver="ddim", steps=3, x=z, memory="64GiB")
+    found = fs.sample(denoiser, p, solver="ddim", steps=3, x=z, memory="64GiB", final="state")
     assert torch.allclose(found, there(p, z, p.t_max, p.t_min), rtol=0, atol=1e-9)
-    found = fs.sample(denoiser, p, solver="ddim", grid=fs.to_zero(fs.GRIDS["default"]), steps=3, x=z)
+    found = fs.sample(denoiser, p, solver="ddim", steps=3, x=z, final="zero")
     assert torch.allclose(found, there(p, z, p.t_max, 0.0), rtol=0, atol=1e-9)
 
 
@@ -159,7 +159,7 @@ def test_a_network_is_told_in_its_own_convention(compile: bool) -> None:
     z, net = start(p), Net(p)
     denoiser = fs.wrap(net, p, predicts="noise", time="index", destination=True)
     for wrapped in (denoiser, fs.guide(denoiser, denoiser, 3.0), fs.guide(bound(net, p, 0), bound(net, p, 1), 3.0)):
-        found = fs.sample(wrapped, p, solver="ddim", steps=4, x=z, compile=compile)
+        found = fs.sample(wrapped, p, solver="ddim", steps=4, x=z, compile=compile, final="state")
         assert torch.allclose(found, there(p, z, p.t_max, p.t_min), rtol=0, atol=1e-8)
     assert torch.allclose(denoiser(z, 0.5), Gaussian(p, MEAN, STD)(z, 0.5))  # the plain denoiser
 
