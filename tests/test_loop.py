@@ -21,7 +21,7 @@ VP = fs.VP()
 ON_VP = [name for name in DISTINCT if "scalar" in fs.TABLES[name]().kinds]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mixture() -> fs.Mixture:
     means = torch.tensor([[1.0, -0.5], [-1.0, 0.3], [0.2, 1.5]])
     return fs.Mixture(VP, means, torch.tensor([0.2, 0.4, 0.3]))
