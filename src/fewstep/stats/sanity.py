@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fewstep.denoiser.network import TIMES, Wrapped
 from fewstep.noise import noise_source
-from fewstep.process.base import Process, ScalarProcess
+from fewstep.process.base import Memory, Process, ScalarProcess, recalling
 from fewstep.process.predict import PREDICTIONS
 from fewstep.process.scalar import EDM, VE, VP, Cosine, Discrete, Flow
 from fewstep.stats.errors import errors_of
@@ -105,7 +105,8 @@ class _Reading:
         t = process.inverse_log_snr(lam)
         edm = self.wrapped.predicts == "edm"
         measured = _factors(self.wrapped, t, shape, seed, device)
-        return {name: _misfit(self.wrapped, name, lam, t, measured) for name in NAMES if (name == "edm") == edm}
+        with recalling(Memory(process, t.tolist())):  # every prediction asks for the same
+            return {name: _misfit(self.wrapped, name, lam, t, measured) for name in NAMES if (name == "edm") == edm}
 
 
 @typed
@@ -270,7 +271,10 @@ def _misfit(
     assert isinstance(process, ScalarProcess)
     plain = replace(denoiser, predicts=name.removeprefix("-"))
     alpha, sigma = process.alpha(t), process.sigma(t)
-    p, q = (torch.tensor([float(getattr(plain.ready(float(s)), part)) for s in t]).double() for part in ("p", "q"))
+    ready = [plain.ready(s) for s in t.tolist()]
+    p, q = (
+        torch.tensor([float(c) for c in each]).double() for each in zip(*((at.p, at.q) for at in ready), strict=True)
+    )
     size = torch.hypot((1 - p * alpha) / q, p * sigma / q)
     s = torch.logspace(math.log10(LEAST), math.log10(MOST), WIDTHS, dtype=torch.float64)
     total = large = 0.0
