@@ -123,7 +123,7 @@ def solve(
     why = partial(_first_fault, table, made, start, source, drawn, final=final, **how) if replay else None
     made_by = None if table is None else table.solver
     state = in_range(denoiser, process, outcome.state, float(times[-1]), solver=made_by, final=final)
-    if final == "state":
+    if final != "denoise":
         state = seen.state(state, outcome.times if table is None else float(times[-1]))
     return replace(outcome, state=state, why=why)
 
