@@ -101,7 +101,8 @@ def _on_made_times(
     solver: Solver, process: Process, grid: str | Grid, steps: int | None, nfe: int | None, final: str
 ) -> Tableau:
     """The table on a grid that is made for as many intervals as the calls allow."""
-    ends = Memory(process, [process.t_max, process.t_min])
+    low = process.domain[0]
+    ends = Memory(process, [process.t_max, process.t_min, *([low] if math.isfinite(low) else ())])
     with recalling(ends) if process.kind == "scalar" else nullcontext():
         table = solver.tabulate(process, times_of(solver, process, grid, steps, nfe, final))
     if table.nfe != nfe if nfe is not None else table.nfe > (steps or STEPS):

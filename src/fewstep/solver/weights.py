@@ -131,9 +131,12 @@ def together(memory: Memory, write: Callable[[], Any]) -> Any:
 
 def first_order(process: Process, form: Form, t: Time, s: Time) -> tuple[Coefficient, Coefficient]:
     """P_s P_t^-1 and Q_s - P_s P_t^-1 Q_t: the step with a constant prediction, finite at both singular ends."""
-    frame = _frame(process, form)
-    carry = frame.p(s) * inverse(frame.p(t))
-    return carry, frame.q(s) - carry * frame.q(t)
+    if isinstance(form, Frame):
+        p, q = form.p, form.q
+    else:
+        p, q = (process.R, process.M) if form == "data" else (process.Psi, process.R)
+    carry = p(s) * inverse(p(t))
+    return carry, q(s) - carry * q(t)
 
 
 def weights(

@@ -46,7 +46,7 @@ class Form:
         terms = dict(self.terms)
         for symbol, c in other.terms.items():
             terms[symbol] = terms[symbol] + c if symbol in terms else c
-        return Form(_without_zeros(terms))
+        return Form(terms if len(terms) == len(self.terms) + len(other.terms) else _without_zeros(terms))
 
     def __sub__(self, other: Form) -> Form:
         return self + -1.0 * other
@@ -55,7 +55,12 @@ class Form:
         return -1.0 * self
 
     def __rmul__(self, c: Coefficient) -> Form:
-        return Form(_without_zeros({symbol: c * d for symbol, d in self.terms.items()}))
+        terms = {}
+        for symbol, d in self.terms.items():
+            e = c * d
+            if e != 0.0 if type(e) is float else not is_zero(e):
+                terms[symbol] = e
+        return Form(terms)
 
     def __iter__(self) -> Iterator[tuple[Symbol, Coefficient]]:
         return iter(self.terms.items())

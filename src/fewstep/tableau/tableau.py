@@ -10,6 +10,7 @@ other head is one the denoiser returns by that name. `xi_l` is the standard norm
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,6 @@ from torch import Tensor
 from fewstep.process.base import Process
 from fewstep.process.operator import Block, Coefficient, Diagonal
 from fewstep.process.predict import conversion
-from fewstep.tableau.explain import explain
 from fewstep.tableau.file import load, save
 from fewstep.tableau.form import Form, Symbol
 from fewstep.tableau.row import LARGEST, NoiseInterval, Row, name
@@ -192,8 +192,27 @@ class Tableau:
             raise ValueError(f"{where} reads noise {symbol[-1]}, of which the table has {len(self.noises)}")
 
     def explain(self) -> str:
-        """A readable printout: rows, times, weights, network calls."""
-        return explain(self)
+        """A readable printout: rows, their times and log-SNRs, which are evaluated, and the weights of each."""
+        process = self.process
+        stochastic = f", {len(self.noises)} noises" if self.noises else ""
+        lines = [
+            f"{_label(self)} on {type(process).__name__}: {len(self.grid) - 1} steps, {self.nfe} network calls, "
+            f"{len(self.rows)} rows{stochastic}",
+            f"{'row':>4} {'time':>10} {'log-SNR':>8}  call  made of",
+        ]
+        for k, row in enumerate(self.rows):
+            call = "" if row.at is None else "yes" if row.at == row.t else f"{row.at:g}"
+            made = row.given or "  ".join(f"{_weight(c)} {name(symbol)}" for symbol, c in row.form)
+            lines.append(f"{k:>4} {row.t:>10.6g} {float(process.log_snr(row.t)):>8.3f}  {call:<4}  {made}")
+        if any(isinstance(c, Diagonal) for row in self.rows for _, c in row.form):
+            what = "frequency" if process.kind == "diagonal" else "pixel"
+            lines.append(f"weights are per {what}: the first and the last one are shown")
+        lines += [f"  xi{i}: standard normal of {n.stream} [{n.t:g}, {n.s:g}]" for i, n in enumerate(self.noises[:3])]
+        if len(self.noises) > 3:
+            lines.append(f"  ... and so on to xi{len(self.noises) - 1}")
+        if self.card is not None:
+            lines.append(f"fitted: {json.dumps(self.card)}")
+        return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
         """Writes the table as safetensors with a JSON header (a few kB)."""
@@ -208,3 +227,25 @@ class Tableau:
             OSError: where there is none.
         """
         return load(Path(path), Tableau)
+
+
+def _label(table: Tableau) -> str:
+    if table.solver is None:
+        return "table"
+    return _spelt(table.solver.config())
+
+
+def _spelt(config: dict[str, Any]) -> str:
+    """A solver's config as it is called, solvers inside it too; lists of numbers are in the rows."""
+    options = {k: v for k, v in config.items() if k != "class" and not isinstance(v, list | tuple)}
+    said = {k: _spelt(v) if isinstance(v, dict) and "class" in v else repr(v) for k, v in options.items()}
+    return f"{config['class']}({', '.join(f'{k}={v}' for k, v in said.items())})"
+
+
+def _weight(c: Coefficient) -> str:
+    if isinstance(c, Diagonal):
+        flat = c.values.flatten()
+        return f"{flat[0]:+.5g}..{flat[-1]:+.5g}"
+    if isinstance(c, Block):
+        return "[" + "; ".join(" ".join(f"{x:+.4g}" for x in line) for line in c.values.tolist()) + "]"
+    return f"{float(c):+.6g}"
