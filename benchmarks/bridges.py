@@ -97,7 +97,7 @@ def main() -> None:
 def measured(process: fs.Bridge, method: str, calls: int) -> list[float]:
     """[RMSE, W1], the mean over problems and y."""
     pairs = [one(process, method, calls, problem, y) for problem in PROBLEMS for y in problem.ys]
-    return [sum(v) / len(pairs) for v in zip(*pairs, strict=True)]
+    return [round(sum(v) / len(pairs), 4) for v in zip(*pairs, strict=True)]
 
 
 def one(process: fs.Bridge, method: str, calls: int, problem: Problem, y: float) -> tuple[float, float]:
