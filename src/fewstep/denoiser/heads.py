@@ -77,8 +77,7 @@ def variance_head(
         net: called as by `wrap`; the second output has the state's shape and coordinates.
         process: the process it was trained on, of numbers or frequencies.
         head: what the second output is, "npr" or "sn".
-        dtype: the network's; None asks its parameters.
-        options: `predicts`, `time`, ... of `wrap`.
+        dtype, options: of `wrap`.
     """
     pick(dict.fromkeys(VARIANCES), head, "head")
     if process.kind == "block":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 __all__ = ["OPAQUE", "Layer", "kept", "mapped", "of_samples"]
 
-OPAQUE = (FunctionType, MethodType, BuiltinFunctionType, type, Tensor)  # what they use is theirs
+OPAQUE = (FunctionType, MethodType, BuiltinFunctionType, type, Tensor)  # of these nothing inside is looked at
 
 
 class Layer:
@@ -30,7 +30,7 @@ def mapped(part: Any, change: Callable[[Any], Any], known: dict[int, tuple[Any, 
     """
     known = {} if known is None else known
     if id(part) not in known:
-        known[id(part)] = part, part  # for what leads back to it
+        known[id(part)] = part, part  # an object that leads back to this one finds itself unchanged
         made = change(part)
         if made is part:
             made = _rebuilt(part, partial(mapped, change=change, known=known))
@@ -55,7 +55,7 @@ def _rebuilt(part: Any, inside: Callable[[Any], Any]) -> Any:
     given = {f.name for f in fields(part) if f.init} & changed.keys() if is_dataclass(part) else set()
     twin = replace(cast(Any, part), **{name: changed[name] for name in given}) if given else copy.copy(part)
     for name in changed.keys() - given:
-        if getattr(twin, name) is found[name]:  # else it was made anew
+        if getattr(twin, name) is found[name]:  # else `__init__` has made another of what was changed
             object.__setattr__(twin, name, changed[name])
     getattr(twin, "__dict__", {}).pop("_parts", None)
     return twin

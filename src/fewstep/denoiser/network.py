@@ -137,7 +137,7 @@ class AtTime:
         dtype = d.dtype or _dtype(net) or z.dtype
         scaled = d.predicts in EDM_LIKE or not (isinstance(self.c_in, float) and self.c_in == 1.0)
         x = (apply(self.c_in, z) if scaled else z).to(dtype)
-        x = x.clone() if x is z else x  # the network's own, to write into or to keep
+        x = x.clone() if x is z else x  # a copy, which the network may write into or keep
         times = [_told(v, z, dtype) for v in (self.label, self.there) if v is not None]
         try:
             out = called(net, x, *times)
@@ -158,7 +158,9 @@ class AtTime:
         out = as_state(out, z)
         if d.predicts == "data":
             return d.process.coordinates(out)
-        if d.predicts == "score" and tuple(out.shape) != tuple(z.shape):  # the velocity's alone
+        if d.predicts == "score" and tuple(out.shape) != tuple(
+            z.shape
+        ):  # CLD's networks may return the velocity's part alone
             out = torch.stack([torch.zeros_like(out), out], 1)
         return out
 

@@ -6,9 +6,8 @@ r"""Networks as people have them, and what they do to tensors that are not their
 | returns memory that others hold                    | what it returned is copied                                 |
 | draws or counts, left in training mode             | it is refused at its first call in a run                   |
 
-What comes back belongs to the run where nobody else holds it, by the counts of references. Memory that is held
-elsewhere may be a buffer that a later call writes over: a CUDA graph's, a binding's, a cache. A copy of a state is next
-to nothing beside a network's call, so nothing is guessed from the first calls. Inside `torch.compile` nothing is done.
+What comes back belongs to the run where nobody else holds it, by the counts of references: other memory may be a buffer
+that a later call writes over (a CUDA graph's, a binding's, a cache). Inside `torch.compile` nothing is done.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class NetworkError(ValueError):
 
 _SEEN: ContextVar[dict[int, Any] | None] = ContextVar(
     "_SEEN", default=None
-)  # called in this run: kept alive, by address
+)  # networks called in this run, by address, and kept alive so that it stays theirs
 
 
 @contextmanager

@@ -1,9 +1,8 @@
 """Grids: where the steps fall. A grid is a decreasing 1-D float64 tensor of process times, noise to data.
 
-Every grid runs from `process.t_max` to `process.t_min` and is called as `grid(process, steps) -> (steps + 1,)`.
-At an end where the log-SNR is infinite (flow) a grid in log-SNR or rho is spread over the finite range that a
-thousandth of the time axis leaves, and its end points are then put on the true ends. `to_zero` makes a grid end at
-sigma = 0, `flow_shift` moves one towards noise; `fewstep.gits` finds one for a model.
+Every grid runs from `process.t_max` to `process.t_min` and is called as `grid(process, steps) -> (steps + 1,)`. Where
+the log-SNR is infinite at an end (flow), a grid in log-SNR or rho is spread over what a thousandth of the time axis
+leaves, and its end points are put on the true ends.
 """
 
 from __future__ import annotations

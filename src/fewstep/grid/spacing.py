@@ -74,7 +74,6 @@ def karras(process: Process, steps: int, *, rho: float = 7.0) -> Tensor:
 def sgm_uniform(process: Process, steps: int) -> Tensor:
     """Equal steps in time from t_max, "trailing"; `to_zero(GRIDS["sgm-uniform"], append=False)` is the published one.
 
-    The published grid drops the last time of a uniform one and steps to sigma = 0 in its place.
     References: https://github.com/Stability-AI/generative-models; ComfyUI's sgm_uniform; "trailing" in Lin et al. 2023,
     Common diffusion noise schedules and sample steps are flawed, https://arxiv.org/abs/2305.08891.
     """
@@ -194,11 +193,10 @@ def dynamic_mu(tokens: int, *, low: tuple[int, float] = (256, 0.5), high: tuple[
 
 @typed
 def to_zero(grid: Grid, *, append: bool = True) -> Grid:
-    """A grid whose last step goes to sigma = 0 instead of t_min.
+    """A grid whose last step goes to sigma = 0 instead of t_min; one that ends there already stays as it is.
 
     With `append` the other steps run to t_min first (k-diffusion's append_zero, diffusers' final_sigmas_type="zero");
-    without, t_min is replaced. Where t_min is at sigma = 0 already, the grid stays as it is. Of `GRIDS["default"]` it
-    is the solver's own default grid that is ended so.
+    without, t_min is replaced. Of `GRIDS["default"]` it is the solver's own default grid that is ended so.
     """
     return ToZero(grid, append)
 

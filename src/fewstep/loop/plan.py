@@ -38,7 +38,7 @@ MAKERS = {
 }
 
 Terms = Sequence[tuple[Symbol, Coefficient]]
-Run = tuple[int, int, int]  # columns at equal distances: the first, the distance, how many
+Spaced = tuple[int, int, int]  # columns at equal distances: the first, the distance, how many
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Columns:
 
     count: int
     at: Mapping[Symbol, int]
-    runs: tuple[tuple[Run, ...], ...]
+    runs: tuple[tuple[Spaced, ...], ...]
     weights: Tensor
     rest: tuple[Terms, ...]
 
@@ -66,7 +66,7 @@ class Columns:
         wanted = {s for row in together if len(row) > 1 for s in row}
         at: dict[Symbol, int] = {}
         taken: dict[int, Symbol] = {}
-        runs: list[tuple[Run, ...]] = []
+        runs: list[tuple[Spaced, ...]] = []
         weights: list[float] = []
         for k, row in enumerate(terms):
             weight = {at[s]: c for s, c in row[1:] if s in wanted and isinstance(c, float)}
@@ -244,7 +244,7 @@ def under_autograd(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     return run
 
 
-def _runs(columns: list[int]) -> Iterator[Run]:
+def _runs(columns: list[int]) -> Iterator[Spaced]:
     """Increasing columns, cut into runs at equal distances; two are always one."""
     while columns:
         by, n = columns[1] - columns[0] if len(columns) > 1 else 1, 1

@@ -39,8 +39,13 @@ __all__ = [
 
 Time = Any  # float | (batch,) float64 Tensor; a function of a Time returns the same of the two
 ASKED = ("M", "R", "Psi", "F", "GG", "Sigma", "M_rate", "R_rate", "alpha", "sigma", "log_snr", "inverse_log_snr")
-SHARED = ("_parts", "_faded", "_mean")  # what a process works its answers out of
-PLACES = ("alpha", "sigma", "log_snr", "inverse_log_snr")  # what times are made of
+SHARED = ("_parts", "_faded", "_mean")  # methods whose values several of ASKED share
+PLACES = (
+    "alpha",
+    "sigma",
+    "log_snr",
+    "inverse_log_snr",
+)  # answered at once while times are noted, since times are made of them
 
 
 class Memory:

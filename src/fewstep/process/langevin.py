@@ -30,7 +30,7 @@ from fewstep.process.quadrature import antiderivative, chebyshev, series_at
 
 __all__ = ["CLD"]
 
-_DEGREE = 32  # of the angle's polynomials on panels [2^k, 2^(k+1)] of sqrt(t), and where the panels begin and end
+_DEGREE = 32  # degree of the angle's polynomial on each panel [2^k, 2^(k+1)] of sqrt(t); the first and last k
 _LOWEST, _HIGHEST = -20, 4
 
 

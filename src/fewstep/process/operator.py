@@ -2,12 +2,8 @@ r"""Coefficients of linear Gaussian processes: numbers, diagonals in a basis, sm
 
 A coefficient multiplies a state. For a scalar process it is a Python float (or a `(batch,)` float64 tensor where every
 sample has its own time); for a process that is diagonal in a basis it is a `Diagonal`; for one that couples position
-and velocity it is a `Block`. All of them add, subtract and multiply, in the order the formula is written, so a solver
-spells its equation once:
-
-$$ z_s = M_s D + R_s R_t^{-1} (z_t - M_t D) $$
-
-and the same line runs on every process. `inverse`, `transpose`, `cholesky`, `root` and `log_det` take any of them.
+and velocity it is a `Block`. All of them add, subtract and multiply, in the order the formula is written, so one line
+z_s = M_s D + R_s R_t^-1 (z_t - M_t D) runs on every process.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ __all__ = [
 ALL_KINDS = ("scalar", "diagonal", "block")
 BOTH = ("alpha=0", "sigma=0")  # the singular ends
 LAST = BOTH[1:]
-BY_FORM = {"data": BOTH, "noise": LAST}  # a noise prediction says nothing where there is nothing else
+BY_FORM = {"data": BOTH, "noise": LAST}  # where alpha = 0 a noise prediction says nothing of the data
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Promised(Typed, ABC):
 
     kinds: ClassVar[tuple[str, ...]] = ALL_KINDS
     reason: ClassVar[str] = ""
-    instead: ClassVar[str] = "ddim or multistep-2"  # what runs everywhere
+    instead: ClassVar[str] = "ddim or multistep-2"  # what to use in its place, in a refusal
 
     @property
     @abstractmethod
@@ -202,7 +202,7 @@ class Solver(Promised):
             boot = boots(process, float(grid[0]))
             grid, memory = grid.clone(), Memory(process, grid.tolist()[int(boot) :])
             table = together(memory, written).table(self)
-        if process.kind == "scalar":  # its runs ask for the same
+        if process.kind == "scalar":  # the runs of the table ask for the same numbers
             table.notes["memory"] = memory
         return table
 
@@ -230,7 +230,7 @@ def booted(w: Writer) -> Through | None:
 class Outer(Solver):
     """A solver around another, on its grid."""
 
-    field: ClassVar[str] = "solver"  # the option that is the other
+    field: ClassVar[str] = "solver"  # the name of the option that holds the other solver
 
     @property
     def inside(self) -> Any:

@@ -130,7 +130,7 @@ class Default(Solver):
         first = self.first(process, len(times) - 1)
         lam = [float(process.log_snr(t)) for t in times]
         early = sum(one <= first for one in lam[1:-1])
-        if not early or lam[0] > lam[-1]:  # upwards, for `fewstep.encode`
+        if not early or lam[0] > lam[-1]:  # times that rise, of `fewstep.encode`, stay as they are
             return times
         until = min(lam[early + 1], max(first + 1.0, 2.2 + self._shift))
         spread = torch.linspace(first, until, early + 2, dtype=torch.float64)[1:-1]
@@ -151,7 +151,7 @@ class Default(Solver):
         """The log-SNR of the first call; -inf where it is made at the start."""
         if isinstance(process, Bridge):
             return -math.inf
-        late = 0.0  # of few calls
+        late = 0.0  # by how much the first of 3 or 4 calls is made later
         if self.noisy and (self.error or not self.small):
             error = self.error or 0.037 * min(1.0, math.sqrt(784 / self.size))
             both = math.hypot(self.guidance, self.guidance - 1) if self.guided else 1.0

@@ -60,14 +60,12 @@ class Fitted(Solver):
     numbers say so (see the module docstring).
 
     References: Shaul et al., Bespoke non-stationary solvers, 2024, https://arxiv.org/abs/2403.01329; Oganov et al.,
-    GAS, 2025, https://arxiv.org/abs/2510.17699. There the numbers are the coefficients themselves; here they are
-    deviations in units of the process, so that the same ones serve numbers, frequencies and blocks.
+    GAS, 2025, https://arxiv.org/abs/2510.17699, where the numbers are the coefficients themselves.
 
     Args:
         start: the solver that was fitted.
-        theta: row k holds theta_kj for j < k; n rows.
-        phi: phi_k, n numbers.
-        delta: delta_j of the n calls.
+        theta: n rows; row k holds theta_kj for j < k.
+        phi, delta: phi_k and delta_j, n numbers each.
     """
 
     start: Solver
@@ -164,8 +162,8 @@ def time_of(process: Process, tau: Tensor) -> Tensor:
 def _shifted(process: Process, at: Tensor, delta: Tensor, grid: Tensor) -> Tensor:
     """Times moved by delta in flow time, kept between the ends of the grid; delta = 0 leaves them as they are.
 
-    The gradient is the clock's own, dt'/d delta = T'(tau + delta) and dt'/dt = T'(tau + delta)/T'(tau), by central
-    differences: not every process differentiates its inverse log-SNR.
+    The gradient, dt'/d delta = T'(tau + delta) and dt'/dt = T'(tau + delta)/T'(tau), is by central differences: not
+    every process differentiates its inverse log-SNR.
     """
     with torch.no_grad():
         high, low = flow_time(process, grid[[0, -1]])

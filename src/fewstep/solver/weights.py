@@ -5,9 +5,9 @@ $$ B_j = P_s \int_t^s \ell_j(u(\tau))\, d(P^{-1} Q)_\tau $$
 by Gauss-Legendre in log-SNR, where the integrand is smooth, on short panels. Their sum is known in closed form
 (Q_s - P_s P_t^-1 Q_t), so panels are halved until it agrees to rounding, and the rest goes to the latest prediction.
 
-A table asks for the weights of a hundred steps, each of which is a dozen tensor operations on a few numbers. So while
-a table is written (`together`) the solver runs twice: the first time its steps are only noted, then all are integrated
-at once, and the second time it is handed the answers; with times inside of steps it is the same.
+A step's weights are a dozen tensor operations on a few numbers. So while a table is written (`together`) the solver
+runs twice: the first time its steps are only noted, then all are integrated at once, and the second time it is handed
+the answers; with times inside of steps it is the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Frame", "finite", "first_order", "pull", "together", "turn", "weight
 
 _X, _W = gauss(16)
 _PANEL = 1.5  # log-SNR units a Gauss panel spans: 16 nodes are exact to rounding there
-_DOUBLINGS = 4  # a density with kinks (a tabulated process) never gets there; the rest goes to the latest node
+_DOUBLINGS = 4  # a density with kinks (a tabulated process) does not converge: the rest goes to the latest node
 _FAR = 40.0  # beyond this many log-SNR units from the heavy end the integrand is below rounding
 _CLEAN = 14.0  # and beyond this many after a frame's level, from which on it falls like e^(-2 lambda)
 _AT_ONCE = 2**17  # numbers of a density that are worked out at once
@@ -116,7 +116,7 @@ def together(memory: Memory, write: Callable[[], Any]) -> Any:
                 made, failed = None, False
                 try:
                     made = write()
-                except Exception:  # of a stand-in, or its own: the last time tells
+                except Exception:  # a stand-in may cause it; if not, the last time raises it again
                     failed = True
                 found, guessed = memory.recall()
                 if not found and not notes.asked and not failed:
@@ -144,9 +144,8 @@ def weights(
 ) -> Weights:
     """P_s P_t^-1 and the B_j of a step from t to s with predictions made at the times `nodes`, latest first.
 
-    Nodes at which the clock is infinite are dropped (their weight is zero), and a step whose end is at infinity uses
-    the latest node alone. With the root "L" the B_j belong to the noise L^-1 (z - M D).
-    Times that are one a sample give coefficients that are one a sample.
+    Nodes at which the clock is infinite have no weight, and a step whose end is at infinity uses the latest node alone.
+    With the root "L" the B_j belong to the noise L^-1 (z - M D). Times may be one a sample, as coefficients are then.
     """
     if isinstance(t, Tensor):
         if process.kind == "scalar" and u is clock("log-snr") and len(nodes) == 2 and nodes[0] is t:
@@ -170,9 +169,8 @@ def turn(process: Process, root: str, t: float) -> Coefficient:
 class _Batch:
     """Steps of one process, form and clock whose B_j take quadrature: a row each.
 
-    `places` are those of the predictions, nan where a row has fewer. `known` is the sum of a row's B_j; where it is not
-    known in closed form (a root "L" that turns), panels are halved until the sum stays what it is. `into` says where
-    the B_j go: a list, and its entries.
+    `places` are those of the predictions, nan where a row has fewer. `known` is the sum of a row's B_j; where it has no
+    closed form (a root "L" that turns), panels are halved until it stays. `into`: the lists of the B_j, and entries.
     """
 
     process: Process
@@ -318,7 +316,9 @@ def _sum(part: list[tuple[_Batch, list[int]]]) -> None:
                 ends, places = _taken(batch.ends, rows), batch.places[rows]
                 before = _taken(ends, of.repeat_interleave(16)) * back if process.kind == "block" else back
                 density = _numbers(before * rate)
-                seen = density[:, 0].isfinite()  # times beside a singular end round to it, where nothing is to weigh
+                seen = density[
+                    :, 0
+                ].isfinite()  # times next to a singular end round to the end itself, whose weight is zero
                 density = density if bool(seen.all()) else torch.where(seen[:, None], density, 0.0)
                 basis = lagrange(places[of][:, None], known[u][begin:end])
                 weight = (basis * (width[begin:end, None] / 2 * _W[:, None])).mT

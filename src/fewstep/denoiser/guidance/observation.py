@@ -8,8 +8,8 @@ $$ E[x_0 \mid z, y] = D + C A^T (A C A^T + \sigma_y^2)^{-1} (y - A D), \qquad
 with C that of data of standard deviation s in every coordinate: exact for N(mu, s^2), on every process, whose own
 coordinates C is diagonal in. s = 1 on a variance-exploding process is PiGDM's r^2 = sigma^2 / (1 + sigma^2).
 
-A is any function of x0 that is linear; its transpose is taken by autograd and the system is solved by conjugate
-gradients, which take as many iterations as A C A^T has distinct eigenvalues: one for a mask or a mean of blocks.
+A is any linear function of x0; its transpose is taken by autograd and the system is solved by conjugate gradients, in
+as many iterations as A C A^T has distinct eigenvalues: one for a mask or a mean of blocks.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class Similarity(Typed):
     Args:
         features: (x, t) -> (batch, channels, *positions), differentiable. On the state it should know noise; on
             x0_hat any feature network of images does (`lambda x, t: net(x)`).
-        reference: the reference's features (1 or batch, channels, *positions), or a function of t that returns them,
-            where the reference is noised along with the state, as the paper does.
+        reference: the reference's features (1 or batch, channels, *positions), or a function of t that returns those of
+            the reference noised along with the state, as the paper does.
         by: a name of the table above or a function (features, reference) -> (batch,).
         weight: w > 0.
 

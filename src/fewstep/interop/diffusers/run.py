@@ -26,10 +26,10 @@ from fewstep.interop.diffusers.schedule import Schedule
 from fewstep.loop.standing import Standing
 from fewstep.loop.walk import After
 
-__all__ = ["Run"]
+__all__ = ["PipelineRun"]
 
 
-class Run:
+class PipelineRun:
     """One run of a schedule: where it stands, and which state went out."""
 
     def __init__(self, schedule: Schedule) -> None:
@@ -49,9 +49,9 @@ class Run:
         self.standing.made, self.standing.live = state["made"], state["live"]
         vars(self).update({name: value for name, value in state.items() if name not in ("made", "live")})
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Run:  # noqa: ARG002
+    def __deepcopy__(self, memo: dict[int, Any]) -> PipelineRun:  # noqa: ARG002
         """The same run, to go on by itself."""
-        twin = Run(self.schedule)
+        twin = PipelineRun(self.schedule)
         twin.__setstate__(self.__getstate__())
         twin.standing.live = {symbol: z.clone() for symbol, z in twin.standing.live.items()}
         twin.generator = None if self.generator is None else self.generator.clone_state()

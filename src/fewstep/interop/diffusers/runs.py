@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fewstep.interop.diffusers.run import Run
+from fewstep.interop.diffusers.run import PipelineRun
 from fewstep.interop.diffusers.schedule import Schedule
 
 __all__ = ["Runs"]
@@ -16,14 +16,14 @@ class Runs:
     """The unfinished runs of a scheduler; `current` is the one begun last, None after `set_timesteps`."""
 
     def __init__(self) -> None:
-        self.unfinished: list[Run] = []
-        self.current: Run | None = None
+        self.unfinished: list[PipelineRun] = []
+        self.current: PipelineRun | None = None
 
     def fresh(self, timestep: float) -> bool:
         """Whether nothing has run since `set_timesteps`, nor waits for this time step from before."""
         return self.current is None and not any(run.expects(timestep) for run in self.unfinished)
 
-    def at(self, timestep: float, sample: Tensor, schedule: Schedule) -> Run:
+    def at(self, timestep: float, sample: Tensor, schedule: Schedule) -> PipelineRun:
         """The run that a state belongs to, or a new one at the schedule's first time step.
 
         A state that came out of an unfinished run goes on in it. Any other is the current run's, changed by the
@@ -42,7 +42,7 @@ class Runs:
             return self.current
         first = float(schedule.timesteps[0].float())
         if timestep == first:
-            self.current = Run(schedule)
+            self.current = PipelineRun(schedule)
             self.unfinished = [*self.unfinished[-KEPT:], self.current]
             return self.current
         waiting = {float(run.schedule.timesteps[run.done].float()) for run in self.unfinished} or {first}

@@ -216,5 +216,5 @@ class _Start(Through):
             self._made += 1
             return self.w.row(singlestep(self.w, self.last, times, self._solver.form, "midpoint", clock), t)
         if self._made and t == self.times[self._made]:
-            return self.last  # a corrector of a row that is of that order already
+            return self.last  # the start's rows have their order without a corrector
         return super().row(form, t)

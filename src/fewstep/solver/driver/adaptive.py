@@ -28,7 +28,7 @@ from fewstep.words import among, whole, within
 
 __all__ = ["Adaptive", "Control"]
 
-_SMALLEST = 1e-14  # of the clock's size: a shorter step does not move the time
+_SMALLEST = 1e-14  # of the clock's reading: a shorter step does not change the time
 _LARGEST = 1e150  # of an error, whose square is still finite
 
 
@@ -167,7 +167,7 @@ class Walk:
         self.goal = float(self.clock.of(p, torch.tensor(near, dtype=torch.float64)))
         self.z, self.before = run.start, run.start
         self.t = torch.full((n,), start, dtype=torch.float64)
-        self.here = self.clock.of(p, self.t).clone()  # the clock may be time itself
+        self.here = self.clock.of(p, self.t).clone()  # a copy: the clock "t" returns the times themselves
         self.memory = torch.full((n, 3), torch.nan, dtype=torch.float64)
         self.held = torch.zeros(n, dtype=torch.bool)
         self.accepted, self.rejected = torch.zeros(2, n, dtype=torch.int64)
@@ -228,7 +228,9 @@ class Walk:
             if len(times[sample]) < 2:
                 raise ValueError(f"sample {sample} took no step: it has no table")
             made = solver.tabulate(process, torch.tensor(times[sample], dtype=torch.float64))
-            return replace(made, rows=tuple(replace(row, to=row.at) for row in made.rows))  # as it was asked
+            return replace(
+                made, rows=tuple(replace(row, to=row.at) for row in made.rows)
+            )  # the network was told the time of the call itself
 
         return Outcome(
             state=self.z, times=self.t, status=status, calls=self.run.calls, accepted=self.accepted,

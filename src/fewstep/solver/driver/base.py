@@ -107,7 +107,7 @@ class Outcome:
 
 def ends_of(state: Tensor) -> tuple[str, ...]:
     """The status of each sample of a run that goes through all its steps, whatever becomes of them."""
-    if math.isfinite(state.sum().item()):  # one pass, where no sum is beyond the largest number
+    if math.isfinite(state.sum().item()):  # the usual case in one pass: a finite sum has finite terms
         return ("reached the end",) * len(state)
     finite = state.reshape(len(state), -1).isfinite().all(1).tolist()
     return tuple("reached the end" if good else "not finite" for good in finite)

@@ -92,7 +92,7 @@ class RK45(Adaptive):
         f0 = w.value(size(t) * k).double()
         d0, d1 = self.norms(run.start.double() / scale), self.norms(f0 / scale)
         h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=float(room.abs()))
-        h0 = h0.nan_to_num(nan=1e-6)  # a slope that is not finite: the network is asked at a time all the same
+        h0 = h0.nan_to_num(nan=1e-6)  # the slope is not finite: a small step, so that the next call has a time
         s = u.time(p, here + room.sign() * h0)
         ahead = w.row(size(s) * inverse(size(t)) * w.start + (size(s) * (room.sign() * h0)) * k, s)
         f1 = w.value(size(s) * slope(w, self.form, u, ahead, s)).double()

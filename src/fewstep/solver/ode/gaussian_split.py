@@ -113,13 +113,15 @@ class GaussianSplit(Solver):
         step = functools.partial(self._step, w.process, wide.frame() if self.std else "data", logistic(self.width))
         theta = 0.0 if self.relax == math.inf else 1 / (1 + (self.relax / n) ** 3)
         z = ahead = w.start
-        at = w.times[0]  # of z
+        at = w.times[0]  # the time of the state z
         seen: list[Seen] = []
         for k, (t, s) in enumerate(w.steps):
             before, at = at, t if k else self._called(w.process, t, s)
             if at != before and not k:
                 ahead = w.row(wide.carry(t, at) * z, at)
-                z = wide.carry(at, t) * ahead  # where a run begins at its first call, there is no other state
+                z = (
+                    wide.carry(at, t) * ahead
+                )  # the start as the first call would have it, from which the corrector steps
             y = w.call(ahead, at)
             a, b = wide.mean(at) if self.std else (1.0, 0.0)
             trusted = (one for one in seen if w.process.log_snr(one[0]) >= self.first)

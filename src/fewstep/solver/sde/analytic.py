@@ -92,9 +92,8 @@ class LearnedVariance(Solver):
     - `sn` (squared noise): h - eps_theta^2, where h is trained on E[eps^2 | z];
     - `npr` (noise prediction residual): g, trained on E[(eps - eps_theta)^2 | z], right for an imperfect mean too.
     The two normals together have the published variance C^2 + c v, with c = (J M_t^-1 R_t)^2; the second is no part of
-    the path. One call a step, weak order 1; where v = 0 this is DDPM (eta = 1) or DDIM (eta = 0).
-    The denoiser has to return the head by that name: `fewstep.denoiser.variance_head`. In the clipped last steps the
-    learned part is left out, because a table cannot clip what the network returns.
+    the path. One call a step, weak order 1; where v = 0 this is DDPM (eta = 1) or DDIM (eta = 0). The head is that of
+    `fewstep.denoiser.variance_head`; clipped last steps leave it out, as a table cannot clip what a network returns.
 
     References: Bao et al., Estimating the optimal covariance with imperfect mean in diffusion probabilistic models,
     2022, https://arxiv.org/abs/2206.07309.

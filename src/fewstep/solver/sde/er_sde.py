@@ -48,9 +48,8 @@ class ERSDE(Solver):
     slope between the last two, which leaves degree 2 unmatched; `corrected` takes the parabola through all three. Weak
     order 2 from two points on, 1 with one. A step to sigma = 0 uses one point and adds nothing.
 
-    phi is one of `NOISE_SCALES`; the default "sde-5" is x (e^(x^0.3) + 10), as in ComfyUI. Where we differ: the
-    integral of 1/phi is exact to rounding, where the code sums 200 rectangles; on frequencies x is each one's own ratio
-    and D is expanded in that of frequency zero.
+    phi is one of `NOISE_SCALES`; the default "sde-5" is x (e^(x^0.3) + 10). Where we differ: the integral of 1/phi is
+    exact to rounding; on frequencies x is each one's own ratio and D is expanded in that of frequency zero.
 
     References: Cui, Zhang, Bao, Liao, Elucidating the solution space of extended reverse-time SDE for diffusion models,
     2023, https://arxiv.org/abs/2309.06169; https://github.com/QinpengCui/ER-SDE-Solver.

@@ -24,11 +24,10 @@ class Restart(Solver):
     r"""Restart: EDM's Heun down the grid, and in each interval `repeats` times up by noise and down again.
 
     An interval (low, high, repeats) names two places of the grid as fractions of its steps, counted from noise:
-    (0.8, 0.6, 2) of 10 steps goes from row 8 back up to row 6, twice, and comes down over row 7. So the table's times
-    rise there, the calls depend on the number of steps alone, and errors of the way up to `low` are contracted by the
-    noise. No interval starts at sigma = 0. Stochastic, weak order that of the method, `calls(n)` is the method's calls
-    of n steps and all that are taken again. The noise that goes up is drawn from a stream of its own, not the path.
-    Where we differ: the paper gives levels t_min, t_max and new times between them; any linear process.
+    (0.8, 0.6, 2) of 10 steps goes from row 8 back up to row 6, twice, and comes down over row 7. No interval starts at
+    sigma = 0. Weak order that of the method; the calls are the method's, of the n steps and all that are taken again.
+    The noise that goes up is drawn from a stream of its own, not the path. Where we differ: the paper gives levels
+    t_min, t_max and new times between them.
 
     References: Xu, Deng, Cheng, Tian, Liu, Jaakkola, Restart sampling for improving generative processes, 2023,
     https://arxiv.org/abs/2306.14878; https://github.com/Newbeeer/diffusion_restart_sampling.
