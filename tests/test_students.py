@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fewstep as fs
+from fewstep.cli import main
 from fewstep.files import load_tensors
 from fewstep.train import Stopped
 from fewstep.train.methods import METHODS
@@ -164,3 +165,22 @@ def test_a_run_goes_on_only_as_it_began(tmp_path: Path) -> None:
         given = options("denoise") | {"data": points()} | change
         with pytest.raises(ValueError, match="goes on only as it began|another network"):
             train_student(given.pop("data"), tmp_path, **given)
+
+
+def test_the_command_trains_points_by_a_method_and_the_face_does_too(tmp_path: Path) -> None:
+    np.savez(tmp_path / "points.npz", x=points())
+    words = ["flow", str(tmp_path / "points.npz"), str(tmp_path / "flow"), "--images", "64", "--batch", "16", "--quiet"]
+    assert main(["train", *words]) == 0
+    out, teacher, few = str(tmp_path / "short"), str(tmp_path / "flow" / "model"), words[3:]
+    options = ["--option", "pairs=16", "--option", "calls=2"]
+    assert main(["train", "reflow", words[1], "--teacher", teacher, out, *few, *options]) == 0
+    assert set(fs.load(tmp_path / "short" / "model").tables) == {"1"}
+    few = {"batch": 16, "steps": 2, "quiet": True}
+    made = fs.train(points(), tmp_path / "face", method="shortcut", options={"steps": 4}, **few)
+    assert set(fs.load(made).tables) == {"1", "2", "4"}
+
+
+def test_a_command_without_data_or_teacher_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "flow", str(tmp_path / "out")]) == 2
+    assert "METHOD --teacher MODEL OUT" in capsys.readouterr().err
+    assert main(["train", "a", "b", "c"]) == 2

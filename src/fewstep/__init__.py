@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import fewstep.check as check  # noqa: F401
     import fewstep.denoiser.presets as presets  # noqa: F401
     import fewstep.stats as stats  # noqa: F401
+    import fewstep.train as train  # noqa: F401
     from fewstep.denoiser import (
         Bridged as Bridged,
         Counted as Counted,
@@ -345,6 +346,7 @@ _ROOMS = {  # modules that are public as a whole
     "check": "fewstep.check",
     "presets": "fewstep.denoiser.presets",
     "stats": "fewstep.stats",
+    "train": "fewstep.train",  # it can be called, too
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["KEPT", "arguments", "blocks", "run"]
 
-KINDS = ("solvers", "processes", "grids")
+KINDS = ("solvers", "processes", "grids", "methods")
 KEPT = Path(__file__).with_name("listing.txt")
 
 
@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Lists solvers, processes and grids, each with its first line."""
+    """Lists solvers, processes, grids and methods of training, each with its first line."""
     every = blocks() if "fewstep.solver" in sys.modules else KEPT.read_text(encoding="utf-8").rstrip().split("\n\n")
     print("\n\n".join(block for kind, block in zip(KINDS, every, strict=True) if args.kind in (None, kind)))
 
@@ -30,9 +30,10 @@ def blocks() -> list[str]:
     from fewstep.grid import GRIDS
     from fewstep.process import ALL_PROCESSES
     from fewstep.solver import ALIASES, SOLVERS, names
+    from fewstep.train.methods import METHODS
 
     made = []
-    for kind, registry in zip(KINDS, (SOLVERS, ALL_PROCESSES, GRIDS), strict=True):
+    for kind, registry in zip(KINDS, (SOLVERS, ALL_PROCESSES, GRIDS, METHODS), strict=True):
         width, lines = max(map(len, registry)), []
         for name, entry in registry.items():
             if name not in ALIASES:

@@ -1,11 +1,11 @@
-"""`fewstep train`: makes a model folder from images."""
+"""`fewstep train`: makes a model folder from data, or a student of a teacher."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from fewstep.cli.common import at_least, check_device, pace_arguments, pace_of
+from fewstep.cli.common import Usage, at_least, check_device, option, pace_arguments, pace_of
 
 __all__ = ["arguments", "run"]
 
@@ -14,10 +14,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep train`."""
     add = parser.add_argument
     text = (
-        "an npz file with x_train and y_train, or other usual names; or a folder of pictures, or of one folder a label"
+        "METHOD: a name of `fewstep list methods` (default: denoise); DATA: an npz file with x_train and y_train, or "
+        "other usual names, or with points x; or a folder of pictures, or of one folder a label; OUT: the run's "
+        "folder: checkpoint.safetensors, sheet.png, and model/ at the end"
     )
-    add("data", help=text)
-    add("out", help="the run's folder: checkpoint.safetensors, sheet.png, and model/ at the end")
+    add("words", nargs="+", metavar="[METHOD] [DATA] OUT", help=text)
+    add("--teacher", metavar="MODEL", help="the model folder that a method imitates")
+    add("--option", type=option, action="append", default=[], metavar="NAME=VALUE",
+        help="an option of the method, as steps=64; repeatable")  # fmt: skip
     add("--process", help="vp, cosine, sub-vp, flow, blurring, cld, edm or scaled-linear (default: vp)")
     add("--predicts", help="what the network learns to return: noise, data, v, flow or edm (default: the process's)")
     add("--law", help="how times are drawn: log-SNR normal, or time uniform (default: normal)")
@@ -36,24 +40,50 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     pace_arguments(parser)
     add("--save-every", type=float, default=120.0, help="seconds between checkpoints (default: 120)")
     add("--sheet-every", type=float, default=600.0, help="seconds between sample sheets; 0: none (default: 600)")
+    _mixed(parser)
     add("--anew", action="store_true", help="start anew and overwrite the run in OUT")
     add("--quiet", action="store_true", help="show no progress")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains a denoiser on images; killed at any moment, the same command goes on with nothing lost.
+    """Trains a denoiser on images, or by METHOD; killed at any moment, the same command goes on with nothing lost.
 
     What is not given is taken from the run in OUT when there is one. A run that is over is exported again; with a
-    larger --images or --hours it goes on.
+    larger --images or --hours it goes on. METHOD distils the --teacher, or learns from scratch, on images or points.
     """
-    from fewstep.train import train
+    from fewstep.train import METHODS, train, train_student
+    from fewstep.train.students import floats
 
     check_device(args.device)
-    names = ("process", "predicts", "law", "images", "hours", "batch", "lr", "warmup", "ema", "drop_label", "seed",
-             "channels", "layers", "patch", "save_every", "device", "quiet")  # fmt: skip
+    words, method = list(args.words), None
+    if words[0] in METHODS and (len(words) > 1 or args.teacher):
+        method = words.pop(0)
+    if len(words) not in (1, 2) or (len(words) == 1 and not args.teacher):
+        raise Usage(f"got {' '.join(args.words)!r}: give [METHOD] DATA OUT, or METHOD --teacher MODEL OUT")
+    data, out = words if len(words) == 2 else (None, words[0])
+    names = ("process", "predicts", "images", "hours", "batch", "lr", "warmup", "ema", "drop_label", "seed",
+             "save_every", "device", "quiet")  # fmt: skip
     given: dict[str, Any] = {name: getattr(args, name) for name in names}
-    print(train(args.data, args.out, resume=not args.anew, sheet_every=args.sheet_every or None, pace=pace_of(args),
-                **given))  # fmt: skip
+    given |= {"resume": not args.anew, "pace": pace_of(args)}
+    plain = method in (None, "denoise") and args.teacher is None and not args.option
+    if plain and data is not None and floats(data) is None:
+        shapes = {name: getattr(args, name) for name in ("law", "channels", "layers", "patch")}
+        print(train(data, out, sheet_every=args.sheet_every or None, **shapes, **given))
+    else:
+        print(train_student(data, out, method=method or "denoise", teacher=args.teacher, options=args.option, **given))
+
+
+def _mixed(parser: argparse.ArgumentParser) -> None:
+    """Lets options stand between the words, as METHOD DATA --teacher MODEL OUT."""
+
+    def parse(args: Any = None, namespace: Any = None) -> Any:
+        del parser.parse_known_args
+        try:
+            return parser.parse_known_intermixed_args(args, namespace)
+        finally:
+            parser.parse_known_args = parse
+
+    parser.parse_known_args = parse  # type: ignore[method-assign]
 
 
 def channels(text: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.data import Images
+from fewstep.data import Images, read_images
 from fewstep.denoiser import Denoiser, as_denoiser
 from fewstep.denoiser.base import same_process, told
 from fewstep.files import save_tensors
@@ -40,6 +41,7 @@ from fewstep.train.objective import Stage
 from fewstep.train.pairs import Batch, Draw, Recorded
 from fewstep.train.player import EMA, Asked, Denoises, Player, Players, Reads, Student
 from fewstep.train.progress import Progress
+from fewstep.train.run import train
 from fewstep.train.trainer import BUDGET, Stopped, TrainConfig, Trainer, together
 from fewstep.words import build, pick, usable_device
 
@@ -109,14 +111,14 @@ def train_student(
     data: Any,
     out: str | Path,
     *,
-    method: str | Method,
+    method: str | Method = "denoise",
     teacher: Teacher = None,
     net: nn.Module | None = None,
     labels: Any = None,
     process: str | Process | None = None,
     predicts: str | None = None,
     time: str | None = None,
-    options: Sequence[tuple[str, Any]] = (),
+    options: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
     width: int = 96,
     depth: int = 3,
     steps: int | None = None,
@@ -135,9 +137,39 @@ def train_student(
     quiet: bool = False,
     watch: Callable[[Trainer, float], object] | None = None,
 ) -> Path:
-    """See `fewstep.train.train`; `watch(trainer, loss)` is called after every step."""
+    """Trains by any method on any array until the budget is spent, and returns the model folder `out`/model.
+
+    Killed at any moment, the same call goes on from the last checkpoint and ends in the same weights. Pictures without
+    a teacher or a network of their own are trained as `fewstep train` does (`fewstep.train.train`).
+
+    Args:
+        data: floats (N, *shape), uint8 pictures, `Images`, an npz file of either, a folder of pictures; None where a
+            model is the teacher of a method that looks at no data.
+        out: the run's folder.
+        method: a key of `METHODS`, or a method.
+        teacher: who is imitated: a model folder, a `Model`, a denoiser; for `guided` a pair of denoisers too.
+        net: a module called as net(x, t), or net(x, t, s) where the method tells the destination; it has the averaged
+            weights in the end. None: the teacher's own network, or a perceptron of `width` and `depth`.
+        labels: (N,) whole numbers from 0, told as class_labels; a share `drop_label` of them is left out.
+        process, predicts, time: what is learned on and returned, and the network's time; None: the teacher's, or the
+            method's.
+        options: of the method, by name.
+        steps, images, hours: the budget, in steps of `batch`, in samples, in hours; 2,500 steps where none is given.
+        lr, warmup, ema, seed: as in `TrainConfig`.
+        resume, save_every, device, pace, quiet: as in `fewstep.train.train`.
+        watch: called with the trainer and the loss after every step.
+
+    Raises:
+        ValueError: one sentence, for options, data, a teacher or a checkpoint that do not fit.
+        Stopped: after Ctrl-C or SIGTERM; the checkpoint is saved.
+    """
+    data = read_data(data) if isinstance(data, str | Path) else data
+    if isinstance(data, Images) and method == "denoise" and teacher is None and net is None and not options:
+        return train(data, out, process=process if isinstance(process, str) else None, predicts=predicts, images=images,
+                     hours=hours, batch=batch, lr=lr, warmup=warmup, ema=ema, drop_label=drop_label, seed=seed,
+                     resume=resume, save_every=save_every, device=device, pace=pace, quiet=quiet)  # fmt: skip
     out = Path(out)
-    made = build(METHODS, method, "method", options) if isinstance(method, str) else method
+    made = build(METHODS, method, "method", [*dict(options).items()]) if isinstance(method, str) else method
     taught = _taught(teacher, made)
     on = _process(process, taught, made)
     batch = 256 if batch is None else batch
@@ -198,6 +230,22 @@ def train_student(
         patch=about["patch"], labels=about["labels"], facts=facts, dtype=torch.float32,
         sigma_data=about["sigma_data"], destination=made.destination, tables=made.tables(on),
     )  # fmt: skip
+
+
+def floats(path: str | Path) -> np.ndarray | None:
+    """The points of an npz file: x, x_train, data or points where it is (N, D) of floats; None of any other file."""
+    if Path(path).suffix == ".npz" and Path(path).is_file():
+        with suppress(ValueError, OSError, KeyError), np.load(path, allow_pickle=False) as file:
+            for name in ("x", "x_train", "data", "points"):
+                if name in file.files and np.issubdtype((x := file[name]).dtype, np.floating) and x.ndim == 2:
+                    return x
+    return None
+
+
+def read_data(path: str | Path) -> Any:
+    """The points of a file, or else its pictures (`read_images`)."""
+    found = floats(path)
+    return read_images(path) if found is None else found
 
 
 def _taught(teacher: Teacher, method: Method) -> Any:

@@ -65,7 +65,7 @@ class Encoded(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class Curvature(Method):
-    """See the module's docstring; beta 20 and 5 to 20 as published, on the sum of squares' mean."""
+    """Flow matching with noise that an encoder chose; beta is 5 to 20 as published."""
 
     beta: float = 5.0
 

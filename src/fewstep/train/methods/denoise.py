@@ -77,7 +77,7 @@ class Score(Denoise):
 
 @dataclass(frozen=True, kw_only=True)
 class Flow(Denoise):
-    """Flow matching, times uniform: the velocity eps - x0 on straight paths; "ot-flow" pairs by transport."""
+    """Flow matching, times uniform: the velocity eps - x0 on straight paths."""
 
     law: str = "uniform"
 

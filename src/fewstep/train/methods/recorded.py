@@ -80,9 +80,10 @@ class Knowledge(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Reflow(Method):
-    """Rectified flow again on the ends of its own runs, `rounds` times, and with `distil` then one call of it.
+    """Rectified flow again on the ends of its own runs, and then one call of it.
 
     Args:
+        rounds: of it; `distil`: the share of the last stage, of one call; 0 leaves it out.
         pairs, calls, solver: as in `Knowledge`; published rounds take 1e6 pairs and more.
     """
 

@@ -98,7 +98,7 @@ class Matching(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreMatching(Method):
-    """See the module's docstring.
+    """A generator of one call, by a teacher's score and a fake score that follows it.
 
     Args:
         begin: sigma / alpha where the generator is asked, and a sample starts.

@@ -113,7 +113,13 @@ class Shortcut(TwoTimes):
 
 @dataclass(frozen=True, kw_only=True)
 class MeanFlow(TwoTimes):
-    """Mean flows; `same` is the share of s = t, `own` the improved tangent; with a teacher s = t is not needed."""
+    """Mean flows: the average velocity by its differential form.
+
+    Args:
+        same: the share of s = t, which a teacher makes needless.
+        own: the tangent along the network's own velocity, as improved mean flows have it.
+        to_end: the share of jumps to the data, with a teacher.
+    """
 
     same: float = 0.75
     own: bool = False
