@@ -258,7 +258,7 @@ class LiveRows(Live):
         ((_, k),) = z.terms
         if k not in self._at:
             self._at[k] = at
-            to = (self._after(self._rows[k].t) if to is None else to) if self.led else None
+            to = (self._after(self._rows[k][0]) if to is None else to) if self.led else None
             self._values["y", k, "x0"] = self._predict(k, self._values["z", k], at, to)
         return Form.of(("y", k, "x0"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ class Writer:
     def __init__(self, process: Process, grid: Tensor) -> None:
         self.process = process
         Writer.on(self, grid.tolist())
-        self._rows = [Row(self.times[0], None, Form({}), "start")]
+        self._rows: list[list[Any]] = [[self.times[0], None, Form({}), "start", None]]  # what a `Row` is made of
         self._noises: list[NoiseInterval] = []
         self._heads: dict[tuple[int, str], tuple[Coefficient, Coefficient]] = {}
         self.start = Form.of(("z", 0))
@@ -42,7 +44,7 @@ class Writer:
 
     def given(self, label: str) -> Form:
         """A constant row handed in beside the start."""
-        self._rows.append(Row(self.times[0], None, Form({}), label))
+        self._rows.append([self.times[0], None, Form({}), label, None])
         return Form.of(("z", len(self._rows) - 1))
 
     def ones(self) -> Form:
@@ -52,7 +54,7 @@ class Writer:
 
     def row(self, form: Form, t: Time) -> Form:
         """Makes a state at time t."""
-        self._rows.append(Row(t, None, form))
+        self._rows.append([t, None, form, None, None])
         return Form.of(("z", len(self._rows) - 1))
 
     def call(self, z: Form, at: Time, *, to: Time | None = None) -> Form:
@@ -63,13 +65,13 @@ class Writer:
         """
         k = _index(z)
         row = self._rows[k]
-        self._rows[k] = Row(row.t, at, row.form, row.given, self._after(row.t) if to is None else to)
+        row[1], row[4] = at, self._after(row[0]) if to is None else to
         return Form.of(("y", k, "x0"))
 
     def eps(self, z: Form) -> Form:
         """The noise prediction eps = R^-1 (z - M D) of an evaluated row."""
         k = _index(z)
-        at = self._rows[k].at
+        at = self._rows[k][1]
         assert at is not None
         self._heads[k, "noise"] = noise_head(self.process, at)
         return Form.of(("y", k, "noise"))
@@ -94,7 +96,7 @@ class Writer:
 
     def table(self, solver: Author) -> Tableau:
         return Tableau(
-            rows=tuple(self._rows),
+            rows=tuple(Row(*row) for row in self._rows),
             noises=tuple(self._noises),
             process=self.process,
             grid=self.grid,
