@@ -49,7 +49,7 @@ def test_the_command_writes_tables_and_plots_and_does_no_work_twice(toy_file, tm
     first = capsys.readouterr().out
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     record = json.loads((out / "table.json").read_text())
-    assert [row["name"] for row in rows][:4] == ["default@default+zero", "ddim@karras"] * 2
+    assert [row["name"] for row in rows][:4] == ["default", "ddim@karras"] * 2
     assert {row["images"] for row in rows[:5]} == {"120"}
     assert all(float(row["frechet_low"]) < float(row["frechet"]) < float(row["frechet_high"]) for row in rows[:5])
     assert record["seeds"] == [0, 1]
