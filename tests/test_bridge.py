@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 
@@ -217,6 +218,22 @@ def test_the_default_is_nearer_to_the_posterior_than_dbim_on_its_grid(calls):
 
     best = min(off(solver=name, grid=grid) for name in ("dbim-1", "dbim-2", "dbim-3"))
     assert off(steps=calls) < best / 2
+
+
+@pytest.mark.parametrize("name", ["i2sb", "ir-sde", "unidb"])
+def test_log_prob_is_that_of_x0_given_y(name):
+    """At a time at which hardly any noise is left, against the density of the posterior in closed form."""
+    p = SHAPES[name] if name != "i2sb" else fs.I2SB(variance=1.0)
+    p = dataclasses.replace(p, t_max=8.0) if name == "ir-sde" else p
+    paired, y = Paired(p), torch.tensor([[-0.5], [0.3], [1.0]], dtype=torch.float64)
+    x, t = torch.tensor([[-0.9], [0.1], [1.2]], dtype=torch.float64), float(p.inverse_log_snr(4.0))
+    found = fs.log_prob(paired.given(y), p, x, t=t)
+    for k in range(3):
+        weights, means, stds = paired.posterior(y[k, 0])
+        m, noise = p.alpha(t), p.sigma(t)
+        law = torch.distributions.Normal(m * means + p.n(t) * y[k, 0], (m**2 * stds**2 + noise**2).sqrt())
+        exact = float((weights.log() + law.log_prob(x[k, 0])).logsumexp(0))
+        assert float(found.nats[k]) == pytest.approx(exact, abs=2e-3)
 
 
 def test_callbacks_see_z_and_hooks_edit_it():

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Denoises, same_process
+from fewstep.denoiser.base import Denoises, of_samples, same_process
+from fewstep.denoiser.bridged import given_end, placed
 from fewstep.likelihood.bits import BIN, bits_per_dim
 from fewstep.likelihood.closed_form import gaussian_log_prob
 from fewstep.likelihood.lift import data_time, gaussian_start, lift
@@ -32,12 +33,14 @@ from fewstep.likelihood.ode import integrate
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.process.base import derivative
+from fewstep.process.bridge import Bridge
 from fewstep.process.clock import clock as clock_of
 from fewstep.process.operator import Coefficient, apply, inverse, trace
 from fewstep.words import typed, whole
 
 __all__ = ["Likelihood", "log_prob"]
 
+NOISE = -6.0  # the log-SNR at which a state is noise alone: its law is off by e^-12 Var(x0)
 EXACT = 64  # the divergence is exact up to this many data coordinates unless asked otherwise
 
 
@@ -118,6 +121,8 @@ def log_prob(
     if not tolerance > 0:
         raise ValueError(f"got tolerance={tolerance}: give a number above 0")
     t, noise = data_time(process, t), Noise(seed, first)
+    if isinstance(process, Bridge):
+        denoiser, process, x = _given_y(denoiser, process, x, t)
     if prior is None:
         gaussian_start(process, "raise t_max, or give prior=, the log density there")
     block, dim = process.kind == "block", math.prod(x.shape[1:])
@@ -146,6 +151,17 @@ def log_prob(
     return Likelihood(nats=nats, error=error, calls=calls, z=end[:batch], t=t, dim=dim, says=says)
 
 
+def _given_y(denoiser: Denoises, process: Bridge, x: Tensor, t: float) -> tuple[Denoises, Bridge, Tensor]:
+    """The density of z given y is that of u = z - n y, on the part of a bridge where u is not yet noise alone."""
+    y = given_end(denoiser)
+    if y is None:
+        raise ValueError(f"got {type(process).__name__}, a bridge: give fewstep.bridged(denoiser, y)")
+    denoiser, u = placed(denoiser, process), x - process.seen(torch.zeros_like(x), t, y)
+    if process.log_snr(process.t_max) < NOISE:
+        process = replace(process, t_max=float(process.inverse_log_snr(NOISE)))
+    return denoiser, process, u
+
+
 def _carry(
     denoiser: Denoises,
     process: Process,
@@ -170,7 +186,8 @@ def _carry(
         k = _growth(process, time)
         b = process.M_rate(time) - k * process.M(time)
         here = None if signs is None else signs[:, which]
-        d, divergence = _prediction_and_trace(denoiser, process, state, time, b, here)
+        own = denoiser if len(which) == len(z) else of_samples(denoiser, which, len(z))
+        d, divergence = _prediction_and_trace(own, process, state, time, b, here)
         grow = apply(k, state) + apply(b, d)
         spread = divergence + torch.as_tensor(trace(k, process.data_shape(tuple(shape)))).to(divergence)[:, None]
         return rate.to(y)[:, None] * torch.cat([grow.flatten(1), spread], 1)
