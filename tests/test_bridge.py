@@ -337,6 +337,18 @@ def test_presets_read_published_networks():
     assert float(level[0][0]) == pytest.approx(1000.0)
 
 
+def test_a_network_of_vp_runs_on_a_bridge_from_its_pinned_end():
+    vp, y, x0 = fs.VP(), torch.randn(3, 2).double(), 0.25
+
+    def net(z, t):
+        t = t[:, None].double()
+        return (z - vp.alpha(t) * x0) / vp.sigma(t)
+
+    denoiser = fs.retime(fs.wrap(net, vp, "noise", dtype=torch.float64), fs.GOUB())
+    x = fs.sample(fs.bridged(denoiser, y), fs.GOUB(), steps=4)
+    torch.testing.assert_close(x, torch.full_like(x, x0), rtol=0, atol=1e-6)
+
+
 def test_tables_of_bridges_are_files(tmp_path):
     p, y = fs.DDBMVE(sigma_max=1.0), torch.randn(2, 3)
     table = fs.tabulate("multistep-2", p, steps=5)

@@ -93,5 +93,6 @@ def _norm(process: ScalarProcess, t: Time) -> Time:
 def _normalised(process: Process, t: Time) -> Coefficient:
     """The statistic scaled to alpha^2 + sigma^2 = 1, finite at alpha = 0."""
     if isinstance(process, ScalarProcess):
-        return 1 / _norm(process, t)
+        norm = _norm(process, t)  # 0 at the pinned end of a bridge, whose state says nothing
+        return torch.where(norm > 0, 1 / norm, 0.0) if isinstance(norm, Tensor) else 1 / norm if norm else 0.0
     return statistic(process, t) * like(torch.sigmoid(2 * to_tensor(process.log_snr(t))).sqrt(), t)
