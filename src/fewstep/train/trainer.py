@@ -8,7 +8,7 @@ checkpoint, which is renamed into place: a run that was killed and goes on ends 
 bit for bit on the same machine and number of threads. The learning rate follows the share of the stage that is over:
 where `hours` is the tighter limit it follows the clock, and two runs differ in the last bits.
 
-Started by `torchrun`, every process takes its part of each batch and all take the mean of their gradients.
+Where `torch.distributed` is initialised, every process takes its part of each batch and all step by the mean gradient.
 """
 
 from __future__ import annotations
