@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.files import extra, load_tensors
+from fewstep.grid.spacing import finite_range
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.words import Typed
@@ -197,14 +198,13 @@ class Uniform(One):
     """Time uniform; or the log-SNR."""
 
     clock: str = "t"
-    floor: float = 1e-3  # the log-SNR's least share of the range, where that is infinite
+    floor: float = 0.0  # the share of the log-SNR's range that is left out at either end
 
     def times(self, process: Process, u: Tensor) -> Tensor:
         if self.clock == "t":
             return process.t_max + (process.t_min - process.t_max) * u
-        width = process.t_max - process.t_min
-        low, high = (float(process.log_snr(t)) for t in (process.t_max - self.floor * width,
-                                                         process.t_min + self.floor * width))  # fmt: skip
+        low, high = finite_range(process)
+        u = self.floor + (1 - 2 * self.floor) * u
         return torch.as_tensor(process.inverse_log_snr(low + (high - low) * u))
 
 
