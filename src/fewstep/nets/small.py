@@ -59,7 +59,10 @@ class MLP(nn.Module):
         super().__init__()
         self.config = {"size": size, "width": width, "depth": depth, "classes": classes, "destination": destination,
                        "guided": guided, "outputs": outputs}  # fmt: skip
-        self.outputs, self.features = outputs, Features()
+        self.outputs, self.features = (
+            outputs,
+            Features(2 if destination else 5),
+        )  # derivatives along t ask for slow ones
         count = self.features.count
         self.enter = nn.Linear(size + count, width)
         self.second = _zero(nn.Linear(count, width, bias=False)) if destination else None
