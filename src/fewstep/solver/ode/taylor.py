@@ -146,5 +146,8 @@ def taylor(
     x = 0.5 * (np.cos(math.pi * (np.arange(_NODES) + 0.5) / _NODES) - 1)  # in (-1, 0), in units of reach
     to_monomials = np.linalg.inv(np.vander(x, increasing=True))
     weights = torch.from_numpy(((s - t) / reach) ** np.arange(degree + 1) @ to_monomials[: degree + 1])
-    values = zip(*(f(u) for u in (t + reach * torch.from_numpy(x)).tolist()), strict=True)
+    nodes = t + reach * torch.from_numpy(x)
+    if process.kind != "scalar":
+        return tuple(weighted_sum(weights, value) for value in f(nodes))
+    values = zip(*map(f, nodes.tolist()), strict=True)  # one by one, which a table works out for all of its steps
     return tuple(weighted_sum(weights, stacked(list(each))) for each in values)
