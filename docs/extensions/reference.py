@@ -8,6 +8,7 @@ offers by itself (`fewstep.__all__`) goes by that shorter name.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import io
@@ -140,8 +141,17 @@ def _type(annotation: Any) -> str:
 
 
 def _own_docstring(owner: type) -> str | None:
+    """The docstring, with what a dataclass says of its fields in comments behind or above them."""
     written = owner.__dict__.get("__doc__")
-    return None if written and written.startswith(f"{owner.__name__}(") else written  # dataclasses write that one
+    if not written or written.startswith(f"{owner.__name__}("):  # dataclasses write that one
+        return None
+    if not dataclasses.is_dataclass(owner) or re.search(r"^ *(Args|Attributes):$", written, re.MULTILINE):
+        return written
+    found = re.findall(
+        r"(?:^    # (.+)\n)?^    ([a-z]\w*): [^#\n]+(?:# (.+))?$", inspect.getsource(owner), re.MULTILINE
+    )
+    fields = [f"    {name}: {above or behind}." for above, name, behind in found if above or behind]
+    return "\n".join([inspect.cleandoc(written), *(["", "Attributes:", *fields] if fields else [])])
 
 
 class Room(SphinxDirective):

@@ -36,85 +36,50 @@ OPTIONS = ("guidance", "calls", "images", "seeds", "select", "select_images", "s
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a bench is asked for; the options of `fewstep bench`.
+    """What a bench is asked for; the options of `fewstep bench`."""
 
-    Attributes:
-        model: a model folder, None (the shipped model) or file.py:object, see `fewstep.bench.subject`.
-        solvers: NAME, NAME@GRID with * for any, table files, file.py:object; "default" is the process's own.
-        peers: patterns of other libraries' samplers; empty is all of them and None is none.
-        without: patterns of names to leave out.
-        guidance: scale of classifier-free guidance, for all contenders; 1 is none.
-        calls: network calls.
-        images: samples of each contender, number of calls and seed.
-        seeds: of noises and classes.
-        select: how many of each group are measured at each number of calls; None is all.
-        select_images: samples by which they are chosen, of the first seed; by Frechet distance, of one of its own.
-        select_by: "rms", distance to the exact end states, or "frechet", distance to real samples.
-        exact: network calls of the run that stands for the exact end states.
-        features: the feature space, see `fewstep.bench.features`.
-        data: real samples.
-        resamples: of the paired bootstrap.
-        batch: samples a network call.
-        device: where the network runs.
-        pace: how it runs there; what it leaves open is measured.
-        out: the folder of the results.
-    """
-
-    model: str | None = None
+    model: str | None = None  # a model folder, None (the shipped model) or file.py:object, see `fewstep.bench.subject`
+    # NAME, NAME@GRID with * for any, table files, file.py:object; "default" is the process's own
     solvers: Sequence[str] = ("default",)
-    peers: Sequence[str] | None = None
-    without: Sequence[str] = ()
-    guidance: float = 1.0
-    calls: Sequence[int] = (5, 10, 20)
-    images: int = 512
-    seeds: Sequence[int] = (0,)
-    select: int | None = None
+    peers: Sequence[str] | None = None  # patterns of other libraries' samplers; empty is all of them and None is none
+    without: Sequence[str] = ()  # patterns of names to leave out
+    guidance: float = 1.0  # scale of classifier-free guidance, for all contenders; 1 is none
+    calls: Sequence[int] = (5, 10, 20)  # network calls
+    images: int = 512  # samples of each contender, number of calls and seed
+    seeds: Sequence[int] = (0,)  # of noises and classes
+    select: int | None = None  # how many of each group are measured at each number of calls; None is all
+    # samples by which they are chosen, of the first seed; by Frechet distance, of one of its own
     select_images: int = 256
-    select_by: str = "rms"
-    exact: int = 100
-    features: str | None = None
-    data: str | None = None
-    resamples: int = 200
-    batch: int = 128
-    device: str = "cpu"
-    pace: Pace = field(default_factory=Pace)
-    out: str = "out/bench"
+    select_by: str = "rms"  # "rms", distance to the exact end states, or "frechet", distance to real samples
+    exact: int = 100  # network calls of the run that stands for the exact end states
+    features: str | None = None  # the feature space, see `fewstep.bench.features`
+    data: str | None = None  # real samples
+    resamples: int = 200  # of the paired bootstrap
+    batch: int = 128  # samples a network call
+    device: str = "cpu"  # where the network runs
+    pace: Pace = field(default_factory=Pace)  # how it runs there; what it leaves open is measured
+    out: str = "out/bench"  # the folder of the results
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a bench found.
+    """What a bench found."""
 
-    Attributes:
-        rows: the table: a contender at a number of calls each, then the exact end states and the floor.
-        ranking: of the preselection; see `fewstep.bench.run.preselect`.
-        made: the samples of the contenders.
-        exact: the first exact end states of the first seed.
-    """
-
-    rows: list[Row]
-    ranking: list[Row]
-    made: list[Made]
-    exact: Tensor
+    rows: list[Row]  # the table: a contender at a number of calls each, then the exact end states and the floor
+    ranking: list[Row]  # of the preselection; see `fewstep.bench.run.preselect`
+    made: list[Made]  # the samples of the contenders
+    exact: Tensor  # the first exact end states of the first seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Contenders ready to run on a subject.
+    """Contenders ready to run on a subject."""
 
-    Attributes:
-        asked: what was asked for.
-        study: what their samples share.
-        real: features of real samples, or None.
-        entries: the contenders at each number of calls.
-        missing: peer libraries that are not here, and why.
-    """
-
-    asked: Asked
-    study: Study
-    real: Real | None
-    entries: list[Entry]
-    missing: dict[str, str]
+    asked: Asked  # what was asked for
+    study: Study  # what their samples share
+    real: Real | None  # features of real samples, or None
+    entries: list[Entry]  # the contenders at each number of calls
+    missing: dict[str, str]  # peer libraries that are not here, and why
 
     def work(self) -> dict[str, int]:
         """Samples times network calls still to be made, by stage; the two last are estimates before a preselection."""

@@ -137,17 +137,13 @@ def _frechet(yardstick: Yardstick, made: Made) -> float:
 
 
 def _different(made: Sequence[Made], most: int, alike: float) -> list[Made]:
-    """The first `most` that make other samples than those before them."""
-    found: list[Made] = []
+    """The first `most` that make other samples than those before them, by the root mean square of the first of them."""
+    kept: list[Made] = []
     for m in made:
-        if len(found) < most and not any(_apart(m, other) < alike * other.rmse for other in found):
-            found.append(m)
-    return found
-
-
-def _apart(a: Made, b: Made) -> float:
-    """Root mean square difference of the first samples."""
-    return float((a.seeds[0]["shown"] - b.seeds[0]["shown"]).square().mean().sqrt())
+        apart = [float((m.seeds[0]["shown"] - other.seeds[0]["shown"]).square().mean().sqrt()) for other in kept]
+        if len(kept) < most and not any(d < alike * other.rmse for d, other in zip(apart, kept, strict=True)):
+            kept.append(m)
+    return kept
 
 
 def said(error: Exception) -> str:

@@ -23,32 +23,20 @@ __all__ = ["Subject", "subject"]
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is sampled.
+    """What is sampled."""
 
-    Attributes:
-        name: for people.
-        digest: says which weights these are.
-        shape: of one sample in data space.
-        classes: how many classes there are; sample i has class i mod `classes`. 0 is none.
-        denoiser: class numbers of a batch, or None, -> (z, t) -> x0_hat.
-        guidance: scale of classifier-free guidance; 1 is none.
-        path: the model folder, where it is one.
-        images: whether samples are pictures in [-1, 1], (1 or 3, H, W).
-        data: real samples (n, *shape), where the object brings them.
-        pace: how the network runs here.
-    """
-
-    name: str
-    digest: str
+    name: str  # for people
+    digest: str  # says which weights these are
     process: Process
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of one sample in data space
+    # class numbers of a batch, or None, -> (z, t) -> x0_hat
     denoiser: Callable[[Sequence[int] | None], Callable[[Tensor, Any], Any]]
-    guidance: float = 1.0
-    classes: int = 0
-    path: Path | None = None
-    images: bool = False
-    data: Tensor | None = None
-    pace: Pace = field(default_factory=Pace)
+    guidance: float = 1.0  # scale of classifier-free guidance; 1 is none
+    classes: int = 0  # how many classes there are; sample i has class i mod `classes`. 0 is none
+    path: Path | None = None  # the model folder, where it is one
+    images: bool = False  # whether samples are pictures in [-1, 1], (1 or 3, H, W)
+    data: Tensor | None = None  # real samples (n, *shape), where the object brings them
+    pace: Pace = field(default_factory=Pace)  # how the network runs here
 
     def of(self, first: int, size: int) -> Callable[[Tensor, Any], Any]:
         """The denoiser of samples `first` to `first + size`, with their labels and the guidance."""

@@ -21,19 +21,12 @@ KNOWN_DATA = {
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """A data set in memory.
+    """A data set in memory."""
 
-    Attributes:
-        images: (N, H, W) or (N, H, W, C) uint8, C of 1, 3 or 4.
-        labels: (N,) whole numbers from 0, each below the number of names, or None.
-        names: one name per label; empty without labels.
-        source: the name of the file or folder, without its path.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    names: tuple[str, ...]
-    source: str
+    images: np.ndarray  # (N, H, W) or (N, H, W, C) uint8, C of 1, 3 or 4
+    labels: np.ndarray | None  # (N,) whole numbers from 0, each below the number of names, or None
+    names: tuple[str, ...]  # one name per label; empty without labels
+    source: str  # the name of the file or folder, without its path
 
     def __post_init__(self) -> None:
         shape, dtype = np.shape(self.images), getattr(self.images, "dtype", type(self.images).__name__)

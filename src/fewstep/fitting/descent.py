@@ -85,7 +85,9 @@ def descend(
     size = min(task.batch, task.samples)
     batches = [where for where in task.slices(held_out=False) if where.stop - where.start == size]  # whole ones
     with Bar(descent.iterations - int(now["done"]), "fitting the solver", shown=progress) as bar:
-        while (done := int(now["done"])) < descent.iterations and not _stuck(now["looks"], descent.patience):
+        while (done := int(now["done"])) < descent.iterations:
+            if len(now["looks"]) - 1 - int(now["looks"][:, 1].argmin()) >= descent.patience:
+                break
             where = _batch(batches, done, task.seed)
             gradient = now["metric"] @ _gradient(freedom, task, _vector(freedom, now), where, ends[where], objective)
             share = (1 + math.cos(math.pi * done / descent.iterations)) / 2
@@ -180,10 +182,6 @@ def _look(now: dict[str, Tensor], loss: float) -> None:
         now |= {"q": now["best"].clone(), "scale": now["scale"] / 2}
         now |= {name: torch.zeros_like(now["q"]) for name in ("mean", "square")}
     now["looks"] = torch.cat([now["looks"], torch.tensor([[float(now["done"]), loss]], dtype=torch.float64)])
-
-
-def _stuck(looks: Tensor, patience: int) -> bool:
-    return len(looks) - 1 - int(looks[:, 1].argmin()) >= patience
 
 
 def _batch(batches: list[slice], done: int, seed: int) -> slice:

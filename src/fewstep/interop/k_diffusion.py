@@ -46,16 +46,12 @@ GUIDED = {"base", "guidance"}  # the heads that a guided model of these tools ca
 IDLE = {"euler", "heun", "dpm_2", "dpm_fast", "dpm_adaptive"}  # k-diffusion's take s_noise where they add no noise
 
 
-def _runs(make: Callable[..., Any]) -> bool:
-    solver = make()
-    return "scalar" in solver.kinds and set(getattr(solver, "heads", ())) <= GUIDED
-
-
 # name -> what makes the solver: every solver that runs on one number sigma, then the names of the tools.
 SAMPLERS: dict[str, Callable[..., Any]] = {
-    **{name.replace("-", "_"): make for name, make in SOLVERS.items() if _runs(make)},
+    **{name.replace("-", "_"): make for name, make in SOLVERS.items()
+       if "scalar" in (solver := make()).kinds and set(getattr(solver, "heads", ())) <= GUIDED},
     **{name: SOLVERS[make] if isinstance(make, str) else make for name, make in ALIASES.items()},
-}
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Callable[..., Tensor]:
@@ -152,7 +148,9 @@ def march(
         reaches = not isinstance(solver, Driver) and "sigma=0" in solver.ends
         stop = len(grid) - (float(grid[-1]) == 0 and not reaches)
         table = tabulate(solver, process, grid=grid[:stop]) if isinstance(solver, Solver) and stop > 1 else None
-    denoiser = _Model(model, args, x.dtype, guided=table is not None and bool(GUIDED & _outputs(table)))
+    rows = table.rows if table is not None else ()
+    read = {symbol[2] for row in rows for symbol, _ in row.form if symbol[0] in ("y", "root")}
+    denoiser = _Model(model, args, x.dtype, guided=bool(GUIDED & read))
     z = x if x.dtype in (torch.float32, torch.float64) else x.float()
     with torch.no_grad(), watching():
         if isinstance(solver, Driver):
@@ -255,14 +253,10 @@ class _Drawn(NoiseSource):
     def intervals(
         self, requests: Sequence[Request], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
     ) -> Iterator[Tensor]:
-        source = along(self.table, self.source)
-        drawn = source.intervals(requests, shape, dtype, device) if self.sampler is None else self._sampled()
+        source, level = along(self.table, self.source), self.sigmas.new_tensor
+        sampled = lambda draw: (draw(level(n.t), level(n.s)) for n in self.table.noises)  # noqa: E731
+        drawn = source.intervals(requests, shape, dtype, device) if self.sampler is None else sampled(self.sampler)
         return (xi.to(device, dtype) if self.scale == 1 else self.scale * xi.to(device, dtype) for xi in drawn)
-
-    def _sampled(self) -> Iterator[Tensor]:
-        assert self.sampler is not None
-        for n in self.table.noises:
-            yield self.sampler(self.sigmas.new_tensor(n.t), self.sigmas.new_tensor(n.s))
 
     def snapshot(self) -> Any:
         return self.source.snapshot()
@@ -325,11 +319,6 @@ def _levels(sigmas: Any) -> Tensor:
             f"got sigmas of {found.dtype} and shape {tuple(found.shape)}: give noise levels (n + 1,) that fall"
         )
     return found if found.is_floating_point() else found.float()
-
-
-def _outputs(table: Tableau) -> set[str]:
-    """The outputs of the network that a table reads."""
-    return {symbol[2] for row in table.rows for symbol, _ in row.form if symbol[0] in ("y", "root")}
 
 
 def _for_levels(table: Tableau, grid: Tensor) -> Tableau:

@@ -18,7 +18,7 @@ critically-damped Langevin diffusion, 2022, for the bound on CLD, https://arxiv.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -221,17 +221,12 @@ def _prediction_and_trace(
                 "autograd on (no detach, no inference mode inside)"
             )
         found = []
-        for e in _basis(d) if signs is None else signs:
+        units = torch.eye(d[0].numel(), dtype=d.dtype, device=d.device).reshape(-1, 1, *d.shape[1:])
+        for e in units.expand(-1, *d.shape) if signs is None else signs:
             (back,) = torch.autograd.grad(d, u, e.to(d), retain_graph=True)
             found.append((back * apply(b, e.to(d))).flatten(1).sum(1))
     trace = torch.stack(found, 1)
     return d.detach(), trace if signs is not None else trace.sum(1, keepdim=True)
-
-
-def _basis(d: Tensor) -> Iterator[Tensor]:
-    """The unit vectors of data space, each for the whole batch."""
-    eye = torch.eye(d[0].numel(), dtype=d.dtype, device=d.device)
-    return (row.reshape(1, *d.shape[1:]).expand_as(d) for row in eye)
 
 
 def _signs(probes: int | Tensor, noise: Noise, shape: tuple[int, ...], batch: int) -> Tensor:

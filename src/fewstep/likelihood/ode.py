@@ -57,7 +57,9 @@ def integrate(
         calls[which] += 6
         spent += 6
         error = step * sum(w * slope for w, slope in zip(_E, k, strict=True))
-        size = _size(error, tolerance * (1 + torch.maximum(y.abs(), ahead.abs())), groups)
+        ratio = (error / (tolerance * (1 + torch.maximum(y.abs(), ahead.abs())))).square()
+        parts = [part for part in (ratio[:, :groups], ratio[:, groups:]) if part.shape[1]]
+        size = torch.stack([part.mean(1).sqrt() for part in parts]).amax(0).cpu()
         good = size <= 1
         factor = torch.where(size.isfinite(), 0.9 * size.clamp(min=1e-8) ** -0.2, 0.2).clamp(0.2, 5.0)
         keep = good.to(y.device)[:, None]
@@ -77,10 +79,3 @@ def integrate(
                 "give a larger tolerance or max_calls"
             )
     return found, calls
-
-
-def _size(error: Tensor, scale: Tensor, groups: int) -> Tensor:
-    """The larger RMS of the two parts of a row, (batch,)."""
-    ratio = (error / scale).square()
-    parts = [part for part in (ratio[:, :groups], ratio[:, groups:]) if part.shape[1]]
-    return torch.stack([part.mean(1).sqrt() for part in parts]).amax(0).cpu()

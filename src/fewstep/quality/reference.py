@@ -21,19 +21,12 @@ __all__ = ["Reference", "load_reference", "save_reference"]
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Features of real images, float32.
+    """Features of real images, float32."""
 
-    Attributes:
-        test: (n, d), the test set.
-        test_labels: (n,) int64.
-        held_out: (m, d), training images unseen by the classifier, in random order.
-        held_out_labels: (m,) int64.
-    """
-
-    test: Tensor
-    test_labels: Tensor
-    held_out: Tensor
-    held_out_labels: Tensor
+    test: Tensor  # (n, d), the test set
+    test_labels: Tensor  # (n,) int64
+    held_out: Tensor  # (m, d), training images unseen by the classifier, in random order
+    held_out_labels: Tensor  # (m,) int64
 
     def quality(self, features: Tensor, *, k: int = 5) -> Quality:
         """All quality numbers of samples with these features against the test set."""

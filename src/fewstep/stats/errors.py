@@ -41,28 +41,17 @@ _TABLE = ("log_snr", "errors", "doubts", "misses", "weak")
 
 @dataclass(frozen=True, kw_only=True)
 class Errors(Typed):
-    """A network's error at the log-SNRs `log_snr`, increasing.
-
-    Attributes:
-        errors: root mean square of the error, in units of the network's output; 0 where none shows.
-        doubts: how large one might be that does not show.
-        misses: root mean square of D - x0, in data.
-        weak: whether the network knows less than that mean.
-        predicts: what the network returns.
-        std: the deviation of the data: what their mean misses.
-        samples: how many data points were taken.
-        weights: SHA-256 of the network's weights, where they come from a file.
-    """
+    """A network's error at the log-SNRs `log_snr`, increasing."""
 
     log_snr: tuple[float, ...]
-    errors: tuple[float, ...]
-    doubts: tuple[float, ...]
-    misses: tuple[float, ...]
-    weak: tuple[bool, ...]
-    predicts: str = "data"
-    std: float = 0.5
-    samples: int = 0
-    weights: str | None = None
+    errors: tuple[float, ...]  # root mean square of the error, in units of the network's output; 0 where none shows
+    doubts: tuple[float, ...]  # how large one might be that does not show
+    misses: tuple[float, ...]  # root mean square of D - x0, in data
+    weak: tuple[bool, ...]  # whether the network knows less than that mean
+    predicts: str = "data"  # what the network returns
+    std: float = 0.5  # the deviation of the data: what their mean misses
+    samples: int = 0  # how many data points were taken
+    weights: str | None = None  # SHA-256 of the network's weights, where they come from a file
 
     def __post_init__(self) -> None:
         lengths = {len(getattr(self, name)) for name in _TABLE}
@@ -161,10 +150,8 @@ def errors_of(
     mean = (data.double().sum(0) - data.double()) / (n - 1)
     blind = (mean - data).square().flatten(1).mean(1).cpu() * ((n - 1) / n)
     std = math.sqrt(float(blind.mean())) or 0.5
-    start, last = (
-        max(float(process.log_snr(process.t_max)), _FIRST - math.log(2 * std)),
-        _LAST - math.log(2 * std),
-    )
+    start, last = (least - math.log(2 * std) for least in (_FIRST, _LAST))
+    start = max(float(process.log_snr(process.t_max)), start)
     nodes = torch.linspace(start, last, max(2, 1 + round((last - start) / _APART)), dtype=torch.float64).tolist()
     generator, rows = torch.Generator().manual_seed(seed), []
     with Bar(len(nodes), "measuring the error", shown=progress) as bar:

@@ -53,23 +53,16 @@ NAMES = (*PREDICTIONS, "edm", *(f"-{name}" for name in PREDICTIONS if name != "s
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Diagnosis(Sequence[str]):
-    """What a network looks like: a sequence of predictions, with the rest.
+    """What a network looks like: a sequence of predictions, with the rest."""
 
-    Attributes:
-        names: predictions that fit, as "v", the best first; where only its negative does, "-v". () where none does.
-        process: on which they fit: the declared one, or the one it looks trained on.
-        time: the convention in which they fit, as in `fewstep.wrap`; "reversed" is the declared one run backwards.
-        misfit: of the best of them; see the module.
-        declared: the misfit of the network as it is wrapped.
-        sentence: what is the matter and how sure that is, or that nothing is.
-    """
-
+    # predictions that fit, as "v", the best first; where only its negative does, "-v". () where none does
     names: tuple[str, ...]
-    process: ScalarProcess
+    process: ScalarProcess  # on which they fit: the declared one, or the one it looks trained on
+    # the convention in which they fit, as in `fewstep.wrap`; "reversed" is the declared one run backwards
     time: str | Callable[[Tensor], Tensor]
-    misfit: float
-    declared: float
-    sentence: str
+    misfit: float  # of the best of them; see the module
+    declared: float  # the misfit of the network as it is wrapped
+    sentence: str  # what is the matter and how sure that is, or that nothing is
 
     @overload
     def __getitem__(self, index: int) -> str: ...

@@ -87,18 +87,17 @@ def peer(name: str, version: str, march: March) -> Contender:
                 failure = error
                 continue
             if used <= calls:
-                return _run(name, version, march, levels, steps, used, end)
-        raise failure
+                break
+        else:
+            raise failure
+
+        def go(denoiser: Denoises, noise: Tensor, seed: int, first: int) -> Tensor:
+            with torch.inference_mode():
+                return march(denoiser, levels, noise, steps)[0].to(noise.dtype)
+
+        return Prepared(calls=used, digest=f"{name} {version} {steps} {levels.process}", end=end, go=go)
 
     return Contender(name=name, group=SAME if name.endswith(f"@{SAME_GRID}") else PEERS, prepare=prepare)
-
-
-def _run(name: str, version: str, march: March, levels: Levels, steps: int, calls: int, end: str) -> Prepared:
-    def go(denoiser: Denoises, noise: Tensor, seed: int, first: int) -> Tensor:
-        with torch.inference_mode():
-            return march(denoiser, levels, noise, steps)[0].to(noise.dtype)
-
-    return Prepared(calls=calls, digest=f"{name} {version} {steps} {levels.process}", end=end, go=go)
 
 
 def _count(march: March, levels: Levels, steps: int) -> tuple[int, str]:

@@ -69,27 +69,17 @@ SNAP = 1e-4  # relative: printed tables round their levels, and their first may 
 
 @dataclass(frozen=True, kw_only=True)
 class Convention:
-    """A process, and the way a pipeline's network is told of it.
+    """A process, and the way a pipeline's network is told of it."""
 
-    Attributes:
-        process: the scalar process of the latents.
-        predicts: the network's prediction, by the names of `fewstep.wrap`.
-        steps: how a time is written as a time step: "index", "level" (log(sigma / alpha) / 4), "angle"
-            (2 / pi atan(sigma / alpha)) or "share" (N t).
-        count: N, the number of time steps it was trained with.
-        sigma_data: EDM's standard deviation of the data; None for other networks.
-        sign: -1 for networks that predict the negative of `predicts`.
-        inverted: the time step is N (1 - t): noise at 0, data at N.
-        labels: (time, time step) pairs that fall, between which time steps are linear; None: as `steps` says.
-    """
-
-    process: ScalarProcess
-    predicts: str
+    process: ScalarProcess  # the scalar process of the latents
+    predicts: str  # the network's prediction, by the names of `fewstep.wrap`
+    # how times are time steps: "index", "level" (log(sigma / alpha) / 4), "angle" (2 / pi atan(sigma / alpha)), "share"
     steps: str = "index"
-    count: int = 1000
-    sigma_data: float | None = None
-    sign: float = 1.0
-    inverted: bool = False
+    count: int = 1000  # N, the number of time steps it was trained with
+    sigma_data: float | None = None  # EDM's standard deviation of the data; None for other networks
+    sign: float = 1.0  # -1 for networks that predict the negative of `predicts`
+    inverted: bool = False  # the time step is N (1 - t): noise at 0, data at N
+    # (time, time step) pairs that fall, between which time steps are linear; None: as `steps` says
     labels: tuple[tuple[float, float], ...] | None = None
 
     def timestep(self, t: Tensor) -> Tensor:

@@ -146,7 +146,10 @@ def load_folder(
     convention = FewStepScheduler.from_config(whole / SCHEDULER).convention
     files = weights_of(part)
     found = [tensor_shapes(file) for file in files]
-    check_fits(partial(_made, cls, config, part), _joined(found, part), part, renamed=_renamed)
+    joined = {name: about for shard in found for name, about in shard.items()}
+    if len(joined) < sum(map(len, found)):
+        raise unfit(f"{part} has a tensor in two shards; each lies in one")
+    check_fits(partial(_made, cls, config, part), joined, part, renamed=_renamed)
     with no_init_weights():
         net = _made(cls, config, part)
     tensors = {name: t for file in files for name, t in load_tensors(file).items()}
@@ -200,26 +203,18 @@ def _variant(part: Path) -> tuple[Path, Path] | None:
 
 def _shards(index: Path) -> list[Path]:
     """The files that an index of shards names, which lie beside it; what they hold is what it says."""
-    named = read_json(index, "a network").get("weight_map")
-    given = list(named.values()) if isinstance(named, dict) and named else [None]
-    for name in given:
+    found = read_json(index, "a network").get("weight_map")
+    named: dict[str, Any] = found if isinstance(found, dict) and found else {"": None}
+    for name in named.values():
         if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
             raise unfit(f"{index} names the shard {name!r:.80}; a shard is a safetensors file beside the index")
-    assert isinstance(named, dict)
-    files = sorted({str(name) for name in given})
+    files = [index.parent / name for name in sorted({*named.values()})]
     for file in files:
-        held, said = {*tensor_shapes(index.parent / str(file))}, {name for name, at in named.items() if at == file}
-        if odd := sorted(held ^ said):
+        held, listed = {*tensor_shapes(file)}, {name for name, at in named.items() if at == file.name}
+        if odd := sorted(held ^ listed):
             where = "holds, which the index does not name" if odd[0] in held else "does not hold, which the index names"
-            raise unfit(f"{index.parent / str(file)} {where}: {odd[0]}; shards and index belong together")
-    return [index.parent / str(file) for file in files]
-
-
-def _joined(found: list[dict[str, Any]], part: Path) -> dict[str, Any]:
-    joined = {name: about for shard in found for name, about in shard.items()}
-    if len(joined) < sum(map(len, found)):
-        raise unfit(f"{part} has a tensor in two shards; each lies in one")
-    return joined
+            raise unfit(f"{file} {where}: {odd[0]}; shards and index belong together")
+    return files
 
 
 def _class_of(config: Mapping[str, Any], part: Path) -> Any:
@@ -292,8 +287,8 @@ def _encode(whole: Path, kind: tuple[str, str], without: list[str], device: Any,
         raise ValueError(f"got {whole}, whose text encoder is a {library}.{name}: encode the prompt with the pipeline")
     try:
         at = str(whole / "text_encoder")
-        encoder, said = cls.from_pretrained(at, use_safetensors=True, local_files_only=True, output_loading_info=True)
-        if lacking := sorted(map(str, {*said["missing_keys"], *said["mismatched_keys"]})):
+        encoder, about = cls.from_pretrained(at, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        if lacking := sorted(map(str, {*about["missing_keys"], *about["mismatched_keys"]})):
             raise ValueError(f"its text encoder has no {lacking[0]}")
         parts: dict[str, Any] = {"text_encoder": encoder, **dict.fromkeys(without)}
         pipe: Any = DiffusionPipeline.from_pretrained(str(whole), use_safetensors=True, **parts).to(device)

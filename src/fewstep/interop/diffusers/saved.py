@@ -56,7 +56,8 @@ def completed(config: Any, ours: type) -> dict[str, Any]:
         given["prediction_type"] = "sample"
     for key, value in given.items():
         if value is None and key != "prediction_type":  # which has no default that would be right
-            given[key] = _without_null(theirs.get(key, _signature(ours).get(key)))
+            default = theirs.get(key, _signature(ours).get(key))
+            given[key] = False if isinstance(default, bool) else default  # a flag is down, the rest as if left out
     return theirs | given
 
 
@@ -83,8 +84,3 @@ def _defaults(name: Any) -> dict[str, Any]:
 def _signature(cls: type) -> dict[str, Any]:
     parameters = inspect.signature(cls.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-
-
-def _without_null(default: Any) -> Any:
-    """What null stands for where this is the default: a flag is then down, anything else is as if left out."""
-    return False if isinstance(default, bool) else default

@@ -1,4 +1,4 @@
-"""A table with the time steps of its calls: what a pipeline goes through."""
+"""A table with the time steps of its calls, which a pipeline goes through: the whole, or the rest from a call on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch import Tensor
 
 from fewstep.denoiser.base import Denoiser, Denoises
 from fewstep.interop.diffusers.convention import Convention
+from fewstep.solver import DDIM, Solver
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Form
 from fewstep.tableau.row import ONES, Row
+from fewstep.tableau.through import Through
+from fewstep.tableau.writer import Writer
 
-__all__ = ["Schedule"]
+__all__ = ["Schedule", "from_row"]
 
 Clipping = Callable[[Denoises], Denoiser]
 
@@ -67,3 +70,43 @@ def _begun_at_a_call(table: Tableau) -> Tableau:
     rows += [replace(row, form=Form({moved(s): c for s, c in row.form})) for row in rest]
     heads = {(k - first, head): pair for (k, head), pair in table.heads.items()}
     return replace(table, rows=tuple(rows), noises=table.noises[drawn:], heads=heads)
+
+
+def from_row(schedule: Schedule, solver: Solver | None, begin: int) -> Schedule:
+    """The rest of a schedule, begun afresh at its call number `begin`, with the same time steps.
+
+    The solver is written again on the rest of the grid. Where the run begins inside one of its steps, what is left of
+    that step is taken by DDIM from call to call.
+    """
+    if solver is None:
+        raise ValueError(
+            "got a fitted table to begin in the middle (an image's strength below 1): it is made for one whole run; "
+            "give a solver, or strength=1"
+        )
+    table, wanted = schedule.table, schedule.timesteps[begin:]
+    at = [table.rows[k].at or 0.0 for k in schedule.calls[begin:]]
+    grid = table.grid.tolist()
+    for skipped in range(len(at)):
+        starts = [i for i, t in enumerate(grid[:-1]) if t == at[skipped]]
+        for i in starts:
+            rest = _after_ddim(at[:skipped], solver, table, grid[i:])
+            made = Schedule.of(rest, schedule.convention, schedule.clipping)
+            if len(made.timesteps) == len(wanted) and torch.equal(made.timesteps, wanted):
+                return made
+    rest = _after_ddim(at, None, table, [grid[-1]])
+    return Schedule.of(rest, schedule.convention, schedule.clipping)
+
+
+def _after_ddim(times: list[float], solver: Solver | None, table: Tableau, grid: list[float]) -> Tableau:
+    """DDIM from time to time, z_s = M_s D + R_s R_t^-1 (z_t - M_t D), then the solver on the grid."""
+    if not times and solver is not None:
+        return solver.tabulate(table.process, torch.tensor(grid, dtype=torch.float64))
+    process: Any = table.process
+    w = Writer(process, torch.tensor([*times, *grid], dtype=torch.float64))
+    z = w.start
+    for t, s in zip(times, [*times[1:], grid[0]], strict=True):
+        d, ratio = w.call(z, t), process.sigma(s) / process.sigma(t)
+        z = w.row(ratio * z + (process.alpha(s) - ratio * process.alpha(t)) * d, s)
+    if solver is not None:
+        solver.write(Through(w).between(z, grid))
+    return w.table(solver or DDIM())
