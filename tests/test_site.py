@@ -82,6 +82,15 @@ def test_docstrings_become_markdown(monkeypatch):
     ]
 
 
+def test_what_a_field_is_stands_behind_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "extensions"))
+    pytest.importorskip("sphinx")
+    reference = importlib.import_module("reference")
+    page = "\n".join(reference.entry("fewstep.bench.Asked", importlib.import_module("fewstep.bench").Asked))
+    assert ":var images: samples of each contender, number of calls and seed." in page
+    assert ":var solvers: NAME, NAME@GRID with * for any" in page  # a comment above its field
+
+
 def test_the_site_builds_strictly_and_stands_alone(tmp_path):
     """One test, so that the topics are executed once however the suite is spread over workers."""
     for module in ("sphinx", "myst_parser", "furo", "sphinx_gallery", "ziamath"):

@@ -39,14 +39,9 @@ STUDENT = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306,
 
 
 class Meter:
-    """Measures contenders against real features, where there are any, and against each other.
+    """Measures contenders of `images` samples a seed against real features, where there are any, and each other.
 
-    Args:
-        real: features of real samples.
-        images: samples a seed.
-        seeds: how many seeds.
-        times: resamples.
-        whole: whether kernel distance and neighbours are measured too, most of the work at few samples.
+    By so many resamples as `times`; with `whole` kernel distance and neighbours too, most of the work at few samples.
     """
 
     def __init__(self, real: Real | None, images: int, seeds: int, times: int = 200, *, whole: bool = True) -> None:
@@ -57,13 +52,9 @@ class Meter:
     def rows(
         self, made: Sequence[Made], exact: Sequence[Seed], calls: int, tick: Callable[[], object] = lambda: None
     ) -> list[Row]:
-        """A row for each contender and number of calls, then the exact end states and the floor.
+        """A row for each contender and number of calls, then the exact end states (of `calls`) and the floor.
 
-        Args:
-            made: the contenders' samples.
-            exact: the samples of the exact end states, by seed.
-            calls: of the exact run.
-            tick: called twice a contender.
+        `made` are the contenders' samples, `exact` those of the exact end states, by seed; `tick` is called twice each.
         """
         ends = self._exact(exact, calls)
         drawn: dict[int, tuple[float, Tensor]] = {}
@@ -103,13 +94,13 @@ class Meter:
         found: dict[str, tuple[Row, tuple[float, Tensor]]] = {}
         for end, name, key in (("state", "exact end states", "features"),
                                ("data", "exact at sigma = 0", "features at zero")):  # fmt: skip
-            seen = [s | {"features": s[key]} for s in seeds]
+            sets = [s | {"features": s[key]} for s in seeds]
             row: Row = {"name": name, "group": "exact", "calls": calls, "network_calls": calls + (end == "data")}
-            row |= self._quality(seen)
+            row |= self._quality(sets)
             drawn = math.nan, torch.empty(0)
             if self.yardstick:
-                drawn = self._drawn(seen)
-                row |= {"frechet": drawn[0], "frechet_interval": self._frechet_interval(seen, *drawn)}
+                drawn = self._drawn(sets)
+                row |= {"frechet": drawn[0], "frechet_interval": self._frechet_interval(sets, *drawn)}
             found[end] = row, drawn
         return found
 
@@ -153,8 +144,8 @@ class Meter:
         pace = min(float(s["pace"]) for s in seeds)
         low, high = float(min(s["span"].min() for s in seeds)), float(max(s["span"].max() for s in seeds))
         row: Row = {"images": count, "low": low, "high": high, "seconds": seconds, "ms_per_image": 1000 * pace}
-        seen = self.real and self.whole
-        return row | (self._against_real(torch.cat([s["features"] for s in seeds])) if seen else {})
+        against = self.real and self.whole
+        return row | (self._against_real(torch.cat([s["features"] for s in seeds])) if against else {})
 
     def _against_real(self, features: Tensor) -> Row:
         assert self.real is not None

@@ -54,12 +54,7 @@ class Line:
 
 
 def lines(rows: Sequence[Row], key: str) -> list[Line]:
-    """The lines of a plot: peers pale, the best of them at each number of calls dark, fitted tables and ours in colour.
-
-    Args:
-        rows: of `Meter.rows`.
-        key: the number that says which peer is best.
-    """
+    """The lines of a plot: peers pale, the best (by `key`) at each number of calls dark, fitted and ours in colour."""
     rows = [row for row in rows if key in row and not row.get("failed")]
     peers = [row for row in rows if row["group"] in (PEERS, SAME)]
     found = [Line("", [row for row in peers if row["name"] == name], PALE, 0.8, ".")
@@ -217,10 +212,7 @@ def _name_ends(axes: Axes, drawn: Sequence[Line], x: str, y: str) -> None:
 def sheet(made: Sequence[Made], exact: Tensor, title: str) -> Figure:
     """The first samples of the first seed; of the peers the one nearest to the exact end states at each count.
 
-    Args:
-        made: the contenders' samples.
-        exact: the same samples' exact end states (n, 1 or 3, H, W).
-        title: what was sampled.
+    `exact` are the same samples' exact end states (n, 1 or 3, H, W).
     """
     good = [m for m in made if m.seeds]
     counts = sorted({m.entry.calls for m in good})

@@ -60,7 +60,7 @@ def enter(contenders: Iterable[Contender], process: Process, calls: Sequence[int
             try:
                 found.append(Entry(contender=contender, calls=n, run=contender.prepare(process, n)))
             except Exception as error:  # a peer raises what it likes, and none may stop the others
-                found.append(Entry(contender=contender, calls=n, failed=said(error)))
+                found.append(Entry(contender=contender, calls=n, failed=reason(error)))
     return found
 
 
@@ -74,7 +74,7 @@ def make(study: Study, entry: Entry, count: int, seeds: Sequence[int], *, seen: 
     except OSError:
         raise  # the disk, not the contender
     except Exception as error:
-        return Made(entry=entry, failed=said(error))
+        return Made(entry=entry, failed=reason(error))
 
 
 def preselect(
@@ -146,7 +146,7 @@ def _different(made: Sequence[Made], most: int, alike: float) -> list[Made]:
     return kept
 
 
-def said(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """An error in one line."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if isinstance(error, ValueError) else f"{type(error).__name__}: {words}"

@@ -75,10 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name, command in COMMANDS.items():
         text = (command.run.__doc__ or "").strip()
         sub = commands.add_parser(
-            name,
-            help=text.partition("\n")[0],
-            description=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, help=text.partition("\n")[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         command.arguments(sub)

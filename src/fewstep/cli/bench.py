@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from dataclasses import fields
 from functools import partial
 
 from fewstep.cli.common import at_least, check_device, guidance_argument, guidance_of, pace_arguments, pace_of
@@ -62,9 +63,8 @@ def run(args: argparse.Namespace) -> None:
     check_device(args.device)
     files = {name: Tableau.load(name) for name in args.solver if is_table(name)}
     args.guidance = guidance_of(args.guidance, files, classes=True)
-    names = ("model", "peers", "without", "guidance", "calls", "images", "seeds", "select", "select_images",
-             "select_by", "exact", "features", "data", "resamples", "batch", "device", "out")  # fmt: skip
-    ready = bench.prepare(bench.Asked(solvers=args.solver, pace=pace_of(args), **{n: getattr(args, n) for n in names}))
+    options = {f.name: getattr(args, f.name) for f in fields(bench.Asked) if f.name in args}
+    ready = bench.prepare(bench.Asked(solvers=args.solver, pace=pace_of(args), **options))
     for library, reason in ready.missing.items():
         print(f"{library} takes no part: {reason}", file=sys.stderr)
     if ready.real is None:

@@ -20,17 +20,8 @@ __all__ = ["read_folder"]
 # What Pillow opens without running or asking another program.
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO",
            "SGI", "QOI")  # fmt: skip
-CALLED = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-    ".webp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".avif",
-}  # hidden files of these are pictures
+# Hidden files of these are pictures.
+CALLED = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif"}
 NOTES = {".txt", ".caption", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml",
          ".html", ".log", ".py", ".ipynb", ".sha256", ".md5"}  # fmt: skip
 JUNK = {"thumbs.db", "desktop.ini"}
@@ -170,8 +161,8 @@ def _kinds(files: Sequence[Path], library: Any) -> set[str]:
             _other_size(file, size[::-1], files[0], first[::-1])
         kinds.setdefault(DEEP if mode.startswith("I;16") else KINDS.get(mode, COLOUR), file)
     if len(kinds) > 1 and set(kinds) != {GREY, COLOUR}:
-        said = ", ".join(f"{file} is {kind}" for kind, file in kinds.items())
-        raise ValueError(f"{said}; all pictures have one depth; convert them to one.")
+        each = ", ".join(f"{file} is {kind}" for kind, file in kinds.items())
+        raise ValueError(f"{each}; all pictures have one depth; convert them to one.")
     return set(kinds)
 
 

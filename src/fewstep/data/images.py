@@ -15,7 +15,7 @@ __all__ = ["KNOWN_DATA", "Images", "read_images"]
 # Licence and attribution of data sets that are recognised by the fingerprint of their images and labels.
 KNOWN_DATA = {
     "1f243a60b4b748a4": "Fashion-MNIST, Copyright (c) 2017 Zalando SE, https://tech.zalando.com, MIT licence "
-    "(Xiao, Rasul and Vollgraf 2017, https://arxiv.org/abs/1708.07747)",
+    "(Xiao, Rasul and Vollgraf 2017, https://arxiv.org/abs/1708.07747)"
 }
 
 

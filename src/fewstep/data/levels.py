@@ -49,12 +49,8 @@ def levels(values: np.ndarray, what: str, *, bits: int = 8) -> np.ndarray:
         return _by_parts(values, lambda x: np.rint(x.astype(np.float64) * 255))
     if kind == "f" and -1 <= low < 0 and high <= 1 and max(-low, high) > 0.5:
         return _by_parts(values, lambda x: np.rint((x.astype(np.float64) + 1) * 127.5))
-    if (
-        kind == "f"
-        and low >= 0
-        and LEAST[8] <= high <= 255
-        and bool(_by_parts(values, lambda x: x == np.rint(x)).all())
-    ):
+    far = kind == "f" and low >= 0 and LEAST[8] <= high <= 255
+    if far and bool(_by_parts(values, lambda x: x == np.rint(x)).all()):
         return values.astype(np.uint8)
     raise ValueError(
         f"{what} are {values.dtype} from {low:g} to {high:g}, a scale that cannot be told; images are uint8 beyond 1, "

@@ -23,20 +23,8 @@ HEADER = 10_240  # bytes of an array's header that are read; numpy's own limit i
 SMALL, PACKED = 2**28, 200  # what unpacks to more bytes than SMALL from less than their 200th part is a bomb
 
 # Names that people use, in small letters, without the split and what is no letter or digit.
-PICTURES = (
-    "x",
-    "images",
-    "image",
-    "imgs",
-    "img",
-    "pictures",
-    "pixels",
-    "data",
-    "samples",
-    "inputs",
-    "features",
-    "arr0",
-)
+PICTURES = ("x", "images", "image", "imgs", "img", "pictures", "pixels", "data", "samples", "inputs", "features",
+            "arr0")  # fmt: skip
 LABELS = ("y", "labels", "label", "targets", "target", "classes", "class", "classids", "categories", "arr1")
 NAMES = ("classnames", "labelnames", "targetnames")
 NUMBERING = ("id", "ids", "index", "indices", "idx")
@@ -122,8 +110,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_size: int) -> 
 
 def _pictures(path: Path, members: Sequence[Member]) -> Member:
     """The one array that is meant as pictures."""
-    said = [m for m in members if m.word in PICTURES]
-    exact = [m for m in said if m.key in ("x_train", "x_test")]
+    exact = [m for m in members if m.word in PICTURES and m.key in ("x_train", "x_test")]
     likely = [m for m in exact or members if m.pictures]
     for some in (
         [m for m in likely if m.word in PICTURES and m.split],
@@ -147,20 +134,20 @@ def _pictures(path: Path, members: Sequence[Member]) -> Member:
 def _labels(path: Path, members: Iterable[Member], images: Member) -> Member | None:
     """The one array that is meant as the labels of the pictures, or None where there is none."""
     rest = [m for m in members if m is not images]
-    said = [m for m in rest if m.word in LABELS or m.word.endswith(("label", "labels", "target", "targets"))]
-    said = [m for m in said if m.word != "classes" or m.dtype.kind not in "US"]
+    named = [m for m in rest if m.word in LABELS or m.word.endswith(("label", "labels", "target", "targets"))]
+    named = [m for m in named if m.word != "classes" or m.dtype.kind not in "US"]
     guessed = [m for m in rest if m.shape == images.shape[:1] and m.dtype.kind in "iu" and m.word not in NUMBERING]
     for some in (
-        [m for m in said if m.word == "y" and m.split == images.split],
-        [m for m in said if m.split == images.split],
-        said,
-        [] if said else guessed,
+        [m for m in named if m.word == "y" and m.split == images.split],
+        [m for m in named if m.split == images.split],
+        named,
+        [] if named else guessed,
     ):
         if len(some) == 1:
             return some[0]
-    if not said and not guessed:
+    if not named and not guessed:
         return None
-    held = ", ".join(map(str, said or guessed))
+    held = ", ".join(map(str, named or guessed))
     raise ValueError(
         f"{path} holds {held}, each of which may be the labels; one array is, whole numbers (N,); name it y_train."
     )
@@ -209,9 +196,9 @@ def _texts(given: np.ndarray, what: str) -> tuple[str, ...]:
 
 
 def _unreadable(path: Path, reason: object) -> NoReturn:
-    said = " ".join(str(reason).split())[:200] or type(reason).__name__
+    why = " ".join(str(reason).split())[:200] or type(reason).__name__
     raise ValueError(
-        f"{path} is not a readable npz file ({said}); an npz of plain arrays or a folder of pictures is needed; "
+        f"{path} is not a readable npz file ({why}); an npz of plain arrays or a folder of pictures is needed; "
         "write it with numpy.savez_compressed."
     ) from (reason if isinstance(reason, BaseException) else None)
 
@@ -236,12 +223,10 @@ def classes(
         wrong = given[~(np.isfinite(given) & (given == np.floor(given)))]
         _refuse(f"{what} holds {wrong[0]:g}", "round or number them")
     if one_hot:
-        if given.shape[1] > MOST_CLASSES or not bool(
-            (((given == 0) | (given == 1)).all(1) & (given.sum(1) == 1)).all()
-        ):
-            _refuse(
-                f"{what} has shape {given.shape} and rows that are not one 1 among zeros", "give one class a picture"
-            )
+        ones = ((given == 0) | (given == 1)).all(1) & (given.sum(1) == 1)
+        if given.shape[1] > MOST_CLASSES or not bool(ones.all()):
+            wrong = f"{what} has shape {given.shape} and rows that are not one 1 among zeros"
+            _refuse(wrong, "give one class a picture")
         values, index = np.arange(given.shape[1]), given.argmax(1)
     else:
         values, index = np.unique(given.ravel(), return_inverse=True)
@@ -249,9 +234,8 @@ def classes(
         _refuse(f"{what} has a label {float(values[0]):g}", "renumber them")
     if names is not None:
         if values[-1] >= len(names):
-            _refuse(
-                f"{what} goes up to {float(values[-1]):g} beside {len(names)} class_names", "name each class, or none"
-            )
+            wrong = f"{what} goes up to {float(values[-1]):g} beside {len(names)} class_names"
+            _refuse(wrong, "name each class, or none")
         return values.astype(np.int64)[index], names
     if len(values) > MOST_CLASSES:
         _refuse(f"{what} holds {len(values):,} different numbers", f"give at most {MOST_CLASSES:,} classes")

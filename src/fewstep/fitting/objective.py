@@ -53,15 +53,15 @@ def paired(x: Tensor, y: Tensor) -> Tensor:
 
 def perceived(x: Tensor, y: Tensor, features: Features) -> Tensor:
     """Data and features, each in units of the teacher's variance."""
-    seen = features(torch.cat([x, y]))
-    pairs = ((x, y), seen.chunk(2))
+    phi = features(torch.cat([x, y]))
+    pairs = ((x, y), phi.chunk(2))
     return sum((paired(a, b) / b.var(0).mean().clamp(min=1e-12) for a, b in pairs), start=x.new_zeros(()))
 
 
 def kid(x: Tensor, y: Tensor, features: Features) -> Tensor:
     """The U-statistic of Gretton et al. 2012, eq. 4, which leaves out i = j everywhere: pairs share their noise."""
-    n, seen = len(x), features(torch.cat([x, y]))
-    kernel = _kernel(seen, seen)
+    n, phi = len(x), features(torch.cat([x, y]))
+    kernel = _kernel(phi, phi)
     xx, xy, yy = kernel[:n, :n], kernel[:n, n:], kernel[n:, n:]
     return _apart(xx + yy - xy - xy.mT)
 
@@ -76,11 +76,11 @@ def kid_to(real: Tensor, features: Features) -> Objective:
         constant += (kernel.sum() - kernel.diagonal(first).sum()) / (len(real) * (len(real) - 1))
 
     def distance(x: Tensor, _: Tensor) -> Tensor:
-        seen = features(x)
-        there = real.to(seen.device)
-        if seen.shape[1] != there.shape[1]:
-            raise ValueError(f"got {there.shape[1]} features of real samples and {seen.shape[1]} of samples: take one")
-        return _apart(_kernel(seen, seen)) - 2 * _kernel(seen, there).mean() + constant.to(seen.device)
+        phi = features(x)
+        there = real.to(phi.device)
+        if phi.shape[1] != there.shape[1]:
+            raise ValueError(f"got {there.shape[1]} features of real samples and {phi.shape[1]} of samples: take one")
+        return _apart(_kernel(phi, phi)) - 2 * _kernel(phi, there).mean() + constant.to(phi.device)
 
     return distance
 

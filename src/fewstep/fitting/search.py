@@ -65,8 +65,8 @@ def gits(
     if not gamma > 0:
         raise ValueError(f"got gamma={gamma}: give a number above 0")
     times = as_grid(grid, process, points)
-    found = step_costs(denoiser, process, times, shape=shape, teacher=teacher or Multistep(points=2), **options)
-    return _cut_out(process, times, found, gamma)
+    costs = step_costs(denoiser, process, times, shape=shape, teacher=teacher or Multistep(points=2), **options)
+    return _cut_out(process, times, costs, gamma)
 
 
 @typed
@@ -88,8 +88,8 @@ def klub(
     References: Sabour, Fidler, Kreis, Align your steps, 2024, https://arxiv.org/abs/2404.14507.
     """
     times = as_grid(grid, process, points)
-    found = path_costs(denoiser, process, times, shape=shape, teacher=teacher or Multistep(points=2), **options)
-    return _cut_out(process, times, found, 1.0)
+    costs = path_costs(denoiser, process, times, shape=shape, teacher=teacher or Multistep(points=2), **options)
+    return _cut_out(process, times, costs, 1.0)
 
 
 def _cut_out(process: Process, times: Tensor, costs: Tensor, gamma: float) -> Grid:

@@ -7,15 +7,5 @@ from fewstep.geometry.encode import decode, encode, slerp
 from fewstep.geometry.local import boomerang, jump
 from fewstep.geometry.path import Trajectory, trajectory
 
-__all__ = [
-    "Chain",
-    "Trajectory",
-    "boomerang",
-    "decode",
-    "denoising_mcmc",
-    "encode",
-    "jump",
-    "likelihood_levels",
-    "slerp",
-    "trajectory",
-]
+__all__ = ["Chain", "Trajectory", "boomerang", "decode", "denoising_mcmc", "encode", "jump", "likelihood_levels",
+           "slerp", "trajectory"]  # fmt: skip

@@ -112,8 +112,7 @@ def log_prob(
         tolerance: of the local error of a step, relative and absolute, in the state and in nats.
         max_calls: network calls after which the run is given up with a sentence.
         clock: "t", "log-snr" or "rho": what the steps are adapted in; None is log-SNR, and t where alpha is 0.
-        seed: of the signs and velocities; sample i is number `first` + i.
-        first: the number of the batch's first sample.
+        seed, first: of the signs and velocities; sample i is number `first` + i.
     """
     same_process(denoiser, process)
     if divergence not in ("auto", "exact", "hutchinson"):

@@ -35,8 +35,7 @@ def integrate(
     Args:
         f: (y, u, which) -> dy/du for the samples numbered `which`, each at its own u.
         y: (batch, n) in float64.
-        start: u at the beginning, the same for all.
-        end: u at the end, on either side of `start`.
+        start, end: u at the beginning and the end, the same for all, in either order.
         tolerance: of the local error, relative and absolute.
         max_calls: calls of f in all after which the run is given up.
         groups: the first `groups` columns are measured by themselves, so that neither part hides the other's error.

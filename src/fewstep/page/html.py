@@ -61,10 +61,10 @@ def text(content: str, label: str) -> str:
 
 def code(content: str, label: str) -> str:
     """Lines to take away, with a button that copies them."""
-    said = html.escape(label)
+    safe = html.escape(label)
     copy = "navigator.clipboard.writeText(this.parentElement.nextElementSibling.textContent)"
-    button = f'<button class="fs" aria-label="Copy: {said}" onclick="{copy}">Copy</button>'
-    return f'<div class="fs"><span>{said}</span>{button}</div><pre class="fs wrap">{html.escape(content)}</pre>'
+    button = f'<button class="fs" aria-label="Copy: {safe}" onclick="{copy}">Copy</button>'
+    return f'<div class="fs"><span>{safe}</span>{button}</div><pre class="fs wrap">{html.escape(content)}</pre>'
 
 
 def links(files: Sequence[Path], root: str) -> str:
@@ -85,8 +85,8 @@ def refusal(sentence: str) -> str:
 
 def _figure(kind: str, mime: str, data: bytes, caption: str, width: str = "100%") -> str:
     source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
-    said = html.escape(caption)
+    safe = html.escape(caption)
     return (
-        f'<figure class="fs"><img class="{kind}" style="max-width: {width}" alt="{said}" src="{source}">'
-        f"<figcaption>{said}</figcaption></figure>"
+        f'<figure class="fs"><img class="{kind}" style="max-width: {width}" alt="{safe}" src="{source}">'
+        f"<figcaption>{safe}</figcaption></figure>"
     )

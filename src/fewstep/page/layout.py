@@ -94,13 +94,13 @@ def _samples(gr: Any, models: Mapping[str, str | Path | None], folder: Path) -> 
         chosen = [choice] if second == NOTHING else [choice, replace(choice, solver=second, options="")]
         runs = [Job.of(one, _model(models, name)) for one in chosen]
         yield {placement: ""} | sides[0].empty(shown=True) | sides[1].empty(shown=len(runs) > 1)
-        seen: list[Frame | Finished] = []
-        for seen in side_by_side(runs):
+        latest: list[Frame | Finished] = []
+        for latest in side_by_side(runs):
             now = {status: html.words("Sampling ...")}
-            for side, one in zip(sides, seen, strict=False):
+            for side, one in zip(sides, latest, strict=False):
                 now |= side.shows(one)
             yield now
-        ended = [one for one in seen if isinstance(one, Finished)]
+        ended = [one for one in latest if isinstance(one, Finished)]
         tables = [(one.run.name, one.outcome.table(0)) for one in ended]
         now = {status: html.words("Done."), placement: html.plot(figures.placement(tables), figures.PLACEMENT)}
         for side, one in zip(sides, ended, strict=False):
@@ -142,9 +142,9 @@ class _Side:
         """What clears it, and shows or hides it."""
         return {self.upper: self.gr.update(visible=shown), self.samples: "", self.lower: self.gr.update(visible=False)}
 
-    def shows(self, seen: Frame | Finished) -> dict[Any, Any]:
+    def shows(self, view: Frame | Finished) -> dict[Any, Any]:
         """What shows a run under way."""
-        return {self.samples: html.image(seen.samples, str(seen))}
+        return {self.samples: html.image(view.samples, str(view))}
 
     def ends(self, end: Finished, folder: Path) -> dict[Any, Any]:
         """What shows a run at its end."""

@@ -177,8 +177,8 @@ def side_by_side(runs: Sequence[Job]) -> Generator[list[Frame | Finished], None,
     """Runs in turns, and gives what each was seen at last; all have finished in the last that is given."""
     with ExitStack() as stack:
         watched = [stack.enter_context(closing(frames(run))) for run in runs]
-        seen = [next(one) for one in watched]
-        yield list(seen)
-        while not all(isinstance(one, Finished) for one in seen):
-            seen = [next(one, last) for one, last in zip(watched, seen, strict=True)]
-            yield list(seen)
+        latest = [next(one) for one in watched]
+        yield list(latest)
+        while not all(isinstance(one, Finished) for one in latest):
+            latest = [next(one, last) for one, last in zip(watched, latest, strict=True)]
+            yield list(latest)

@@ -64,7 +64,7 @@ def write_folder(
     )
     test = accuracy(net, data["x_test"], data["y_test"])
     unseen = accuracy(net, data["x_train"][held_out], data["y_train"][held_out])
-    seen = accuracy(net, data["x_train"][keep], data["y_train"][keep])
+    learnt = accuracy(net, data["x_train"][keep], data["y_train"][keep])
     floor = load_reference(out / "reference.safetensors").floor(512)
     parameters = sum(p.numel() for p in net.parameters())
     about = read_images(path)
@@ -78,7 +78,7 @@ is the feature space in which fewstep measures samples of this data set.
 |---|---|
 | accuracy, {len(data["x_test"]):,} test images | {100 * test:.2f} % |
 | accuracy, {HELD_OUT:,} held-out training images | {100 * unseen:.2f} % |
-| accuracy, images trained on | {100 * seen:.2f} % |
+| accuracy, images trained on | {100 * learnt:.2f} % |
 | data-to-data floor at 512 images: Frechet distance | {floor.frechet:.4f} |
 | the same: kernel distance | {floor.kernel:.5f} +- {floor.kernel_error:.5f} |
 | the same: precision, recall, density, coverage (k = 5) | {floor.precision:.3f}, {floor.recall:.3f}, """

@@ -49,12 +49,8 @@ class Classifier(nn.Module):
         classes: int = 10,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
-            "shape": list(shape),
-            "channels": list(channels),
-            "features": features,
-            "classes": classes,
-        }
+        self.config: dict[str, Any] = {"shape": list(shape), "channels": list(channels)}
+        self.config |= {"features": features, "classes": classes}
         a, b, c = channels
         left = [-(-(side // 4) // 2) for side in shape[1:]]  # positions after two halvings and one more, rounded up
         if not all(left):
@@ -197,10 +193,8 @@ def load_classifier(folder: str | Path | None = None) -> Classifier:
     if wanted != found:
         name = next(k for k in (*wanted, *found) if wanted.get(k) != found.get(k))
         has, asks = (str(tuple(v[name])) if name in v else "missing" for v in (found, wanted))
-        raise ValueError(
-            f"{folder / 'weights.safetensors'} has {short(name)} as {has}, its config.json asks for {asks}; "
-            "write the folder again."
-        )
+        weights = f"{folder / 'weights.safetensors'} has {short(name)} as {has}"
+        raise ValueError(f"{weights}, its config.json asks for {asks}; write the folder again.")
     net = Classifier(**sizes)
     net.load_state_dict(state, strict=False)
     net.eval()

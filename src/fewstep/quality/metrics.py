@@ -171,10 +171,8 @@ def neighbours(real: Features, fake: Features, *, k: int = 5) -> Neighbours:
     """
     real, fake = _pair(real, fake, least=2)
     if not 1 <= k < min(len(real), len(fake)):
-        raise ValueError(
-            f"k came as {k} for {len(real)} real and {len(fake)} generated features; it is at least 1 and below both; "
-            "choose a smaller k or more samples."
-        )
+        sets = f"{len(real)} real and {len(fake)} generated features; it is at least 1 and below both"
+        raise ValueError(f"k came as {k} for {sets}; choose a smaller k or more samples.")
     r_real, r_fake = _radii(real, k), _radii(fake, k)
     in_real = torch.zeros(len(fake), dtype=torch.float64)  # number of real balls that hold y_j
     recalled, covered = [], []
@@ -184,12 +182,9 @@ def neighbours(real: Features, fake: Features, *, k: int = 5) -> Neighbours:
         in_real += inside.sum(0)
         covered.append(inside.any(1))
         recalled.append((distance <= r_fake).any(1))
-    return Neighbours(
-        precision=float((in_real > 0).double().mean()),
-        recall=float(torch.cat(recalled).double().mean()),
-        density=float(in_real.mean() / k),
-        coverage=float(torch.cat(covered).double().mean()),
-    )
+    shares = (in_real > 0, torch.cat(recalled), torch.cat(covered))
+    precision, recall, coverage = (float(v.double().mean()) for v in shares)
+    return Neighbours(precision=precision, recall=recall, density=float(in_real.mean() / k), coverage=coverage)
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
@@ -233,14 +228,8 @@ def compare(real: Features, fake: Features, *, k: int = 5) -> Quality:
     real, fake = _pair(real, fake, least=4)
     n = min(len(real), len(fake))
     kernel, near = kernel_distance(real, fake), neighbours(real[:n], fake[:n], k=k)
-    return Quality(
-        samples=len(fake),
-        reference=len(real),
-        frechet=frechet_distance(real, fake),
-        kernel=kernel.value,
-        kernel_error=kernel.error,
-        **asdict(near),
-    )
+    return Quality(samples=len(fake), reference=len(real), frechet=frechet_distance(real, fake), kernel=kernel.value,
+                   kernel_error=kernel.error, **asdict(near))  # fmt: skip
 
 
 def _pair(a: Features, b: Features, *, least: int) -> tuple[Tensor, Tensor]:
@@ -253,9 +242,8 @@ def _pair(a: Features, b: Features, *, least: int) -> tuple[Tensor, Tensor]:
         )
     for name, v in (("first", a), ("second", b)):
         if not bool(torch.isfinite(v).all()):
-            raise ValueError(
-                f"the {name} features hold NaN or infinity; finite numbers are needed; look at the samples."
-            )
+            wrong = f"the {name} features hold NaN or infinity"
+            raise ValueError(f"{wrong}; finite numbers are needed; look at the samples.")
     return a, b
 
 

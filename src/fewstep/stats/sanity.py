@@ -148,18 +148,18 @@ def check_prediction(
                  reading, name) for name, (misfit, size) in found.items()]  # fmt: skip
 
     own, safe, *others = _readings(denoiser)
-    seen = trial(own)
-    declared = next(misfit for _, misfit, _, name in seen if name == denoiser.predicts)
+    trials = trial(own)
+    declared = next(misfit for _, misfit, _, name in trials if name == denoiser.predicts)
     for other in [] if declared <= FITS else [safe, *others]:
-        if other is others[0] and any(mark < SETTLED and misfit <= FITS for mark, misfit, *_ in seen):
+        if other is others[0] and any(mark < SETTLED and misfit <= FITS for mark, misfit, *_ in trials):
             break
         with suppress(Exception):  # called with what it was not made for, a network may do anything
-            seen += trial(other)
-    mark, best, reading, name = min(seen, key=lambda one: (one[1] > LOOSE, one[0]))
+            trials += trial(other)
+    mark, best, reading, name = min(trials, key=lambda one: (one[1] > LOOSE, one[0]))
     if declared <= FITS or best > min(BETTER * declared, LOOSE):
         reading, best, name = own, declared, denoiser.predicts
     near = 1.5 * best + 0.01
-    names = [n for _, misfit, one, n in sorted(seen, key=lambda one: one[1]) if one is reading and misfit <= near]
+    names = [n for _, misfit, one, n in sorted(trials, key=lambda one: one[1]) if one is reading and misfit <= near]
     names = tuple(n for n in names if not n.startswith("-")) or tuple(names)
     warned = reading is not own or name != denoiser.predicts
     if not warned and best > LOOSE:
@@ -168,7 +168,7 @@ def check_prediction(
         sentence = f"looks like {' or '.join(names)}, as it is wrapped (misfit {best:.2g})"
     else:
         passed = [(reading, known) for known in names] + [(own, denoiser.predicts)]
-        rest = [one for one in seen if one[1] <= LOOSE and one[2:] not in passed]
+        rest = [one for one in trials if one[1] <= LOOSE and one[2:] not in passed]
         second = min(rest, key=lambda one: one[0], default=(math.inf, 0.0, own, ""))
         tied = second[0] < TIE * mark
         looks = _looks(denoiser, reading, names) + (f", or {_looks(denoiser, second[2], second[3:])}" if tied else "")

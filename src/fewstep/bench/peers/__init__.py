@@ -10,11 +10,7 @@ from fewstep.bench.contender import Contender
 
 __all__ = ["LIBRARIES", "peers"]
 
-LIBRARIES = {
-    "diffusers": "diffusers",
-    "k-diffusion": "k_diffusion",
-    "torchdiffeq": "torchdiffeq",
-}
+LIBRARIES = {"diffusers": "diffusers", "k-diffusion": "k_diffusion", "torchdiffeq": "torchdiffeq"}
 
 
 def peers(patterns: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:

@@ -17,11 +17,4 @@ from fewstep.interop.diffusers.convention import Convention, convention_of  # no
 from fewstep.interop.diffusers.folder import DiffusersModel, load_folder  # noqa: E402
 from fewstep.interop.diffusers.scheduler import FewStepScheduler, FewStepSchedulerOutput  # noqa: E402
 
-__all__ = [
-    "Convention",
-    "DiffusersModel",
-    "FewStepScheduler",
-    "FewStepSchedulerOutput",
-    "convention_of",
-    "load_folder",
-]
+__all__ = ["Convention", "DiffusersModel", "FewStepScheduler", "FewStepSchedulerOutput", "convention_of", "load_folder"]

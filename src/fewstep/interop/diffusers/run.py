@@ -84,14 +84,14 @@ class PipelineRun:
 
     def step(self, output: Tensor, sample: Tensor, noises: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
         """The state at the next call (at last: of the run) of what the network returned at `sample`; and x0_hat."""
-        z, moved = self._came_in(sample)
+        z, change = self._came_in(sample)
         if self.done == 0 and self.schedule.table.noises:
             self.start = z
-        after = None if moved is None else self._moving(moved)
-        seen: list[Tensor] = []
-        see = lambda row, t, z, x0: seen.append(x0)  # noqa: E731
-        self.kept = self.standing.onward(output.to(z.dtype), z, noises, after=after, callback=see)
-        return self.kept.to(sample.dtype, copy=True), seen[0].to(sample.dtype)
+        after = None if change is None else self._moving(change)
+        predictions: list[Tensor] = []
+        keep = lambda row, t, z, x0: predictions.append(x0)  # noqa: E731
+        self.kept = self.standing.onward(output.to(z.dtype), z, noises, after=after, callback=keep)
+        return self.kept.to(sample.dtype, copy=True), predictions[0].to(sample.dtype)
 
     def noises(self, sample: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Iterator[Tensor]:
         """Standard normals like a state, drawn when asked for; without a generator, from one its first state seeds."""
@@ -110,12 +110,12 @@ class PipelineRun:
         z = torch.where(self.kept.to(sample) == sample, self.kept.to(z), z)
         return z, z - self.kept.to(z)
 
-    def _moving(self, moved: Tensor) -> After | None:
+    def _moving(self, change: Tensor) -> After | None:
         """The hook that moves the later rows of the call's own time by what of its change does not reach them."""
         rows, (k, last) = self.schedule.table.rows, self.standing.span
         same = [j for j in range(k + 1, last + 1) if rows[j].t == rows[k].t and rows[j].given is None]
         share = {j: 1.0 - c for j in same if isinstance(c := rows[j].form.terms.get(("z", k), 0.0), float) and c != 1.0}
-        return (lambda row, t, z: z.add(moved, alpha=share[row]) if row in share else z) if share else None
+        return (lambda row, t, z: z.add(change, alpha=share[row]) if row in share else z) if share else None
 
 
 class Runs:

@@ -8,6 +8,7 @@ regular file. A snapshot in the Hub's cache may link to its own blobs. Pickles m
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -96,13 +97,7 @@ def _component(path: Path, key: str, value: Any) -> tuple[str, str] | None:
 
 
 def _is_name(value: Any) -> bool:
-    return (
-        isinstance(value, str)
-        and value.isascii()
-        and value.isidentifier()
-        and len(value) < 200
-        and not value.startswith("_")
-    )
+    return isinstance(value, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_]{0,198}", value) is not None
 
 
 def _is_part(library: str) -> bool:

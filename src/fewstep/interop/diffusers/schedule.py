@@ -60,14 +60,14 @@ def _begun_at_a_call(table: Tableau) -> Tableau:
         raise ValueError("got a table that reads its start after it has moved on from it: a pipeline cannot run it")
     drawn = 1 + max((s[-1] for s, _ in table.rows[first].form if s[0] == "xi"), default=-1)
 
-    def moved(s: Any) -> Any:
+    def renumbered(s: Any) -> Any:
         if s[0] == "xi":
             return "xi", s[1] - drawn
         return (s[0], s[1] - first, s[2], s[3] - drawn) if s[0] == "root" else (s[0], s[1] - first, *s[2:])
 
     start, *rest = table.rows[first:]
     rows = [Row(start.t, start.at, Form({}), "start", start.to)]
-    rows += [replace(row, form=Form({moved(s): c for s, c in row.form})) for row in rest]
+    rows += [replace(row, form=Form({renumbered(s): c for s, c in row.form})) for row in rest]
     heads = {(k - first, head): pair for (k, head), pair in table.heads.items()}
     return replace(table, rows=tuple(rows), noises=table.noises[drawn:], heads=heads)
 

@@ -24,9 +24,8 @@ from fewstep.denoiser.guidance.threshold import Thresholded
 from fewstep.files import read_json
 from fewstep.interop.diffusers.convention import convention_of, translated
 from fewstep.interop.diffusers.run import Runs
-from fewstep.interop.diffusers.saved import completed, scheduler_file
+from fewstep.interop.diffusers.saved import completed, scheduler_file, solver_of
 from fewstep.interop.diffusers.schedule import Schedule, from_row
-from fewstep.interop.diffusers.solvers import solver_of
 from fewstep.interop.diffusers.times import asked_for, is_ramp
 from fewstep.loop.excess import warn_of_excess
 from fewstep.process import Process
