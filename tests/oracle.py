@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fewstep.check.exact import (
     Problem as _Problem,
-    gaussian_map as gaussian_map,
     grid as grid,
     law_error as law_error,
     mixture as denoiser,
@@ -18,7 +17,7 @@ from fewstep.check.exact import (
     small as process,
     starts as starts,
 )
-from fewstep.denoiser import Mixture
+from fewstep.denoiser import Gaussian, Mixture
 from fewstep.process import Process
 from fewstep.process.base import derivative
 from fewstep.process.operator import Coefficient, apply, inverse
@@ -74,3 +73,15 @@ def numbers(table: Tableau) -> list[dict[tuple, Coefficient]]:
     calls = {k: i for i, k in enumerate(k for k, row in enumerate(table.rows) if row.at is not None)}
     rows = [row for row in table.rows[1:] if row.at is not None] + [table.rows[-1]]
     return [{(s[0], calls[s[1]] if s[0] == "y" else s[1]): c for s, c in row.form} for row in rows]
+
+
+def gaussian_map(oracle: Gaussian, z: Tensor, t: float, s: float) -> Tensor:
+    """The ODE on Gaussian data with M and R diagonal: z - mean grows like the marginal's standard deviation."""
+    p = oracle.process
+    mean, std = p.coordinates(oracle.means)[0], oracle.stds[0]
+
+    def spread(u: float) -> Tensor:
+        m = p.M(u)
+        return apply(m * m, std**2 * torch.ones_like(mean)) + apply(p.Sigma(u), torch.ones_like(mean))
+
+    return apply(p.M(s), mean) + (spread(s) / spread(t)).sqrt() * (z - apply(p.M(t), mean))

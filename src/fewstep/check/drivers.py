@@ -254,19 +254,9 @@ def order(cell: DriverCell) -> Verdict:
 
 
 DRIVER_VERDICTS: dict[str, Callable[[DriverCell], Verdict]] = {
-    "finite": finite,
-    "calls": calls,
-    "outcome": outcome,
-    "repeat": repeat,
-    "batch": batch,
-    "dtype": dtype,
-    "replay": replay,
-    "order": order,
-    "tolerance": tolerance,
-    "marginals": marginals,
-    "ends": ends,
-    "error-10": error,
-}
+    "finite": finite, "calls": calls, "outcome": outcome, "repeat": repeat, "batch": batch, "dtype": dtype,
+    "replay": replay, "order": order, "tolerance": tolerance, "marginals": marginals, "ends": ends, "error-10": error,
+}  # fmt: skip
 
 
 def _again(cell: DriverCell, found: Outcome, x: Tensor, i: int) -> Tensor:

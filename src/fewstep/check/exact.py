@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep.check.exactness import covariance, stacked
-from fewstep.denoiser import Bridged, Gaussian, Mixture
+from fewstep.denoiser import Bridged, Mixture
 from fewstep.denoiser.base import Around, Denoiser
 from fewstep.denoiser.bridged import End
 from fewstep.process import ALL_PROCESSES, Process
@@ -28,7 +28,7 @@ from fewstep.process.operator import Coefficient, apply, cholesky, inverse, magn
 from fewstep.process.quadrature import gauss, lagrange
 from fewstep.tableau import Tableau
 
-__all__ = ["STD", "Problem", "gaussian_map", "grid", "integrate", "law_error", "law_errors", "mixture", "problem",
+__all__ = ["STD", "Problem", "grid", "integrate", "law_error", "law_errors", "mixture", "problem",
            "quantile_map", "runnable", "shift", "singular_ends", "small", "starts"]  # fmt: skip
 
 LOW, HIGH = -2.5, 2.5  # the moderate log-SNR range, in which errors of every order are far above rounding
@@ -174,18 +174,6 @@ def quantile_map(oracle: Mixture, z: Tensor, t: float, s: float) -> Tensor:
         right = torch.where(lower, b < target, a > target)  # the answer lies to the right
         low, high = torch.where(right, middle, low), torch.where(right, high, middle)
     return ((low + high) / 2)[:, None]
-
-
-def gaussian_map(oracle: Gaussian, z: Tensor, t: float, s: float) -> Tensor:
-    """The ODE on Gaussian data with M and R diagonal: z - mean grows like the marginal's standard deviation."""
-    p = oracle.process
-    mean, std = p.coordinates(oracle.means)[0], oracle.stds[0]
-
-    def spread(u: float) -> Tensor:
-        m = p.M(u)
-        return apply(m * m, std**2 * torch.ones_like(mean)) + apply(p.Sigma(u), torch.ones_like(mean))
-
-    return apply(p.M(s), mean) + (spread(s) / spread(t)).sqrt() * (z - apply(p.M(t), mean))
 
 
 def integrate(oracle: Mixture, z: Tensor, t: float, s: float) -> Tensor:

@@ -64,7 +64,9 @@ def gaussian(table: Tableau, std: float) -> list[Moved]:
 
     The start is M x0 + r eps with r r^T = std^2 M M^T + Sigma; at std = 0, r = R.
     """
-    return [_moved(form) for form in _forms(table, std, lambda i: Form.of(("xi", i)))]
+    forms = _forms(table, std, lambda i: Form.of(("xi", i)))
+    noises = [{s[1]: c for s, c in form if s[0] == "xi"} for form in forms]
+    return [(form.terms.get(_X0, 0.0), form.terms.get(_EPS, 0.0), xi) for form, xi in zip(forms, noises, strict=True)]
 
 
 def stacked(table: Tableau, std: float) -> list[tuple[Coefficient, Coefficient, Coefficient]]:
@@ -182,40 +184,28 @@ def _value(table: Tableau, symbol: Symbol, made: list[Form], std: float, noise: 
         return made[symbol[1]]
     if kind == "xi":
         return noise(symbol[1])
-    p, j = table.process, symbol[1]
+    p, j, t = table.process, symbol[1], _evaluated(table.rows[symbol[1]])
+    m = p.M(t)
+    matched: Coefficient = transpose(m) * inverse(p.Sigma(t)) if std else 0.0
+    n = matched * m if std else 0.0
+    shrink = inverse(1.0 + std**2 * n)
     if kind == "root" and symbol[2] in VARIANCES:
-        m = p.M(_evaluated(table.rows[j]))
-        n = transpose(m) * inverse(p.Sigma(_evaluated(table.rows[j]))) * m
-        return root(std**2 * n * inverse(1.0 + std**2 * n)) * noise(symbol[3])
+        return root(std**2 * n * shrink) * noise(symbol[3])
     if kind != "y" or table.output != "x0":
-        raise ValueError(
-            f"the table reads {symbol}, whose value on one point is the network's own: check the table in x0"
-        )
-    if std == 0:
-        d = Form.of(_X0)
-    else:
-        m = p.M(_evaluated(table.rows[j]))
-        matched = transpose(m) * inverse(p.Sigma(_evaluated(table.rows[j])))
-        shrink = inverse(1.0 + std**2 * (matched * m))
-        d = shrink * Form.of(_X0) + (std**2 * (shrink * matched)) * made[j]
+        own = f"the table reads {symbol}, whose value on one point is the network's own"
+        raise ValueError(f"{own}: check the table in x0")
+    d = shrink * Form.of(_X0) + (std**2 * (shrink * matched)) * made[j] if std else Form.of(_X0)
     if symbol[2] in ("x0", "base"):
         return d
-    if symbol[2] == "guidance":
+    if symbol[2] == "guidance" or (symbol[2] == "derivative" and not std):
         return 0.0 * d
     if symbol[2] == "derivative":  # -1/2 Var(x0 | z) M^T Sigma^-1 G G^T Sigma^-1 (z - M D), zero on one point
-        t = _evaluated(table.rows[j])
-        m, back = p.M(t), inverse(p.Sigma(t))
-        pull = transpose(m) * back * p.GG(t) * back
-        return (-0.5 * std**2 * inverse(1.0 + std**2 * (transpose(m) * back * m)) * pull) * (made[j] - m * d)
+        pull = matched * p.GG(t) * inverse(p.Sigma(t))
+        return (-0.5 * std**2 * shrink * pull) * (made[j] - m * d)
     if (j, symbol[2]) not in table.heads:
         raise ValueError(f"the table reads output {symbol[2]!r}, whose value on one point is the network's own")
     a, b = table.heads[j, symbol[2]]
     return a * made[j] + b * d
-
-
-def _moved(form: Form) -> Moved:
-    noises = {s[1]: c for s, c in form if s[0] == "xi"}
-    return form.terms.get(_X0, 0.0), form.terms.get(_EPS, 0.0), noises
 
 
 def _evaluated(row: Row) -> float:

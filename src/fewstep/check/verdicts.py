@@ -250,19 +250,9 @@ def compiled(cell: Cell) -> Verdict:
 
 
 VERDICTS: dict[str, Finding] = {
-    "calls": calls,
-    "finite": finite,
-    "repeat": repeat,
-    "batch": batch,
-    "dtype": dtype,
-    "point-mass": mass,
-    "moments": moments,
-    "order": order,
-    "strong-order": strong,
-    "marginals": marginals,
-    "ends": ends,
-    "error-10": ten,
-}
+    "calls": calls, "finite": finite, "repeat": repeat, "batch": batch, "dtype": dtype, "point-mass": mass,
+    "moments": moments, "order": order, "strong-order": strong, "marginals": marginals, "ends": ends, "error-10": ten,
+}  # fmt: skip
 
 
 def _ladder(cell: Cell) -> tuple[int, int]:

@@ -53,15 +53,12 @@ def write_folder(
     save_classifier(out, net)
     keep, held_out = split(seed, len(data["x_train"]))
     stored = held_out[:STORED]
-    save_reference(
-        out / "reference.safetensors",
-        Reference(
-            test=net.features(images_to_tensor(data["x_test"])),
-            test_labels=torch.from_numpy(data["y_test"].astype(np.int64)),
-            held_out=net.features(images_to_tensor(data["x_train"][stored])),
-            held_out_labels=torch.from_numpy(data["y_train"][stored].astype(np.int64)),
-        ),
-    )
+    features = lambda images: net.features(images_to_tensor(images))  # noqa: E731
+    classes = lambda labels: torch.from_numpy(labels.astype(np.int64))  # noqa: E731
+    save_reference(out / "reference.safetensors", Reference(
+        test=features(data["x_test"]), test_labels=classes(data["y_test"]),
+        held_out=features(data["x_train"][stored]), held_out_labels=classes(data["y_train"][stored]),
+    ))  # fmt: skip
     test = accuracy(net, data["x_test"], data["y_test"])
     unseen = accuracy(net, data["x_train"][held_out], data["y_train"][held_out])
     learnt = accuracy(net, data["x_train"][keep], data["y_train"][keep])
