@@ -31,12 +31,11 @@ import numpy as np
 import torch
 
 import fewstep as fs
-from fewstep import bench
+from fewstep import bench, saved
 from fewstep.cli import main
 from fewstep.files import load_tensors, read_json, read_record
-from fewstep.fitting import saved
 from fewstep.model import build_network, save_model
-from fewstep.stats import Statistics, measurement
+from fewstep.stats import Statistics
 from fewstep.train.loop import read_header
 
 RENAMES = ("replace", "rename", "link")
@@ -219,7 +218,7 @@ def every(plans: list[Any], most: int | None) -> list[Any]:
 def go(args: argparse.Namespace) -> int:
     """All kills; prints a line a command, and the faults."""
     torch.set_num_threads(1)
-    saved._EVERY = measurement._EVERY = -1.0
+    saved._EVERY = -1.0
     bench.figures = lambda *_: [("plot", Figure())]
     kinds = RENAMES + (OTHERS if args.points == "all" else ())
     number = signal.SIGTERM if args.signal == "TERM" else signal.SIGKILL

@@ -138,10 +138,10 @@ def test_it_returns_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    ({"size": 0}, "^got size=0: give the numbers of a sample"),
-    ({"std": -1.0}, "^got std=-1.0: give the deviation"),
-    ({"std": math.inf}, "^got std=inf: give the deviation"),
-    ({"error": -0.1}, "^got error=-0.1: give the deviation"),
+    ({"size": 0}, "^got size=0: give a number of at least 1"),
+    ({"std": -1.0}, "^got std=-1.0: give a finite number of at least 0"),
+    ({"std": math.inf}, "^got std=inf: give a finite number of at least 0"),
+    ({"error": -0.1}, "^got error=-0.1: give a finite number of at least 0"),
 ])  # fmt: skip
 def test_it_refuses_what_makes_no_sense(options, said):
     with pytest.raises(ValueError, match=said):

@@ -173,7 +173,7 @@ def _measure(folder: Path, **options: Any) -> Any:
 
 def _left(run: Callable[[Path], Any], folder: Path) -> None:
     """What a run has written while it worked, its end apart."""
-    with mock.patch("pathlib.Path.unlink"), mock.patch("fewstep.stats.measurement._EVERY", -1.0):
+    with mock.patch("pathlib.Path.unlink"), mock.patch("fewstep.saved._EVERY", -1.0):
         run(folder)
     for path in folder.iterdir():
         if not path.name.endswith((".part", ".starts", ".teacher")):
