@@ -137,10 +137,10 @@ def test_the_default_start_of_a_network_has_its_own_grid():
 
     denoiser = fs.wrap(network, VP, predicts="noise", time="t")
     task = Task(conditioned=lambda _: denoiser, process=VP, shape=(6,), samples=8, held_out=8, batch=8, seed=0)
-    grids = _grids(task, None, 5, lambda grid: grid)
+    grids = _grids(task, None, 5)
     assert torch.equal(grids["default"](VP, 5), fs.Default(predicts="noise", size=6).grid("default")(VP, 5))
     assert not torch.equal(grids["default"](VP, 5), fs.GRIDS["default"](VP, 5))
-    assert _grids(task, "default", 5, lambda grid: grid)["default"] is fs.GRIDS["default"]
+    assert _grids(task, "default", 5)["default"] is fs.GRIDS["default"]
 
 
 def test_the_best_of_the_tried_starts_is_taken():
@@ -268,12 +268,13 @@ def sampled():
     return fs.sample(mixture(), VP, steps=40, shape=(512, 2), seed=5, dtype=torch.float64)
 
 
-def test_a_fit_ends_at_sigma_zero_where_asked():
-    table = fit(final="zero", solver=None, grid=None)
+def test_a_fit_ends_at_sigma_zero_unless_asked_otherwise():
+    table = fit(solver=None, grid=None)
     assert table.grid[-1] == 0.0
     assert table.card["final"] == "zero"
     assert table.card["rmse"]["fitted"] < table.card["rmse"]["start"]
-    assert fit().grid[-1] == VP.t_min
+    state = fit(final="state")
+    assert (state.grid[-1], state.card["final"]) == (VP.t_min, "state")
 
 
 @pytest.mark.parametrize("name", ["features", "kid"])
@@ -370,7 +371,7 @@ def test_a_table_of_another_model_warns():
             "real samples with method='dp'",
         ),
         ({"features": torch.flatten}, "no use for them"),
-        ({"solver": "heun", "steps": 3}, "heun|4 calls|2 or 4"),
+        ({"solver": "heun", "steps": 3, "final": "state"}, "heun|4 calls|2 or 4"),
         ({"conditioned": lambda _: mixture()}, "both a denoiser and conditioned"),
         ({"held_out": 1}, "held_out=1"),
         ({"steps": 0}, "steps=0"),
