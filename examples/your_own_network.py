@@ -32,7 +32,7 @@ class Network(nn.Module):
 
 net = Network()
 optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-STEPS = 2500
+STEPS = 1500
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
 for _ in range(STEPS):
     angle = 2 * torch.pi * torch.rand(512)
