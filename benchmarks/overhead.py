@@ -45,7 +45,8 @@ def cases(model: fs.Model, solver: str, steps: int, batch: int, device: str) -> 
     table, shape = fs.tabulate(solver, model.process, steps=steps), (batch, *model.shape)
     denoiser = model.denoiser([k % max(len(model.labels), 1) for k in range(batch)] if model.labels else None)
     inputs = torch.randn(shape, device=device)
-    times = [denoiser.ready(row.at)._label(inputs, torch.float32) for row in table.rows if row.at is not None]
+    labels = [denoiser.ready(row.at).label for row in table.rows if row.at is not None]
+    times = [torch.full((batch,), label, device=device) for label in labels]
     run = partial(fs.sample, denoiser, model.process, solver=table, shape=shape, device=device, progress=False)
 
     def calls() -> None:
