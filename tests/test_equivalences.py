@@ -22,6 +22,7 @@ SCALAR = [name for name, make in PROCESSES.items() if make.kind == "scalar"]
 NOT_INVARIANT = (
     *("ddpm-beta", "euler", "pndm", "deis-tab-1", "deis-tab-2", "deis-tab-3", "l-deis-1", "l-deis-2"),
     *("gddim-1", "gddim-2", "gddim-3", "gddim-1-pc", "gddim-2-pc", "gddim-3-pc"),
+    *("resshift", "momentum"),  # carry the state's noise in the process's own scale
     *("euler-maruyama", "reverse-diffusion", "predictor-corrector-annealed", "taylor-2"),
     *("quasi-taylor-2", "quasi-taylor-3", "quasi-taylor-2-sde", "quasi-taylor-3-sde"),
 )

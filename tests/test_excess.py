@@ -25,7 +25,7 @@ WIDE = {
     "dpm-solver-fast", "deis-rhork-kutta3", "euler-maruyama",
     "reverse-diffusion", "annealed-langevin", "predictor-corrector-annealed", "stsp", "quasi-taylor-2",
     "quasi-taylor-3", "quasi-taylor-2-sde", "quasi-taylor-3-sde", "dpm-2m-sde", "dpm-2-ancestral",
-    "dpm-2-ancestral-flow", "restart",
+    "dpm-2-ancestral-flow", "restart", "momentum",
 }  # fmt: skip
 WIDE_ON_SUB_VP = {"multistep-3", "multistep-pc-3", "dpmpp-3m-sde", "sa-solver"}
 WIDE_ON_EDM = {"dpmpp-3m-sde", "sa-solver"}

@@ -128,10 +128,10 @@ def test_ten_calls_on_a_mixture_of_sharp_parts(process, plain, corrected):
     means = 1.2 * torch.randn(5, 3, dtype=torch.float64, generator=g)
     mixture = fs.Mixture(p, means, 0.1 + 0.3 * torch.rand(5, dtype=torch.float64, generator=g))
     x = p.prior(torch.randn(64, *p.state_shape((3,)), dtype=torch.float64, generator=g))
-    exact = fs.sample(mixture, p, solver="multistep-pc-3", grid="logistic", steps=120, x=x)
+    exact = fs.sample(mixture, p, solver="multistep-pc-3", grid="logistic", steps=120, x=x, final="state")
 
     def miss(solver: str, grid: str) -> float:
-        z = fs.sample(mixture, p, solver=solver, grid=grid, steps=10, x=x)
+        z = fs.sample(mixture, p, solver=solver, grid=grid, steps=10, x=x, final="state")
         return float((z - exact).flatten(1).norm(dim=1).median())
 
     others = [("deis-tab-2", "power"), ("multistep-3", "log-snr"), ("deis-tab-3", "logistic")]

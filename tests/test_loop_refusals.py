@@ -60,7 +60,7 @@ def test_wrong_shapes_name_the_row():
         ({"solver": 3}, "got a int as solver"),
         ({"shape": (0, 2)}, "at least 1"),
         ({"dtype": torch.bfloat16}, "float32 or float64"),
-        ({"final": "data"}, "choose state or denoise"),
+        ({"final": "data"}, "choose zero, state or denoise"),
         ({"x": torch.zeros(2, 2)}, "both a shape and a start"),
     ],
 )

@@ -114,7 +114,7 @@ def test_dpm_2_is_eulers_step_with_the_slope_at_the_geometric_mean():
 )
 def test_fast_meets_every_number_of_calls(calls, plan):
     p = fs.VP()
-    table = fs.tabulate("dpm-solver-fast", p, nfe=calls)
+    table = fs.tabulate("dpm-solver-fast", p, nfe=calls, final="state")
     assert table.nfe == calls
     assert [row.t for row in table.rows] == table.grid.tolist()
     starts_at = [max(s[1] for s, _ in row.form if s[0] == "z") for row in table.rows[1:]]

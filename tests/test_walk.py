@@ -245,7 +245,7 @@ def test_a_compiled_network_is_called_once_for_both_predictions_of_a_guided_one(
 
 
 def test_what_has_no_network_is_not_compiled():
-    with pytest.raises(ValueError, match="got a function to compile, in which there is no wrapped network"):
+    with pytest.raises(ValueError, match="got a function to compile, with no wrapped network in it"):
         fs.sample(lambda z, t: z, VP, shape=(2, 3), compile=True)
 
 

@@ -100,8 +100,7 @@ def test_whether_a_table_widens_data_takes_as_many_operations_for_more_steps(sol
         with Operations() as seen:
             excess_module.excess(table)
         counts.append(len(seen.names))
-    assert counts[0] == counts[1] == counts[2]
-    assert 0 < counts[0] < 60
+    assert counts[0] == counts[1] == counts[2] < 60  # none where all is numbers
 
 
 @pytest.mark.parametrize(("solver", "most"), [("ddim", 240), ("unipc-3", 260), (None, 780)])

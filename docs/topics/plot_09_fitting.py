@@ -35,6 +35,7 @@ table = fs.fit(
     shape=(2,),
     solver="dpmpp-2m",
     grid="logistic",
+    final="state",
     samples=256,
     held_out=128,
     batch=64,
@@ -45,9 +46,9 @@ table = fs.fit(
 for name, value in table.card["rmse"].items():
     print(f"held-out distance to the teacher, {name}: {value:.3f}")
 
-start = fs.tabulate("dpmpp-2m", process, grid="logistic", steps=4)
+start = fs.tabulate("dpmpp-2m", process, grid="logistic", steps=4, final="state")
 x = process.prior(fs.Noise(seed=0).normal("initial", 0, (300, 2)))
-teacher = fs.sample(oracle, process, solver="multistep-3", steps=40, x=x)
+teacher = fs.sample(oracle, process, solver="multistep-3", steps=40, final="state", x=x)
 fig, axes = plt.subplots(1, 2, figsize=(8.4, 4.0), sharex=True, sharey=True)
 for axis, (name, how) in zip(axes, (("before", start), ("after", table)), strict=True):
     ends = fs.sample(oracle, process, solver=how, x=x)
