@@ -266,8 +266,22 @@ class UniDB(GOUB):
         return self.length + math.log1p(-min(self.gamma_inv / self.noise**2, 0.5)) / 2
 
 
+class Straight(Bridge):
+    """From y to data along a line, z = (1 - t) x0 + t y + R eps, with noise at y: not pinned."""
+
+    @property
+    def pinned(self) -> bool:
+        return False
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def _n(self, t: Tensor) -> Tensor:
+        return 1.0 * t
+
+
 @dataclass(frozen=True, kw_only=True)
-class InDI(Bridge):
+class InDI(Straight):
     """Inversion by direct iteration with noise: R = noise t ("constant") or noise sqrt(t) ("brownian").
 
     Not pinned: runs start at y + noise xi. Without noise it is `Flow`, started from x=y.
@@ -285,16 +299,6 @@ class InDI(Bridge):
     def end(self) -> float:
         return 1.0
 
-    @property
-    def pinned(self) -> bool:
-        return False
-
-    def _alpha(self, t: Tensor) -> Tensor:
-        return 1 - t
-
-    def _n(self, t: Tensor) -> Tensor:
-        return 1.0 * t
-
     def _sigma(self, t: Tensor) -> Tensor:
         return self.noise * (t if self.kind_of_noise == "constant" else t.sqrt())
 
@@ -308,7 +312,7 @@ class InDI(Bridge):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResShift(Bridge):
+class ResShift(Straight):
     """The residual y - x0 is shifted in: time is eta. Not pinned: runs start at y + kappa sqrt(eta_T) xi.
 
     Its published chain is `DDPM(carry="noise")`.
@@ -321,16 +325,6 @@ class ResShift(Bridge):
     @property
     def end(self) -> float:
         return self.t_max
-
-    @property
-    def pinned(self) -> bool:
-        return False
-
-    def _alpha(self, t: Tensor) -> Tensor:
-        return 1 - t
-
-    def _n(self, t: Tensor) -> Tensor:
-        return 1.0 * t
 
     def _sigma(self, t: Tensor) -> Tensor:
         return self.kappa * t.sqrt()
