@@ -16,6 +16,14 @@ if "FEWSTEP_CACHE" not in os.environ:  # the workers of a run inherit it, and sh
     atexit.register(shutil.rmtree, os.environ["FEWSTEP_CACHE"], ignore_errors=True)
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -30,12 +30,7 @@ TINY = {"batch": 8, "channels": (4, 4), "patch": 1, "hours": 1e6, "sheet_every":
 STEPS = 24
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
