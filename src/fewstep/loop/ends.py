@@ -154,8 +154,12 @@ def in_range(denoiser: Any, process: Process, z: Tensor, t: float, *, solver: An
     if within == math.inf or (final != "denoise" and float(process.log_snr(t)) < CLEAN):
         return z
     data = z if final == "denoise" else process.to_data(z)
-    found, network = beyond(data.detach(), within), fingerprint(denoiser)
-    if found and network not in _SAID and (found.largest > FAR * within or found.entries > MANY * data.numel()):
+    found = beyond(data.detach(), within)
+    if (
+        found
+        and (found.largest > FAR * within or found.entries > MANY * data.numel())
+        and (network := fingerprint(denoiser)) not in _SAID
+    ):
         _SAID.add(network)
         warn(
             f"got {found.samples} of {len(data)} samples that leave the data's range of {within:g}, by {found.entries} "
