@@ -14,7 +14,6 @@ How it is trained is `fewstep.train.trainer`'s; pictures keep the random numbers
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from fewstep.process import Process
 from fewstep.process.operator import apply, inverse
 from fewstep.process.predict import preconditioning
 from fewstep.train.objective import Objective, Stage
-from fewstep.train.pairs import Batch, Draw
+from fewstep.train.pairs import Batch, Draw, Normal, Uniform
 from fewstep.train.player import EMA, Player, Players
 from fewstep.train.trainer import BUDGET, Stopped, TrainConfig, Trainer as Base, read_header
 
@@ -132,13 +131,9 @@ class Trainer(Base):
 
     def _times(self, u: Tensor) -> Tensor:
         """The times of shares u in (0, 1) of the law, from noise to data."""
-        c, p = self.config, self.process
-        if c.law == "uniform":
-            return p.t_max + (p.t_min - p.t_max) * u
-        low, high = (float(p.log_snr(t)) for t in (p.t_max, p.t_min))
-        q = [0.5 * (1 + math.erf((v - c.log_snr_mean) / c.log_snr_std / math.sqrt(2))) for v in (low, high)]
-        lam = c.log_snr_mean + c.log_snr_std * torch.special.ndtri(q[0] + (q[1] - q[0]) * u)
-        return torch.as_tensor(p.inverse_log_snr(lam.clamp(low, high)))
+        c = self.config
+        law = Uniform() if c.law == "uniform" else Normal(c.log_snr_mean, c.log_snr_std)
+        return law.times(self.process, u)
 
     def loss(self, k: int) -> Tensor:
         """The mean squared error of step k, with gradients."""

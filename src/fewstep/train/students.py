@@ -38,7 +38,7 @@ from fewstep.process.operator import apply, inverse
 from fewstep.saved import Saved
 from fewstep.train.methods import METHODS, Method, Setting
 from fewstep.train.objective import Stage
-from fewstep.train.pairs import Batch, Draw, Recorded
+from fewstep.train.pairs import Batch, Draw
 from fewstep.train.player import EMA, Asked, Denoises, Player, Players, Reads, Student
 from fewstep.train.progress import Progress
 from fewstep.train.run import train
@@ -267,13 +267,7 @@ def _taught(teacher: Teacher, method: Method) -> Any:
 def asked(taught: Any) -> Asked:
     """(batch, with its conditions or without) -> the teacher's denoiser for them."""
     if isinstance(taught, Model):
-        about = {
-            "predicts": taught.predicts,
-            "time": taught.time,
-            "patch": taught.patch,
-            "sigma_data": taught.sigma_data,
-        }
-        reads = reader(taught.process, about, destination=taught.destination)
+        reads = reader(taught.process, _reading(taught), destination=taught.destination)
 
         def ask(batch: Batch, conditional: bool) -> Denoises:
             none = {"class_labels": torch.zeros(len(batch.x0), dtype=torch.long)} if taught.labels else {}
@@ -334,8 +328,7 @@ def _student(
     about["sigma_data"] = source.deviation
     if isinstance(taught, Model) and net is None and method.denoises:
         net = copy.deepcopy(taught.net).float().requires_grad_(True)
-        about |= {name: getattr(taught, name) for name in ("predicts", "time", "patch", "labels")}
-        about["sigma_data"] = taught.sigma_data
+        about |= {**_reading(taught), "labels": taught.labels}
     elif net is None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -345,6 +338,11 @@ def _student(
         raise ValueError(f"got a {type(net).__name__} as net: give a torch.nn.Module called as net(x, t)")
     about["network"] = f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters"
     return net, reader(on, about, destination=method.destination), about
+
+
+def _reading(model: Model) -> dict[str, Any]:
+    """What `reader` needs of a model."""
+    return {name: getattr(model, name) for name in ("predicts", "time", "patch", "sigma_data")}
 
 
 def reader(process: Process, about: Mapping[str, Any], *, destination: bool = False) -> Reads:
@@ -370,7 +368,8 @@ def _record(trainer: Trainer, stage: Stage, k: int, out: Path, shape: tuple[int,
     """The pairs of a stage, recorded by its teacher; what a killed run has of them is gone on from."""
     if not stage.pairs:
         return
-    process = trainer.stages[k].objective.process  # type: ignore[attr-defined] - of the objectives that read pairs
+    objective: Any = stage.objective  # one that reads pairs
+    process = objective.process
     calls, seed = stage.calls, trainer.config.seed
     about = {"method": trainer.setup["method"], "data": trainer.setup["data"], "step": trainer.since[0], "seed": seed}
     saved = Saved(out / f"pairs-{k}.safetensors", {**about, "pairs": stage.pairs, "calls": calls})
@@ -389,7 +388,7 @@ def _record(trainer: Trainer, stage: Stage, k: int, out: Path, shape: tuple[int,
         eps = apply(inverse(process.R(process.t_max)), starts)
         more = {} if classes is None else {"class_labels": torch.from_numpy(classes)}
         saved.write({"eps": eps, "x0": ends, **more}, now=True)
-    digest = Recorded(out / f"pairs-{k}.safetensors").digest
+    digest = objective.coupling.digest  # of the numbers that are trained on, read once
     if trainer.notes.setdefault(f"pairs-{k}", digest) != digest:
         raise ValueError(
             f"{out / f'pairs-{k}.safetensors'} holds other pairs than the checkpoint was trained on; a run goes on "

@@ -17,14 +17,16 @@ from torch import Tensor
 from torch.autograd import forward_ad as forward
 
 from fewstep.process import Process
-from fewstep.process.operator import Coefficient, apply, inverse
+from fewstep.process.operator import Coefficient, apply, inverse, wide
 from fewstep.train.pairs import Batch
 from fewstep.words import Typed
 
 if TYPE_CHECKING:
     from fewstep.train.player import Players
 
-__all__ = ["Jumps", "Point", "Target", "averaged", "guided", "halved", "heun", "jump", "push", "shortened", "unjump"]
+__all__ = [
+    "Jumps", "Point", "Target", "averaged", "column", "guided", "halved", "heun", "jump", "push", "shortened", "unjump"
+]  # fmt: skip
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Jumps = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -83,6 +85,11 @@ def unjump(process: Process, z: Tensor, t: Tensor, s: Tensor, z_s: Tensor) -> Te
     return process.from_coordinates(apply(inverse(w), z_s - apply(c, z)))
 
 
+def column(v: Tensor, like: Tensor) -> Tensor:
+    """Numbers or answers, one a sample, in the shape that multiplies or chooses states; their dtype stays."""
+    return v.reshape(-1, *(1,) * (like.ndim - 1))
+
+
 def halved(process: Process, teacher: Denoise, z: Tensor, t: Tensor, u: Tensor, s: Tensor, last: Tensor) -> Tensor:
     """Progressive distillation: the g that jumps as the teacher's rows t -> u -> s do; on the last, its last x0.
 
@@ -91,12 +98,12 @@ def halved(process: Process, teacher: Denoise, z: Tensor, t: Tensor, u: Tensor, 
     z_u = jump(process, z, t, u, teacher(z, t))
     x0 = teacher(z_u, u)
     g = unjump(process, z, t, s, jump(process, z_u, u, s, x0))
-    return torch.where(last.reshape(-1, *(1,) * (g.ndim - 1)), x0, g)
+    return torch.where(column(last, g), x0, g)
 
 
 def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
     """(1 + w) x_c - w x_u: w = 0 is no guidance (Meng et al. 2023, eq. 4, https://arxiv.org/abs/2210.03142)."""
-    w = w.reshape(-1, *(1,) * (conditional.ndim - 1)).to(conditional)
+    w = wide(w, conditional)
     return (1 + w) * conditional - w * unconditional
 
 
@@ -105,14 +112,10 @@ def heun(process: Process, denoise: Denoise, z: Tensor, t: Tensor, s: Tensor) ->
 
     References: Karras et al. 2022, algorithm 1; Song et al. 2023, eq. 6, https://arxiv.org/abs/2303.01469.
     """
-
-    def wide(v: Tensor) -> Tensor:
-        return v.reshape(-1, *(1,) * (z.ndim - 1))
-
     first = denoise(z, t)
     z_s = jump(process, z, t, s, first)
-    a, b = wide(process.alpha(t)), wide(process.alpha(s))  # type: ignore[attr-defined] - scalar processes
-    rho, rho_s = wide(torch.exp(-process.log_snr(t))), wide(torch.exp(-process.log_snr(s)))
+    a, b = (column(process.alpha(v), z) for v in (t, s))  # type: ignore[attr-defined] - scalar processes
+    rho, rho_s = (column(torch.exp(-process.log_snr(v)), z) for v in (t, s))
     ends = rho_s == 0
     second = (z_s / b - denoise(z_s, torch.where(ends.flatten(), t, s))) / torch.where(ends, 1.0, rho_s)
     x_s = z / a + (rho_s - rho) / 2 * ((z / a - first) / rho + second)

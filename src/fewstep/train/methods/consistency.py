@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -37,7 +38,7 @@ from fewstep.train.objective import Stage
 from fewstep.train.pairs import Adjacent, Draw, Normal, Times, end
 from fewstep.train.player import Players
 from fewstep.train.regression import Regression
-from fewstep.train.target import Point, Target, heun
+from fewstep.train.target import Point, Target, column, heun
 
 __all__ = ["Consistency", "ConsistencyTraining", "Consistent", "EasyConsistency", "ImprovedConsistency"]
 
@@ -56,8 +57,7 @@ class Consistent(Target):
         same = p.process.diffuse(p.x0, p.u, p.eps)
         z = heun(p.process, at.teacher(p.batch), p.z, p.t, p.u) if self.taught else same
         f = at["net"].at(p.batch, self.carrier)(z, p.u, p.s)
-        last = p.last.reshape(-1, *(1,) * (f.ndim - 1))
-        return torch.where(last, p.process.from_coordinates(apply(inverse(p.process.M(p.u)), z)), f)
+        return torch.where(column(p.last, f), p.process.from_coordinates(apply(inverse(p.process.M(p.u)), z)), f)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +71,7 @@ class Discretised(Regression):
 
     def times(self, draw: Draw) -> Times:
         points = COUNTS[self.count](int(draw.share * 2**20), 2**20)
-        grid = GRIDS["karras"](self.process, points - 1)
-        chances = interval_chances(torch.exp(-self.process.log_snr(grid)).flip(0)).flip(0) if not self.mu0 else ()
-        law = Adjacent(tuple(grid.tolist()), tuple(float(c) for c in chances))
-        return law(self.process, draw)
+        return _neighbours(self.process, points, even=bool(self.mu0))(self.process, draw)
 
     def decays(self, draw: Draw) -> Mapping[str, float]:
         return {"target": ct_decay(COUNTS[self.count](int(draw.share * 2**20), 2**20), self.mu0)} if self.mu0 else {}
@@ -102,6 +99,14 @@ class Easy(Regression):
         rho_u = easy_r(rho, int(draw.share * self.doublings))
         u = torch.where(rho_u > 0, self.process.inverse_log_snr(-rho_u.clamp(min=1e-9).log()), end(self.process))
         return Times(t, u, torch.full_like(t, end(self.process)), rho_u <= 0)
+
+
+@lru_cache(maxsize=1)
+def _neighbours(process: Process, points: int, *, even: bool) -> Adjacent:
+    """The law of a grid of so many points: the same for many steps in a row."""
+    grid = GRIDS["karras"](process, points - 1)
+    chances = () if even else interval_chances(torch.exp(-process.log_snr(grid)).flip(0)).flip(0)
+    return Adjacent(tuple(grid.tolist()), tuple(float(c) for c in chances))
 
 
 def ct_count(k: int, total: int, s0: int = 2, s1: int = 150) -> int:

@@ -26,7 +26,7 @@ from torch import Tensor
 from fewstep.denoiser import Denoiser, as_denoiser
 from fewstep.process import Process
 from fewstep.process.base import Time, derivative, to_tensor
-from fewstep.process.operator import apply, inverse
+from fewstep.process.operator import apply, inverse, wide
 from fewstep.train.methods.base import Method, Setting
 from fewstep.train.objective import Objective, Stage
 from fewstep.train.pairs import Draw, Independent, Uniform
@@ -61,7 +61,7 @@ def noise_rate(process: Process, denoiser: Denoises, z: Tensor, t: Tensor) -> Te
 def assembled(outputs: tuple[Tensor, ...], g: Tensor) -> Tensor:
     """The derivative of three outputs at gamma g (B,)."""
     k1, k2, k3 = outputs
-    g = g.reshape(-1, *(1,) * (k1.ndim - 1)).to(k1)
+    g = wide(g, k1)
     return -k1 / g + k2 * g / (1 + g**2) + k3 / (g * (1 + g**2))
 
 

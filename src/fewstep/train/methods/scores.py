@@ -33,6 +33,7 @@ from fewstep.train.objective import Objective, Stage
 from fewstep.train.pairs import Draw, Uniform
 from fewstep.train.player import Player, Players, Reads
 from fewstep.train.regression import error, weigh
+from fewstep.train.target import column
 
 __all__ = ["Matching", "ScoreMatching", "identity", "matching", "pseudo"]
 
@@ -40,7 +41,7 @@ __all__ = ["Matching", "ScoreMatching", "identity", "matching", "pseudo"]
 def matching(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     """The gradient for x, (D_fake - D_real) / mean |x - D_real| of each sample."""
     size = (x - real).abs().flatten(1).mean(1)
-    return (fake - real) / size.reshape(-1, *(1,) * (x.ndim - 1))
+    return (fake - real) / column(size, x)
 
 
 def pseudo(x: Tensor, gradient: Tensor) -> Tensor:

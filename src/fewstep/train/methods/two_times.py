@@ -33,7 +33,7 @@ from fewstep.train.objective import Objective, Stage
 from fewstep.train.pairs import Draw, Dyadic, Independent, LogitNormal, Normal, TwoDraws, Uniform
 from fewstep.train.player import Players
 from fewstep.train.regression import Regression, error, weigh
-from fewstep.train.target import Jumps, Point, Target, averaged, heun, jump, push, shortened
+from fewstep.train.target import Jumps, Point, Target, averaged, column, heun, jump, push, shortened
 
 __all__ = [
     "Averaged",
@@ -46,11 +46,6 @@ __all__ = [
     "normalised",
     "tangent",
 ]
-
-
-def wide(v: Tensor, like: Tensor) -> Tensor:
-    """A number a sample, to multiply a state with."""
-    return v.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def data(at: Players, point: Point, *, taught: bool) -> Tensor:
@@ -70,7 +65,7 @@ class Halves(Target):
         single = p.u <= p.s
         middle = torch.where(single, (p.t + p.s) / 2, p.u)
         g = shortened(p.process, student, p.z, p.t, middle, p.s)
-        return torch.where(wide(single, g), data(at, p, taught=self.taught), g)
+        return torch.where(column(single, g), data(at, p, taught=self.taught), g)
 
 
 @dataclass(frozen=True)
@@ -189,14 +184,14 @@ def tangent(x: Tensor, phi: Tensor, f: Tensor, f_rate: Tensor, x_rate: Tensor, s
 
     $$ -\cos^2 (sd\, F - dx/d\phi) - r (\cos \sin x + sd \cos \sin dF/d\phi) $$
     """
-    c, s = wide(phi.cos(), x), wide(phi.sin(), x)
+    c, s = column(phi.cos(), x), column(phi.sin(), x)
     return -(c**2) * (sd * f - x_rate) - r * (c * s * x + sd * f_rate)
 
 
 def normalised(g: Tensor, c: float = 0.1, *, rms: bool = False) -> Tensor:
     """G / (|g| + c) over a sample, as published; `rms`: |g| over the root of its numbers, the same for every size."""
     size = g.flatten(1).norm(dim=1) / (g[0].numel() ** 0.5 if rms else 1.0)
-    return g / wide(size + c, g)
+    return g / column(size + c, g)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,9 +215,9 @@ class ContinuousLoss(Objective):
             d = at.teacher(draw.batch)(z, t) if self.taught else x0
             phi = angle(t)
             raw, rate = push(p, lambda z, t, s: net.raw(z, t, s), z, t, t, d)
-            c, s = wide(phi.cos(), z), wide(phi.sin(), z)
-            x = c * z / wide(p.alpha(t), z)  # type: ignore[attr-defined] - scalar processes
-            speed = wide(1 / derivative(angle, t), z)
+            c, s = column(phi.cos(), z), column(phi.sin(), z)
+            x = c * z / column(p.alpha(t), z)  # type: ignore[attr-defined] - scalar processes
+            speed = column(1 / derivative(angle, t), z)
             g = tangent(x, phi, -raw, -c * s * rate * speed, (c * x - d) / s, sd, min(1.0, draw.share / self.warm))
             goal = raw - normalised(g, rms=True)
         off = net.raw(z, t, t) - goal
