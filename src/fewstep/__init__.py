@@ -173,182 +173,46 @@ if TYPE_CHECKING:
     )
 
 
-# Every public name and the module it lives in; a test holds this table and the imports above to be equal.
+# Every public name, behind the module it lives in; a test holds this table and the imports above to be equal.
 _HOME = {
-    "fewstep.denoiser": (
-        "Bridged",
-        "Counted",
-        "Dataset",
-        "Denoiser",
-        "Differentiated",
-        "Gaussian",
-        "Guided",
-        "Mixture",
-        "bridged",
-        "guide",
-        "retime",
-        "variance_head",
-        "wrap",
-    ),
-    "fewstep.denoiser.guidance": (
-        "APG",
-        "DDNM",
-        "AnyOf",
-        "ClassifierGuided",
-        "Complement",
-        "Composed",
-        "Observation",
-        "Replacement",
-        "Rescale",
-        "Similarity",
-        "Thresholded",
-        "conjunction",
-        "disjunction",
-        "dps",
-        "negation",
-        "pigdm",
-    ),
-    "fewstep.fitting": (
-        "Descent",
-        "fit",
-    ),
-    "fewstep.fitting.search": (
-        "gits",
-        "klub",
-    ),
-    "fewstep.geometry": (
-        "Chain",
-        "Trajectory",
-        "boomerang",
-        "decode",
-        "denoising_mcmc",
-        "encode",
-        "jump",
-        "likelihood_levels",
-        "slerp",
-        "trajectory",
-    ),
-    "fewstep.grid": (
-        "GRIDS",
-        "flow_shift",
-        "to_zero",
-    ),
-    "fewstep.interop.load": ("load",),
-    "fewstep.likelihood": (
-        "Bound",
-        "Likelihood",
-        "bits_per_dim",
-        "dequantise",
-        "elbo",
-        "log_prob",
-        "marginal_log_prob",
-    ),
-    "fewstep.loop": (
-        "Parallel",
-        "Standing",
-        "sample",
-        "solve",
-        "tabulate",
-    ),
-    "fewstep.model": ("Model",),
-    "fewstep.noise": ("Noise",),
-    "fewstep.pace": ("Pace",),
-    "fewstep.process": (
-        "BRIDGES",
-        "CLD",
-        "DDBMVE",
-        "DDBMVP",
-        "EDM",
-        "GOUB",
-        "I2SB",
-        "IRSDE",
-        "PROCESSES",
-        "VE",
-        "VP",
-        "Blurring",
-        "Bridge",
-        "Cosine",
-        "Discrete",
-        "Flow",
-        "HeatDissipation",
-        "InDI",
-        "Interpolant",
-        "Masking",
-        "Process",
-        "ResShift",
-        "ScalarProcess",
-        "SubVP",
-        "UniDB",
-        "VEBlur",
-    ),
-    "fewstep.solver": (
-        "DDIM",
-        "DDPM",
-        "DEFAULT_SOLVERS",
-        "DRIVERS",
-        "ERSDE",
-        "LCM",
-        "PNDM",
-        "RK45",
-        "SEEDS",
-        "SOLVERS",
-        "SSCS",
-        "TABLES",
-        "Analytic",
-        "Ancestral",
-        "AnnealedLangevin",
-        "CFGPlusPlus",
-        "Default",
-        "DPMAdaptive",
-        "DPMMultistep",
-        "DPMSolverV3",
-        "Driver",
-        "EDMHeun",
-        "EulerMaruyama",
-        "FinalEuler",
-        "FirstLast",
-        "Fitted",
-        "GaussianSplit",
-        "GottaGoFast",
-        "GradientEstimation",
-        "HeunPP",
-        "LangevinCorrected",
-        "LearnedVariance",
-        "Multistep",
-        "Outcome",
-        "PredictorCorrector",
-        "Promise",
-        "QuasiTaylor",
-        "Restart",
-        "ReverseDiffusion",
-        "ReverseMean",
-        "RungeKutta",
-        "SASolver",
-        "SDEMultistep",
-        "Singlestep",
-        "Solver",
-        "Splitting",
-        "StochasticHeun",
-        "StochasticQuasiTaylor",
-        "Taylor",
-        "UniC",
-        "UniPC",
-    ),
-    "fewstep.solver.config": ("Tableau",),
-    "fewstep.stats": (
-        "Statistics",
-        "analytic_grid",
-        "check_prediction",
-    ),
+    "fewstep.denoiser": """
+        Bridged Counted Dataset Denoiser Differentiated Gaussian Guided Mixture bridged guide retime
+        variance_head wrap
+    """,
+    "fewstep.denoiser.guidance": """
+        APG DDNM AnyOf ClassifierGuided Complement Composed Observation Replacement Rescale Similarity
+        Thresholded conjunction disjunction dps negation pigdm
+    """,
+    "fewstep.fitting": "Descent fit",
+    "fewstep.fitting.search": "gits klub",
+    "fewstep.geometry": """
+        Chain Trajectory boomerang decode denoising_mcmc encode jump likelihood_levels slerp trajectory
+    """,
+    "fewstep.grid": "GRIDS flow_shift to_zero",
+    "fewstep.interop.load": "load",
+    "fewstep.likelihood": "Bound Likelihood bits_per_dim dequantise elbo log_prob marginal_log_prob",
+    "fewstep.loop": "Parallel Standing sample solve tabulate",
+    "fewstep.model": "Model",
+    "fewstep.noise": "Noise",
+    "fewstep.pace": "Pace",
+    "fewstep.process": """
+        BRIDGES CLD DDBMVE DDBMVP EDM GOUB I2SB IRSDE PROCESSES VE VP Blurring Bridge Cosine Discrete Flow
+        HeatDissipation InDI Interpolant Masking Process ResShift ScalarProcess SubVP UniDB VEBlur
+    """,
+    "fewstep.solver": """
+        DDIM DDPM DEFAULT_SOLVERS DRIVERS ERSDE LCM PNDM RK45 SEEDS SOLVERS SSCS TABLES Analytic Ancestral
+        AnnealedLangevin CFGPlusPlus Default DPMAdaptive DPMMultistep DPMSolverV3 Driver EDMHeun EulerMaruyama
+        FinalEuler FirstLast Fitted GaussianSplit GottaGoFast GradientEstimation HeunPP LangevinCorrected
+        LearnedVariance Multistep Outcome PredictorCorrector Promise QuasiTaylor Restart ReverseDiffusion
+        ReverseMean RungeKutta SASolver SDEMultistep Singlestep Solver Splitting StochasticHeun
+        StochasticQuasiTaylor Taylor UniC UniPC
+    """,
+    "fewstep.solver.config": "Tableau",
+    "fewstep.stats": "Statistics analytic_grid check_prediction",
 }
-_ROOMS = {  # modules that are public as a whole
-    "bench": "fewstep.bench",
-    "check": "fewstep.check",
-    "presets": "fewstep.denoiser.presets",
-    "stats": "fewstep.stats",
-    "train": "fewstep.train",  # it can be called, too
-}
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
+_MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
+# Modules that are public as a whole; `train` can be called, too.
+_ROOMS = {"presets": "fewstep.denoiser.presets", **{n: f"fewstep.{n}" for n in ("bench", "check", "stats", "train")}}
 
 __all__ = ["__version__", *_MODULE]  # pyright: ignore[reportUnsupportedDunderAll]
 
