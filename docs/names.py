@@ -9,12 +9,58 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from fewstep.interop.k_diffusion import SAMPLERS
-from fewstep.interop.tool_names import ALIASES, LABELS, LEFT_OUT, NOTES, SCHEDULERS, described
+from fewstep.interop.tool_names import ALIASES, LABELS, SCHEDULERS
+from fewstep.solver import Solver
 
 PAGE = Path(__file__).parent / "interop.md"
+
+# Where a name's numbers are not the tool's own.
+NOTES = {
+    "lms": "k-diffusion's; ComfyUI's last step to 0 is the prediction",
+    "dpm_fast": "on the given sigmas, where the tool makes its own, even in log sigma",
+    "dpm_adaptive": "between the first and the last positive sigma; a denoising step follows where they end at 0",
+    "dpmpp_sde": 'stages share one path; `noises="separate"` is the tool\'s own with independent noise',
+    "ddim": "eta = 0 is `euler`, as in ComfyUI",
+    "plms": "on the given sigmas; one call more than steps",
+    "uni_pc": "the sigmas as they are, where ComfyUI puts 0.001 for a 0 at the end; order 3 from 4 steps on there",
+    "uni_pc_bh2": "as `uni_pc`",
+    "deis": "polynomials in sigma; ComfyUI's are in the time of VP (sigma 80 to 0.002), and Euler's step to 0",
+    "er_sde": "the noise integral exact, where ComfyUI sums 200 rectangles",
+    "sa_solver": "tau = 1 throughout, where ComfyUI has 0 in the first and last fifth of the time, and lower orders "
+    "towards a 0 at the end",
+    "restart": "detours at every number of steps, on the grid, where webui's begin at 20, on Karras levels of its own",
+    "dpmpp_2m_cfg_pp": "2M on the unguided predictions, where ComfyUI's slope is guided less last unguided",
+}
+
+# Samplers of ComfyUI that no solver here is, and why.
+LEFT_OUT = {
+    "exp_heun_2_x0": "SEEDS-2 with its stage at the end of the step: calls the corrected state again",
+    "exp_heun_2_x0_sde": "as `exp_heun_2_x0`",
+    "dpmpp_2s_ancestral_cfg_pp": "CFG++ around a solver of two calls a step, which the paper does not define",
+    "res_multistep_cfg_pp": "guidance is added to the state before the step, which is not the paper's CFG++",
+    "res_multistep_ancestral": "its slope is measured from the lower level of the step before; see `dpmpp_2m_sde`",
+    "res_multistep_ancestral_cfg_pp": "as both",
+    "sa_solver_pece": "calls the corrected state again; `sa_solver` does not",
+    "ar_video": "runs block after block of a video through a network with a cache",
+}
+
+# What a scheduler is, in the time of the model's process unless it says sigma.
+SPACED = {
+    "normal": "`uniform`, then 0",
+    "karras": "`karras` in sigma, then 0",
+    "exponential": "`exponential` in sigma, then 0",
+    "sgm_uniform": "`sgm-uniform`, 0 for its last time",
+    "simple": "even from t_max to 0; the tool rounds to entries of its table",
+    "ddim_uniform": "every s-th entry of the table from its second on, then 0; starts below t_max",
+    "beta": "`beta`, 0 for its last time; ComfyUI rounds to entries of its table, webui takes it in sigma",
+    "linear_quadratic": "`linear-quadratic` of a flow, times sigma_max",
+    "kl_optimal": "`kl-optimal` in sigma, then 0; webui's ends at sigma_min",
+}
 
 
 def samplers() -> str:
@@ -31,12 +77,19 @@ def samplers() -> str:
 
 def schedulers() -> str:
     """One line a scheduler."""
-    return _markdown(("scheduler", "here"), [(f"`{name}`", text) for name, (_, text) in SCHEDULERS.items()])
+    return _markdown(("scheduler", "here"), [(f"`{name}`", SPACED[name]) for name in SCHEDULERS])
 
 
 def left_out() -> str:
     """One line a sampler that has no counterpart."""
     return _markdown(("ComfyUI", "why it is left out"), [(f"`{name}`", why) for name, why in LEFT_OUT.items()])
+
+
+def described(solver: Any) -> str:
+    """A solver as its class and the options that are not the class's own defaults."""
+    own = {f.name: value for f in fields(solver) if (value := getattr(solver, f.name)) != f.default}
+    shown = (f"{k}={described(v) if isinstance(v, Solver) else repr(v)}" for k, v in own.items())
+    return f"{type(solver).__name__}({', '.join(shown)})"
 
 
 BLOCKS = {"samplers": samplers, "left out": left_out, "schedulers": schedulers}

@@ -14,6 +14,7 @@ from torch import nn
 import fewstep as fs
 from fewstep.cli import main
 from fewstep.model import Model, save_model
+from fewstep.nets import MLP
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -82,6 +83,25 @@ def test_onnxruntime_makes_the_same_samples_for_any_batch(name, tmp_path):
     about = json.loads({p.key: p.value for p in format.load(path).metadata_props}["fewstep"])
     assert (about["network_calls"], about["times"]) == (table.nfe, table.grid.tolist())
     assert about["labels"] == list(model.labels)
+
+
+@pytest.mark.parametrize("told", [
+    {"predicts": "v", "time": "t", "destination": True},
+    {"predicts": "edm", "time": "log-sigma/4", "sigma_data": 0.9},
+])  # fmt: skip
+def test_a_graph_tells_its_network_what_a_model_tells_it(told, tmp_path):
+    from fewstep.interop import onnx
+
+    torch.manual_seed(0)
+    net = MLP(4, width=8, depth=2, destination="destination" in told).eval().requires_grad_(False)
+    if net.second is not None:
+        nn.init.normal_(net.second.weight)
+    model = Model(net=net, process=fs.VP(), shape=(4,), **told)
+    table = fs.tabulate("ddim", model.process, steps=2)
+    path = onnx.export(model, table, tmp_path / "sampler.onnx")
+    found = run(path, onnx.inputs(model, table, 3, seed=5))
+    wanted = fs.sample(model.denoiser(), model.process, solver=table, shape=(3, 4), seed=5)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_what_a_graph_cannot_hold_is_refused(tmp_path):

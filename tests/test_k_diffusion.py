@@ -14,7 +14,7 @@ import torch
 import fewstep as fs
 from fewstep.interop import k_diffusion as K
 from fewstep.interop.carried import carried
-from fewstep.interop.tool_names import ALIASES, LABELS, NOTES, SCHEDULERS
+from fewstep.interop.tool_names import ALIASES, LABELS, SCHEDULERS
 
 SIGMAS = torch.tensor([14.6, 7.0, 3.1, 1.2, 0.5, 0.1, 0.0], dtype=torch.float64)
 THEIRS = ["euler", "heun", "dpm_2", "lms", "dpmpp_2m", "euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral",
@@ -135,7 +135,6 @@ def test_every_sampler_runs_and_tells_its_steps(name):
 
 def test_names_are_those_of_the_registry_and_of_the_tools():
     assert {label for label in LABELS.values()} <= set(ALIASES) <= set(K.SAMPLERS)
-    assert set(NOTES) <= set(ALIASES)
     left_out = {name for name in fs.SOLVERS if name.replace("-", "_") not in K.SAMPLERS}
     assert left_out == {"sscs", "sn-ddpm", "npr-ddpm", "taylor-2"}  # blocks alone, or heads that no such model has
     assert K.sample("DPM++ 2M SDE").__name__ == "sample_dpmpp_2m_sde"
@@ -146,8 +145,11 @@ def test_names_are_those_of_the_registry_and_of_the_tools():
 
 
 def test_the_page_holds_the_names():
-    path = Path(__file__).parent.parent / "docs" / "names.py"
-    assert runpy.run_path(str(path))["main"](["--check"]) == 0, "run python docs/names.py"
+    page = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "names.py"))
+    assert set(page["NOTES"]) <= set(ALIASES)
+    assert set(page["SPACED"]) == set(SCHEDULERS)
+    assert not set(page["LEFT_OUT"]) & set(K.SAMPLERS)
+    assert page["main"](["--check"]) == 0, "run python docs/names.py"
 
 
 def test_cfg_plus_plus_is_its_formula_and_needs_a_guided_model():

@@ -112,9 +112,7 @@ class Pace(Typed):
 
     def over(self, other: Pace) -> Pace:
         """This one, and the other's where this one has None."""
-        return Pace(
-            **{name: value if value is not None else getattr(other, name) for name, value in vars(self).items()}
-        )
+        return replace(other, **{name: value for name, value in vars(self).items() if value is not None})
 
 
 def hardware(device: str | torch.device = "cpu") -> str:

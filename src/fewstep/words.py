@@ -6,6 +6,7 @@ behind it.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import math
@@ -39,6 +40,7 @@ __all__ = [
     "warn",
     "whole",
     "within",
+    "written",
 ]
 
 VERSION = "0.1.0"
@@ -116,6 +118,18 @@ def build(registry: Mapping[str, Callable[..., Any]], name: str, what: str, opti
             raise ValueError(f"got an option {key!r} for {what} {name}, which has none: leave it out")
         pick(fields, key, f"option of {name}")
     return dataclasses.replace(made, **dict(options)) if options else made
+
+
+def written(options: str) -> list[tuple[str, Any]]:
+    """The options in a text, written as in a call: numbers and the like, or words with or without quotes."""
+    try:
+        call = ast.parse(f"_({options})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or not all(part.arg for part in call.keywords):
+            raise ValueError
+        parts = [(str(part.arg), part.value) for part in call.keywords]
+        return [(name, v.id if isinstance(v, ast.Name) else ast.literal_eval(v)) for name, v in parts]
+    except (SyntaxError, ValueError):
+        raise ValueError(f"got the options {options!r}: write NAME=VALUE, as in eta=0.5, noise=1.003") from None
 
 
 def sentence(error: Exception) -> str:

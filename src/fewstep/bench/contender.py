@@ -84,7 +84,9 @@ def ours(specs: Sequence[str], subject: Subject) -> list[Contender]:
             taken = path.stem in found or path.stem in TABLES
             made = [_table(path, spec if taken else path.stem, subject)]
         else:
-            made = [_solver(name, grid, subject) for name, grid in _named(spec, subject.process)]
+            made = [Contender(name=name if grid == "default" else f"{name}@{grid}", group=OURS,
+                              prepare=partial(_prepare, name, grid, subject))
+                    for name, grid in _named(spec, subject.process)]  # fmt: skip
         found |= {contender.name: contender for contender in made}
     return list(found.values())
 
@@ -126,11 +128,6 @@ def _matching(registry: Any, name: str, what: str) -> list[str]:
     if not found:
         pick(registry, name, what)
     return found
-
-
-def _solver(name: str, grid: str, subject: Subject) -> Contender:
-    shown = name if grid == "default" else f"{name}@{grid}"
-    return Contender(name=shown, group=OURS, prepare=partial(_prepare, name, grid, subject))
 
 
 def _prepare(name: str, grid: str, subject: Subject, process: Process, calls: int) -> Prepared:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fewstep.check.subject import named_object
@@ -55,9 +54,7 @@ class Subject:
         return [k % self.classes for k in range(first, first + size)] if self.classes else None
 
 
-def subject(
-    model: str | Path | None, *, device: str = "cpu", dtype: torch.dtype | None = None, pace: Pace | None = None
-) -> Subject:
+def subject(model: str | Path | None, *, device: str = "cpu", pace: Pace | None = None) -> Subject:
     """The subject that a model folder, None (the shipped model), or file.py:object stands for.
 
     The object has `process`, `shape` and `denoiser(labels)`; it may have `labels` (one name per class) and `data`, real
@@ -65,7 +62,7 @@ def subject(
     """
     if isinstance(model, str) and ":" in model and not Path(model).exists():
         return _from_object(model)
-    loaded = load(model, device=device, dtype=dtype, pace=pace)
+    loaded = load(model, device=device, pace=pace)
     assert loaded.path is not None
     return Subject(
         name=loaded.path.resolve().name,

@@ -9,7 +9,7 @@ Gaussian data every row of a table is a linear function of independent normals (
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -28,8 +28,8 @@ from fewstep.process.operator import Coefficient, apply, cholesky, inverse, magn
 from fewstep.process.quadrature import gauss, lagrange
 from fewstep.tableau import Tableau
 
-__all__ = ["STD", "Problem", "grid", "integrate", "law_error", "law_errors", "mixture", "problem",
-           "quantile_map", "runnable", "shift", "singular_ends", "small", "starts"]  # fmt: skip
+__all__ = ["STD", "Problem", "grid", "integrate", "law_errors", "mixture", "problem", "quantile_map", "runnable",
+           "shift", "singular_ends", "small", "starts"]  # fmt: skip
 
 LOW, HIGH = -2.5, 2.5  # the moderate log-SNR range, in which errors of every order are far above rounding
 STD = 0.7  # of the Gaussian data
@@ -218,21 +218,17 @@ def _collocation(n: int) -> tuple[Tensor, Tensor, Tensor]:
     return nodes, nodes[:, None] * torch.einsum("iqj,q->ij", basis, weights) / 2, weights / 2
 
 
-def law_error(table: Tableau, std: float = STD) -> float:
-    """How far the law of the last row is from the exact one on Gaussian data: mean and covariance, no sampling."""
-    return next(reversed(law_errors(table, std, [float(table.grid[-1])]).values()))
+def law_errors(table: Tableau, std: float = STD) -> dict[float, float]:
+    """By time of the grid, how far the law of the last row made there is from the exact one on Gaussian data.
 
-
-def law_errors(table: Tableau, std: float = STD, times: Iterable[float] | None = None) -> dict[float, float]:
-    """The same at the last row made at each time of the grid (or at those of `times`)."""
-    wanted = table.grid.tolist() if times is None else list(times)
-    rows = {row.t: k for k, row in enumerate(table.rows)}
-    laws = stacked(table, std)
-    return {t: _law_error(table.process, t, *laws[rows[t]], std) for t in wanted if t in rows}
-
-
-def _law_error(p: Process, t: float, m: Coefficient, r: Coefficient, cs: Coefficient, std: float) -> float:
-    exact = p.Sigma(t) + std**2 * (p.M(t) * transpose(p.M(t)))
-    whole = inverse(cholesky(exact))
-    spread = whole * (covariance(r, cs) - exact) * transpose(whole)
-    return max(magnitude(m - p.M(t)), magnitude(spread))
+    Mean and covariance, without sampling.
+    """
+    p, rows, laws = table.process, {row.t: k for k, row in enumerate(table.rows)}, stacked(table, std)
+    found: dict[float, float] = {}
+    for t in filter(rows.__contains__, table.grid.tolist()):
+        m, r, cs = laws[rows[t]]
+        exact = p.Sigma(t) + std**2 * (p.M(t) * transpose(p.M(t)))
+        whole = inverse(cholesky(exact))
+        spread = whole * (covariance(r, cs) - exact) * transpose(whole)
+        found[t] = max(magnitude(m - p.M(t)), magnitude(spread))
+    return found

@@ -60,7 +60,8 @@ def finite(cell: Cell) -> Verdict:
             cell.run(steps)
         except ValueError as error:
             return cell.judge("finite", False, f"{steps} steps: {error}", steps)
-    return cell.judge("finite", True, f"all of {_range(stations)} steps end in finite states", max(stations))
+    said = "1 to 64" if cell.thorough else ", ".join(map(str, stations))
+    return cell.judge("finite", True, f"all of {said} steps end in finite states", max(stations))
 
 
 def repeat(cell: Cell) -> Verdict:
@@ -111,7 +112,11 @@ def mass(cell: Cell) -> Verdict:
     ends = ((low + high - width) / 2, (low + high + width) / 2)
 
     def residual(steps: int) -> float:
-        return _residual(s.tabulate(cell.process, grid(cell.process, steps, *ends)))
+        """How far one point is off at the last row, relative to the standard deviation it should have."""
+        table = s.tabulate(cell.process, grid(cell.process, steps, *ends))
+        t, (m, r, cs) = table.rows[-1].t, point_mass(table)[-1]
+        sigma = cell.process.Sigma(t)
+        return max(magnitude(m - cell.process.M(t)), magnitude(covariance(r, cs) - sigma) / magnitude(sigma))
 
     found, (_, many), _ = _slope(residual, s.order, (12, 48))
     good = many < 1e-10 or found > s.order - BAND
@@ -274,14 +279,6 @@ def _slope(
         few, many = 2 * few, 2 * many
 
 
-def _residual(table: Tableau) -> float:
-    """How far a point mass is off at the last row, relative to the standard deviation it should have."""
-    p, t = table.process, table.rows[-1].t
-    m, r, cs = point_mass(table)[-1]
-    off = magnitude(covariance(r, cs) - p.Sigma(t)) / magnitude(p.Sigma(t))
-    return max(magnitude(m - p.M(t)), off)
-
-
 def _end_fault(cell: Cell, table: Tableau, steps: int, *, to_zero: bool) -> str:
     """What is wrong with a run to or from a singular end; empty when nothing is."""
     said = calls_of(cell.solver, steps, to_zero=to_zero, boot=boots(cell.process, float(table.grid[0])))
@@ -293,10 +290,5 @@ def _end_fault(cell: Cell, table: Tableau, steps: int, *, to_zero: bool) -> str:
     t = float(table.grid[-1])
     m, r, cs = point_mass(table)[-1]
     off = [magnitude(m - cell.process.M(t)), *(magnitude(c) for c in (r, *cs.values()))] if to_zero else [0.0]
-    exact = cell.process.kind in cell.solver.point_mass
-    bound = 1e-9 if exact else 2.0
+    bound = 1e-9 if cell.process.kind in cell.solver.point_mass else 2.0
     return f"one point ends {max(off):.1e} from itself" if max(off) > bound else ""
-
-
-def _range(stations: range | tuple[int, ...]) -> str:
-    return f"{min(stations)} to {max(stations)}" if isinstance(stations, range) else ", ".join(map(str, stations))

@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from functools import partial
 
-from fewstep.cli.common import at_least, check_device, guidance_argument, guidance_of, pace_arguments, pace_of
+from fewstep.cli.common import at_least, check_device, guidance_argument, guidance_of, pace_arguments, pace_of, several
 
 __all__ = ["arguments", "run"]
 
@@ -27,9 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--peers", nargs="*", metavar="PATTERN", help=text)
     add("--without", nargs="+", default=[], metavar="PATTERN", help="leave out contenders whose names fit")
     guidance_argument(parser)
-    add("--calls", type=numbers, default=[5, 10, 20], help="network calls, as 5,10,20 (default: 5,10,20)")
+    add("--calls", type=several(1), default=[5, 10, 20], help="network calls, as 5,10,20 (default: 5,10,20)")
     add("--images", type=at_least(4), default=512, help="samples of each contender, calls and seed (default: 512)")
-    add("--seeds", type=seeds, default=[0], help="as 0,1,2; three or more give intervals over seeds (default: 0)")
+    add("--seeds", type=several(0), default=[0], help="as 0,1,2; three or more give intervals over seeds (default: 0)")
     text = "measure only the N of each group that come nearest to the exact end states at each number of calls"
     add("--select", type=at_least(1), metavar="N", help=text)
     add("--select-images", type=at_least(4), default=256, help="samples that --select looks at (default: 256)")
@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
     check_device(args.device)
     files = {name: Tableau.load(name) for name in args.solver if is_table(name)}
+    args.calls, args.seeds = sorted({*args.calls}), list(dict.fromkeys(args.seeds))
     args.guidance = guidance_of(args.guidance, files, classes=True)
     options = {f.name: getattr(args, f.name) for f in fields(bench.Asked) if f.name in args}
     ready = bench.prepare(bench.Asked(solvers=args.solver, pace=pace_of(args), **options))
@@ -84,13 +85,3 @@ def run(args: argparse.Namespace) -> None:
         results.record("table.json", record)
     print(bench.table_text(found.rows))
     print(f"written to {args.out}")
-
-
-def numbers(text: str) -> list[int]:
-    """Argparse type: whole numbers from 1 on, separated by commas."""
-    return sorted(dict.fromkeys(at_least(1)(part) for part in text.split(",")))
-
-
-def seeds(text: str) -> list[int]:
-    """Argparse type: whole numbers from 0 on, separated by commas."""
-    return list(dict.fromkeys(at_least(0)(part) for part in text.split(",")))

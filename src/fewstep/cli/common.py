@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from fewstep.tableau import Tableau
 
 __all__ = ["Parser", "Usage", "at_least", "build", "check_device", "guidance_argument", "guidance_of", "option",
-           "pace_arguments", "pace_of", "pick", "sampler_arguments", "size", "solver_or_table", "usage"]  # fmt: skip
+           "pace_arguments", "pace_of", "pick", "sampler_arguments", "several", "size", "solver_or_table",
+           "usage"]  # fmt: skip
 
 
 class Usage(ValueError):
@@ -60,6 +61,11 @@ def at_least(low: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def several(low: int) -> Callable[[str], list[int]]:
+    """Returns an argparse type: whole numbers from `low` on, separated by commas."""
+    return lambda text: [at_least(low)(part) for part in text.split(",")]
 
 
 def size(text: str) -> int:

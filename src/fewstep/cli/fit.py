@@ -13,6 +13,7 @@ from fewstep.cli.common import (
     at_least,
     check_device,
     final_argument,
+    guidance_of,
     number,
     pace_arguments,
     pace_of,
@@ -90,8 +91,7 @@ def run(args: argparse.Namespace) -> None:
     if args.grid is not None:
         pick({**GRIDS, "gits": None, "klub": None}, args.grid, "grid")
     model = load(args.model, device=args.device, pace=pace_of(args))
-    if args.guidance != 1 and not model.labels:
-        raise Usage(f"got --guidance {args.guidance:g} for a model that was trained without classes: leave it out")
+    guidance_of(args.guidance, {}, classes=bool(model.labels))  # refused without classes
     features = None if args.objective == "paired" else feature_space(args.features or CLASSIFIER, model.shape)
     with usage():
         labels = class_labels(args.label, model.labels, args.samples + args.held_out)

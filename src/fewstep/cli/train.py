@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fewstep.cli.common import Usage, at_least, check_device, option, pace_arguments, pace_of
+from fewstep.cli.common import Usage, at_least, check_device, option, pace_arguments, pace_of, several
 
 __all__ = ["arguments", "run"]
 
@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--warmup", type=at_least(0), help="images until the learning rate is reached (default: 20000)")
     add("--ema", type=float, help="decay of the averaged weights, a step (default: 0.999)")
     add("--drop-label", type=float, help="share of labels left out, in [0, 1] (default: 0.1)")
-    add("--channels", type=channels, help="channels of each resolution, separated by commas (default: 64,128)")
+    add("--channels", type=several(1), help="channels of each resolution, separated by commas (default: 64,128)")
     add("--layers", type=at_least(1), help="residual blocks a resolution (default: 1)")
     add("--patch", type=at_least(1), help="side of the squares of pixels folded into channels (default: 2)")
     add("--seed", type=at_least(0), help="everything random is a function of it (default: 0)")
@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> None:
     given |= {"resume": not args.anew, "pace": pace_of(args)}
     plain = method in (None, "denoise") and args.teacher is None and not args.option
     if plain and data is not None and floats(data) is None:
-        shapes = {name: getattr(args, name) for name in ("law", "channels", "layers", "patch")}
+        shapes = {name: getattr(args, name) for name in ("law", "layers", "patch")}
+        shapes["channels"] = args.channels and tuple(args.channels)
         print(train(data, out, sheet_every=args.sheet_every or None, **shapes, **given))
     else:
         print(train_student(data, out, method=method or "denoise", teacher=args.teacher, options=args.option, **given))
@@ -84,8 +85,3 @@ def _mixed(parser: argparse.ArgumentParser) -> None:
             parser.parse_known_args = parse
 
     parser.parse_known_args = parse  # type: ignore[method-assign]
-
-
-def channels(text: str) -> tuple[int, ...]:
-    """Argparse type: whole numbers separated by commas."""
-    return tuple(at_least(1)(part) for part in text.split(","))

@@ -19,7 +19,6 @@ every linear process.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +32,7 @@ from fewstep.geometry.encode import AnySolver, between
 from fewstep.grid import Grid
 from fewstep.likelihood.closed_form import marginal_log_prob
 from fewstep.likelihood.density import log_prob
+from fewstep.likelihood.lift import data_time
 from fewstep.loop import sample, tabulate
 from fewstep.loop.drive import noises_of, predict
 from fewstep.noise import Noise, PathSource
@@ -123,7 +123,7 @@ def denoising_mcmc(
     draw = lambda stream, k: noise.normal(stream, k, shape, dtype=x.dtype, device=x.device)  # noqa: E731
     k = (_uniform(noise, 0, len(x), 1)[:, 0] * len(times)).long()
     z = process.diffuse(x, times[k], draw("chain-start", 0))
-    history, states, places, samples = [], [], [], []
+    history, found = [], []
     for i in range(burn + saved * skip):
         t = times[k]
         with torch.no_grad():
@@ -136,17 +136,11 @@ def denoising_mcmc(
         z = apply(process.Psi(times[k]), y)
         history.append(k)
         if i >= burn and (i - burn + 1) % skip == 0:
-            states.append(z)
-            places.append(k)
-            samples.append(_down(denoiser, process, tables, z, k, seed + 1 + len(samples) * len(times), first))
-    return Chain(
-        samples=torch.stack(samples),
-        states=torch.stack(states),
-        levels=torch.stack(places),
-        history=torch.stack(history),
-        times=times,
-        calls=(len(history), saved * max(table.nfe for table in tables)),
-    )
+            down = _down(denoiser, process, tables, z, k, seed + 1 + len(found) * len(times), first)
+            found.append((down, z, k))
+    samples, states, places = map(torch.stack, zip(*found, strict=True))
+    return Chain(samples=samples, states=states, levels=places, history=torch.stack(history), times=times,
+                 calls=(len(history), saved * max(table.nfe for table in tables)))  # fmt: skip
 
 
 @typed
@@ -196,10 +190,8 @@ def _times(process: Process, levels: Tensor | int, highest: float | None) -> Ten
         times = levels.to(torch.float64)
     else:
         top = float(process.inverse_log_snr(0.0)) if highest is None else highest
-        low = float(process.log_snr(process.t_min))
-        low = low if low < math.inf else float(process.log_snr(process.t_min + 1e-3 * (process.t_max - process.t_min)))
+        high, low = (float(process.log_snr(t)) for t in (top, data_time(process)))
         count = whole("levels", levels)
-        high = float(process.log_snr(top))
         times = process.inverse_log_snr(torch.linspace(high, low, count + 1, dtype=torch.float64)[:-1])
     process.check_times(times)
     bad = times[(process.log_snr(times).isinf()) | (times <= process.t_min)]

@@ -9,8 +9,7 @@ Copy this file into ComfyUI's `custom_nodes`, where `pip install fewstep` has be
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -23,6 +22,7 @@ from fewstep.interop import k_diffusion
 from fewstep.interop.carried import carried
 from fewstep.process import EDM, Flow, ScalarProcess
 from fewstep.solver.config import Tableau
+from fewstep.words import written
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "FewStepSampler", "FewStepTable", "register"]
 
@@ -75,7 +75,7 @@ class FewStepSampler:
 
     def make(self, solver: str, options: str) -> tuple[Any]:
         """The sampler."""
-        return (import_module("comfy.samplers").KSAMPLER(sampler(solver), read(options)),)
+        return (import_module("comfy.samplers").KSAMPLER(sampler(solver), dict(written(options))),)
 
 
 class FewStepTable:
@@ -99,18 +99,6 @@ class FewStepTable:
         table = carried(Tableau.load(file), process)
         march = partial(k_diffusion.march, table, process=process)
         return import_module("comfy.samplers").KSAMPLER(march), table.grid.float()
-
-
-def read(options: str) -> Mapping[str, Any]:
-    """Options written NAME=VALUE, separated by commas."""
-    try:
-        call = ast.parse(f"dict({options})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError):
-        raise ValueError(
-            f"got the options {options!r}: write NAME=VALUE, separated by commas, as in eta=0.5, solver_type='heun'"
-        ) from None
 
 
 NODE_CLASS_MAPPINGS = {"FewStepSampler": FewStepSampler, "FewStepTable": FewStepTable}

@@ -191,8 +191,7 @@ def get_sigmas(
             everywhere here.
     """
     process = EDM(sigma_min=sigma_min, sigma_max=sigma_max) if process is None else process
-    grid, _ = pick(SCHEDULERS, scheduler, "scheduler")
-    times = grid(process, whole("n", n))
+    times = pick(SCHEDULERS, scheduler, "scheduler")(process, whole("n", n))
     return (times if isinstance(process, Flow) else torch.exp(-process.log_snr(times))).to(torch.float32)
 
 

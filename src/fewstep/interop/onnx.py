@@ -24,7 +24,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser import Wrapped, guide, wrap
+from fewstep.denoiser import Wrapped, guide
 from fewstep.denoiser.base import range_of
 from fewstep.files import atomic, extra, json_text
 from fewstep.loop import sample
@@ -34,6 +34,7 @@ from fewstep.loop.plan import Plan
 from fewstep.loop.walk import walk
 from fewstep.model import Model, call_network
 from fewstep.model.draw import conditioned
+from fewstep.model.model import wrapped
 from fewstep.noise import noise_source
 from fewstep.process.config import process_to_json
 from fewstep.process.operator import apply
@@ -57,8 +58,9 @@ class Sampler(nn.Module):
         call = partial(call_network, model.net, patch=model.patch, process=model.process)
 
         def of(classes: Callable[[], Tensor | None]) -> Wrapped:
-            net = lambda x, t: call(x, t, classes())  # noqa: E731
-            return wrap(net, model.process, predicts=model.predicts, time=model.time, dtype=torch.float32)
+            net = lambda x, t, s=None: call(x, t, classes(), s=s)  # noqa: E731
+            about = (model.process, model.predicts, model.time, model.sigma_data)
+            return wrapped(net, *about, destination=model.destination)
 
         denoiser: Any = of(lambda: self.classes[-1])
         if guidance != 1:

@@ -6,16 +6,14 @@ scheduler is a grid that ends at sigma = 0.
 References: https://github.com/crowsonkb/k-diffusion; https://github.com/comfyanonymous/ComfyUI (comfy/samplers.py,
 comfy/k_diffusion/sampling.py, deis.py and sa_solver.py); https://github.com/AUTOMATIC1111/stable-diffusion-webui
 (modules/sd_samplers_kdiffusion.py, sd_samplers_extra.py, sd_schedulers.py). Each formula was read there in November
-2026 and is held against ours in `tests/test_tool_names.py`; NOTES says where numbers differ.
+2026 and is held against ours in `tests/test_tool_names.py`; `docs/names.py` says where numbers differ.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +39,7 @@ from fewstep.solver import (
     Solver,
 )
 
-__all__ = ["ALIASES", "LABELS", "LEFT_OUT", "NOTES", "SCHEDULERS", "described"]
+__all__ = ["ALIASES", "LABELS", "SCHEDULERS"]
 
 
 def _runge_kutta(
@@ -150,36 +148,6 @@ LABELS = {
     "LCM": "lcm",
 }
 
-# Where a name's numbers are not the tool's own.
-NOTES = {
-    "lms": "k-diffusion's; ComfyUI's last step to 0 is the prediction",
-    "dpm_fast": "on the given sigmas, where the tool makes its own, even in log sigma",
-    "dpm_adaptive": "between the first and the last positive sigma; a denoising step follows where they end at 0",
-    "dpmpp_sde": 'stages share one path; `noises="separate"` is the tool\'s own with independent noise',
-    "ddim": "eta = 0 is `euler`, as in ComfyUI",
-    "plms": "on the given sigmas; one call more than steps",
-    "uni_pc": "the sigmas as they are, where ComfyUI puts 0.001 for a 0 at the end; order 3 from 4 steps on there",
-    "uni_pc_bh2": "as `uni_pc`",
-    "deis": "polynomials in sigma; ComfyUI's are in the time of VP (sigma 80 to 0.002), and Euler's step to 0",
-    "er_sde": "the noise integral exact, where ComfyUI sums 200 rectangles",
-    "sa_solver": "tau = 1 throughout, where ComfyUI has 0 in the first and last fifth of the time, and lower orders "
-    "towards a 0 at the end",
-    "restart": "detours at every number of steps, on the grid, where webui's begin at 20, on Karras levels of its own",
-    "dpmpp_2m_cfg_pp": "2M on the unguided predictions, where ComfyUI's slope is guided less last unguided",
-}
-
-# Samplers of ComfyUI that no solver here is, and why.
-LEFT_OUT = {
-    "exp_heun_2_x0": "SEEDS-2 with its stage at the end of the step: calls the corrected state again",
-    "exp_heun_2_x0_sde": "as `exp_heun_2_x0`",
-    "dpmpp_2s_ancestral_cfg_pp": "CFG++ around a solver of two calls a step, which the paper does not define",
-    "res_multistep_cfg_pp": "guidance is added to the state before the step, which is not the paper's CFG++",
-    "res_multistep_ancestral": "its slope is measured from the lower level of the step before; see `dpmpp_2m_sde`",
-    "res_multistep_ancestral_cfg_pp": "as both",
-    "sa_solver_pece": "calls the corrected state again; `sa_solver` does not",
-    "ar_video": "runs block after block of a video through a network with a cache",
-}
-
 
 def _to_clean(process: Process, steps: int) -> Tensor:
     """Equal steps in time from t_max to 0, where sigma = 0."""
@@ -203,25 +171,15 @@ def _linear_quadratic(process: Process, steps: int) -> Tensor:
     return torch.tensor([process.t_max, *inner.tolist(), 0.0], dtype=torch.float64)
 
 
-# name -> (grid that ends at sigma = 0, what it is; in the time of the model's process unless it says sigma)
-SCHEDULERS: dict[str, tuple[Grid, str]] = {
-    "normal": (to_zero(GRIDS["uniform"]), "`uniform`, then 0"),
-    "karras": (to_zero(GRIDS["karras"]), "`karras` in sigma, then 0"),
-    "exponential": (to_zero(GRIDS["exponential"]), "`exponential` in sigma, then 0"),
-    "sgm_uniform": (to_zero(GRIDS["sgm-uniform"], append=False), "`sgm-uniform`, 0 for its last time"),
-    "simple": (_to_clean, "even from t_max to 0; the tool rounds to entries of its table"),
-    "ddim_uniform": (_ddim_uniform, "every s-th entry of the table from its second on, then 0; starts below t_max"),
-    "beta": (
-        to_zero(GRIDS["beta"], append=False),
-        "`beta`, 0 for its last time; ComfyUI rounds to entries of its table, webui takes it in sigma",
-    ),
-    "linear_quadratic": (_linear_quadratic, "`linear-quadratic` of a flow, times sigma_max"),
-    "kl_optimal": (to_zero(GRIDS["kl-optimal"]), "`kl-optimal` in sigma, then 0; webui's ends at sigma_min"),
+# Grids that end at sigma = 0, in the time of the model's process.
+SCHEDULERS: dict[str, Grid] = {
+    "normal": to_zero(GRIDS["uniform"]),
+    "karras": to_zero(GRIDS["karras"]),
+    "exponential": to_zero(GRIDS["exponential"]),
+    "sgm_uniform": to_zero(GRIDS["sgm-uniform"], append=False),
+    "simple": _to_clean,
+    "ddim_uniform": _ddim_uniform,
+    "beta": to_zero(GRIDS["beta"], append=False),
+    "linear_quadratic": _linear_quadratic,
+    "kl_optimal": to_zero(GRIDS["kl-optimal"]),
 }
-
-
-def described(solver: Any) -> str:
-    """A solver as its class and the options that are not the class's own defaults."""
-    own = {f.name: value for f in fields(solver) if (value := getattr(solver, f.name)) != f.default}
-    shown = (f"{k}={described(v) if isinstance(v, Solver) else repr(v)}" for k, v in own.items())
-    return f"{type(solver).__name__}({', '.join(shown)})"

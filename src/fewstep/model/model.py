@@ -20,7 +20,16 @@ from fewstep.pace import Pace
 from fewstep.process import Process
 from fewstep.tableau import Tableau
 
-__all__ = ["NETWORKS", "Model", "build_network", "call_network", "config_of", "wrapped"]
+__all__ = [
+    "NETWORKS",
+    "Model",
+    "build_network",
+    "call_network",
+    "check_batch",
+    "checked_classes",
+    "config_of",
+    "wrapped",
+]
 
 # The classes that are called as net(x, t, class_labels=y), and where each is defined; those of diffusers on images.
 NETWORKS = {
@@ -93,11 +102,8 @@ class Model:
         self, x: Tensor, t: Tensor, s: Tensor | None = None, *, classes: Tensor | None, w: float | None = None
     ) -> Tensor:
         y = classes.expand(len(x)) if classes is not None and classes.ndim == 0 else classes
-        if y is not None and len(y) != len(x):
-            raise ValueError(
-                f"a batch of {len(x)} samples came for {len(y)} labels; one label for all or one per sample is "
-                "allowed; make the denoiser with as many labels as the batch has samples."
-            )
+        if y is not None:
+            check_batch(len(x), len(y))
         return call_network(self.net, x, t, y, self.patch, self.process, s, w)
 
     def _classes(self, label: int | str | Tensor | Sequence[int | str] | None) -> Tensor | None:
@@ -106,26 +112,32 @@ class Model:
             return torch.tensor(0) if self.labels else None
         if not self.labels:
             raise ValueError(f"label came as {label!r}; this model was trained without labels; leave it out.")
-        try:
-            numbers = [self._number(v) for v in label] if isinstance(label, list | tuple) else self._number(label)
-            wanted = torch.as_tensor(numbers)
-        except (TypeError, ValueError, RuntimeError):  # what is no number
-            wanted = torch.tensor(math.nan)
-        whole = (
-            wanted.ndim <= 1 and wanted.numel() > 0 and not (wanted.is_floating_point() or wanted.dtype == torch.bool)
-        )
-        if not whole or bool(((wanted < 0) | (wanted >= len(self.labels))).any()):
-            names = ", ".join(f"{i} {name}" for i, name in enumerate(self.labels[:12]))
-            more = " ..." if len(self.labels) > 12 else ""
-            raise ValueError(
-                f"label came as {label!r:.80}; labels are {names}{more}; give one of these numbers or names, one per "
-                "sample, or none."
-            )
-        return wanted.long() + 1
+        number = lambda v: self.labels.index(v) if isinstance(v, str) and v in self.labels else v  # noqa: E731
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(self.labels[:12]))
+        allowed = f"labels are {names}{' ...' if len(self.labels) > 12 else ''}; give one of these numbers or names, "
+        wanted = [number(v) for v in label] if isinstance(label, list | tuple) else number(label)
+        return checked_classes(wanted, len(self.labels), label, f"{allowed}one per sample, or none.") + 1
 
-    def _number(self, label: Any) -> Any:
-        """A class's number for its name; another value as it is."""
-        return self.labels.index(label) if isinstance(label, str) else label
+
+def checked_classes(wanted: Any, count: int, label: Any, allowed: str) -> Tensor:
+    """Whole numbers from 0 and below the count, a scalar or (B,); else a ValueError that the label came as it is."""
+    try:
+        found = torch.as_tensor(wanted)
+    except (TypeError, ValueError, RuntimeError):  # what is no number
+        found = torch.tensor(math.nan)
+    whole = found.ndim <= 1 and found.numel() > 0 and not (found.is_floating_point() or found.dtype == torch.bool)
+    if not whole or bool(((found < 0) | (found >= count)).any()):
+        raise ValueError(f"label came as {label!r:.80}; {allowed}")
+    return found.long()
+
+
+def check_batch(count: int, labels: int) -> None:
+    """Refuses labels that are not one for each sample of a batch."""
+    if count != labels:
+        raise ValueError(
+            f"a batch of {count} samples came for {labels} labels; one label for all or one per sample is allowed; "
+            "make the denoiser with as many labels as the batch has samples."
+        )
 
 
 def wrapped(

@@ -7,7 +7,6 @@ the last step goes to sigma = 0 wherever solver and process allow it, as everywh
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -23,7 +22,7 @@ from fewstep.model.record import class_labels, describe
 from fewstep.solver import ALIASES, DEFAULT_SOLVERS, SOLVERS, Default, Driver, Outcome
 from fewstep.stats import attach
 from fewstep.tableau import Tableau
-from fewstep.words import Typed, build, pick
+from fewstep.words import Typed, build, pick, written
 
 __all__ = ["DEFAULT", "EACH", "NONE", "Choice", "Job", "bounded", "offered"]
 
@@ -89,7 +88,7 @@ class Job:
         if labels is None and choice.scale != 1:
             raise ValueError(f"got guidance {choice.scale:g} without classes, where it has no effect: set it to 1")
         name = DEFAULT_SOLVERS[model.process.kind] if choice.solver == DEFAULT else choice.solver
-        solver = suited(attach(_built(name, _options(choice.options)), model.path), model, choice.scale)
+        solver = suited(attach(_built(name, written(choice.options)), model.path), model, choice.scale)
         final = "state"
         if isinstance(solver, Driver):
             if solver.own_times and choice.grid != DEFAULT:
@@ -115,7 +114,7 @@ class Job:
     def python(self) -> str:
         """The lines of Python that repeat it: `x` is the samples, to the bit."""
         choice, process, path = self.choice, "model.process", self.model.path
-        options = ", ".join(f"{name}={value!r}" for name, value in _options(choice.options))
+        options = ", ".join(f"{name}={value!r}" for name, value in written(choice.options))
         solver = f"fs.SOLVERS[{self.name!r}]({options})" if options else repr(self.name)
         table = isinstance(self.solver, Tableau)
         own = self.solver.solver if isinstance(self.solver, Tableau) else self.solver
@@ -153,19 +152,6 @@ def _built(name: str, options: list[tuple[str, Any]]) -> Any:
     for option in files.intersection(option for option, _ in options):
         raise ValueError(f"got {option} for {name}, which is a file: leave it out; what lies with the model is taken")
     return build(SOLVERS, name, "solver", options)
-
-
-def _options(text: str) -> list[tuple[str, Any]]:
-    """The options in a text, written as in a call: numbers, or words with or without quotes."""
-    wrong = f"got the options {text!r}: write them as eta=0.5, noise=1.003"
-    try:
-        call = ast.parse(f"_({text})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or not all(part.arg for part in call.keywords):
-            raise ValueError(wrong)
-        parts = [(str(part.arg), part.value) for part in call.keywords]
-        return [(name, v.id if isinstance(v, ast.Name) else ast.literal_eval(v)) for name, v in parts]
-    except (SyntaxError, ValueError):
-        raise ValueError(wrong) from None
 
 
 def _spelt(labels: list[int]) -> str:

@@ -207,12 +207,9 @@ def _looks(declared: Wrapped, found: _Reading, names: Sequence[str]) -> str:
     elif w.time != declared.time:
         looks.append(between.get((str(w.time), str(declared.time)), f"a network of the time {w.time!r}"))
     if w.process is not declared.process:
-        looks.append(f"one trained on {_named(w.process)}")
+        name = "Stable Diffusion's Discrete" if isinstance(w.process, Discrete) else type(w.process).__name__
+        looks.append(f"one trained on {name}")
     return " and ".join(looks)
-
-
-def _named(process: Process) -> str:
-    return "Stable Diffusion's Discrete" if isinstance(process, Discrete) else type(process).__name__
 
 
 def _readings(d: Wrapped) -> Iterator[_Reading]:

@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMix
 
 from fewstep.interop.diffusers.convention import Convention, convention_of  # noqa: E402
 from fewstep.interop.diffusers.folder import DiffusersModel, load_folder  # noqa: E402
-from fewstep.interop.diffusers.scheduler import FewStepScheduler, FewStepSchedulerOutput  # noqa: E402
+from fewstep.interop.diffusers.run import FewStepSchedulerOutput  # noqa: E402
+from fewstep.interop.diffusers.scheduler import FewStepScheduler  # noqa: E402
 
 __all__ = ["Convention", "DiffusersModel", "FewStepScheduler", "FewStepSchedulerOutput", "convention_of", "load_folder"]

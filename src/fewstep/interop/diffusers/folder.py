@@ -29,6 +29,7 @@ from fewstep.interop.diffusers.safe import INDEX, check_folder
 from fewstep.interop.diffusers.scheduler import FewStepScheduler
 from fewstep.model import Model
 from fewstep.model.folder import SIDE
+from fewstep.model.model import check_batch, checked_classes
 
 __all__ = ["DiffusersModel", "load_folder"]
 
@@ -78,18 +79,12 @@ class DiffusersModel(Model):
     def _classes(self, label: Any) -> Tensor:
         """The network's class numbers, a scalar or (B,); other conditions of classes (times, vectors) as they come."""
         table, kind = self._table, getattr(self.net, "config", {}).get("class_embed_type")
-        if table is None and kind is None:
+        if table is not None:
+            knows = f"this network knows the classes 0 to {table.num_embeddings - 1}; give one of these numbers"
+            return checked_classes(label, table.num_embeddings, label, f"{knows}, or one per sample.")
+        if kind is None or isinstance(label, str):
             raise ValueError(f"label came as {label!r:.80}; this network has no classes; leave it out.")
-        wanted = torch.as_tensor(label) if not isinstance(label, str) else torch.empty(0)
-        if table is None:
-            return wanted
-        whole = wanted.numel() and wanted.ndim <= 1 and not wanted.is_floating_point() and wanted.dtype != torch.bool
-        if not whole or bool(((wanted < 0) | (wanted >= table.num_embeddings)).any()):
-            raise ValueError(
-                f"label came as {label!r:.80}; this network knows the classes 0 to {table.num_embeddings - 1}; "
-                "give one of these numbers, or one per sample."
-            )
-        return wanted.long()
+        return torch.as_tensor(label)
 
     @property
     def _table(self) -> nn.Embedding | None:
@@ -104,11 +99,8 @@ class DiffusersModel(Model):
                 f"({self.shape[0]}, {AXES[axes]}): give x or shape of such states"
             )
         classes = conditions.get("class_labels")
-        if isinstance(classes, Tensor) and classes.ndim and len(classes) not in (1, len(x)):
-            raise ValueError(
-                f"a batch of {len(x)} samples came for {len(classes)} labels; one label for all or one per sample is "
-                "allowed; make the denoiser with as many labels as the batch has samples."
-            )
+        if isinstance(classes, Tensor) and classes.ndim and len(classes) != 1:
+            check_batch(len(x), len(classes))
         spread = {k: _spread(v, len(x)) for k, v in conditions.items()}
         out = self.net(x, t, **spread, return_dict=False)[0]
         return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out  # without a learned variance
@@ -186,13 +178,8 @@ def _variant(part: Path) -> tuple[Path, Path] | None:
     """(index, file) of the only variant of a network's weights."""
     kind = ".safetensors"
     stem = WEIGHTS.removesuffix(kind)
-    names = [p.name for p in part.iterdir() if p.name.startswith(stem)]
-    found = {n.removeprefix(f"{stem}{kind}.index.").removesuffix(".json") for n in names if f"{kind}.index." in n}
-    found |= {
-        n.removeprefix(f"{stem}.").removesuffix(kind)
-        for n in names
-        if n.endswith(kind) and n != WEIGHTS and not re.search(r"-\d+-of-\d+", n)
-    }
+    named = re.compile(rf"{stem}(?:{kind}\.index\.(.+)\.json|\.(?!.*-\d+-of-\d+)(.+){kind})")
+    found = {m[1] or m[2] for p in part.iterdir() if (m := named.fullmatch(p.name))}
     if len(found) > 1:
         raise ValueError(
             f"{part} has no {WEIGHTS} but the variants {', '.join(sorted(found))}; weights without a variant or one "

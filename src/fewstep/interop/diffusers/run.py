@@ -14,10 +14,12 @@ pipeline's dtype, is the kept one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 import torch
+from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -26,9 +28,22 @@ from fewstep.interop.diffusers.schedule import Schedule
 from fewstep.loop.standing import Standing
 from fewstep.loop.walk import After
 
-__all__ = ["PipelineRun", "Runs"]
+__all__ = ["FewStepSchedulerOutput", "PipelineRun", "Runs"]
 
 KEPT = 8  # unfinished runs beside the current one, should they go on
+
+
+@dataclass
+class FewStepSchedulerOutput(BaseOutput):
+    """What `FewStepScheduler.step` returns.
+
+    Attributes:
+        prev_sample: the state at the next time step.
+        pred_original_sample: the data prediction x0_hat of this one, clipped where that is asked for.
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
 
 
 class PipelineRun:

@@ -20,6 +20,7 @@ from fewstep.process.base import ScalarProcess
 from fewstep.solver import DRIVERS, TABLES, Default, Solver
 from fewstep.solver.config import solver_from_config
 from fewstep.tableau import Tableau
+from fewstep.tableau.file import to_bytes
 from fewstep.words import pick
 
 __all__ = ["FILE", "completed", "scheduler_file", "solver_of"]
@@ -111,7 +112,7 @@ def solver_of(solver: Any, process: ScalarProcess) -> tuple[Solver | None, Table
                 f"got a table written for {solver.process} to run on {process}: fit or tabulate it on the process of "
                 "this scheduler"
             )
-        return None, solver, {"table": _packed(solver)}
+        return None, solver, {"table": base64.b64encode(to_bytes(solver)).decode()}
     stored = solver.config() if isinstance(solver, Solver) else solver
     solver = solver or Default(predicts="data", size=NUMBERS)
     if solver in DRIVERS if isinstance(solver, str) else not isinstance(solver, Solver):
@@ -131,12 +132,6 @@ def solver_of(solver: Any, process: ScalarProcess) -> tuple[Solver | None, Table
             "pipeline hands over that alone: give another solver, or run it with fewstep.sample"
         )
     return made, None, stored
-
-
-def _packed(table: Tableau) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        table.save(path := Path(folder) / "table.safetensors")
-        return base64.b64encode(path.read_bytes()).decode()
 
 
 def _unpacked(text: str) -> Tableau:

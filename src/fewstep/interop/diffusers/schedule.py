@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.denoiser.base import Denoiser, Denoises
+from fewstep.denoiser.guidance.threshold import Thresholded
 from fewstep.interop.diffusers.convention import Convention
 from fewstep.solver import DDIM, Solver
 from fewstep.tableau import Tableau
@@ -18,17 +20,30 @@ from fewstep.tableau.row import ONES, Row
 from fewstep.tableau.through import Through
 from fewstep.tableau.writer import Writer
 
-__all__ = ["Schedule", "from_row"]
+__all__ = ["Schedule", "clipping_of", "from_row"]
 
 Clipping = Callable[[Denoises], Denoiser]
 
 
+def clipping_of(config: Mapping[str, Any], convention: Convention) -> Clipping | None:
+    """What clips x0_hat as a scheduler's config says; refused here, where it is given."""
+    clipping = None
+    if config["thresholding"]:  # at most to 1, whatever the largest value
+        most = config["sample_max_value"]
+        limits = {"quantile": config["dynamic_thresholding_ratio"], "limit": max(most, 1.0) if most > 0 else most}
+        clipping = partial(Thresholded, **limits)
+    elif config["clip_sample"]:
+        clipping = partial(Thresholded, quantile=None, bound=config["clip_sample_range"])
+    if clipping is not None:
+        clipping(convention.denoiser(torch.tanh))
+    return clipping
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """A table and the time step of each of its calls, as the network is told it."""
+    """A table, and its calls as the network is told of them."""
 
     table: Tableau  # begins at a row that is evaluated
-    timesteps: Tensor  # (nfe,) float64 time steps of the calls
     convention: Convention  # of the network
     clipping: Clipping | None = None  # what makes a denoiser whose x0_hat is clipped of one
 
@@ -38,13 +53,24 @@ class Schedule:
         table = _begun_at_a_call(table)
         if extra := [name for name in table.given if name not in ("start", ONES)]:
             raise ValueError(f"got a table with a given row {extra[0]!r}, which no pipeline has: use fewstep.sample")
-        at = torch.tensor([row.at for row in table.rows if row.at is not None], dtype=torch.float64)
-        return Schedule(table, convention.timestep(at), convention, clipping)
+        return Schedule(table, convention, clipping)
 
-    @property
-    def calls(self) -> list[int]:
-        """The rows that are evaluated."""
-        return [k for k, row in enumerate(self.table.rows) if row.at is not None]
+    @cached_property
+    def times(self) -> Tensor:
+        """(nfe,) float64 times of the calls."""
+        return torch.tensor([row.at for row in self.table.rows if row.at is not None], dtype=torch.float64)
+
+    @cached_property
+    def timesteps(self) -> Tensor:
+        """(nfe,) float64 time steps of the calls."""
+        return self.convention.timestep(self.times)
+
+    def time(self, asked: Tensor) -> Tensor:
+        """Float64 times (n,) of time steps; those of the calls are exact."""
+        found = self.convention.time(asked)
+        for label, at in zip(self.timesteps.float().double(), self.times, strict=True):
+            found = torch.where(asked == label, at, found)
+        return found
 
 
 def _begun_at_a_call(table: Tableau) -> Tableau:
@@ -83,8 +109,7 @@ def from_row(schedule: Schedule, solver: Solver | None, begin: int) -> Schedule:
             "got a fitted table to begin in the middle (an image's strength below 1): it is made for one whole run; "
             "give a solver, or strength=1"
         )
-    table, wanted = schedule.table, schedule.timesteps[begin:]
-    at = [table.rows[k].at or 0.0 for k in schedule.calls[begin:]]
+    table, wanted, at = schedule.table, schedule.timesteps[begin:], schedule.times[begin:].tolist()
     grid = table.grid.tolist()
     for skipped in range(len(at)):
         starts = [i for i, t in enumerate(grid[:-1]) if t == at[skipped]]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,13 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
-from fewstep.denoiser.guidance.threshold import Thresholded
 from fewstep.files import read_json
 from fewstep.interop.diffusers.convention import convention_of, translated
-from fewstep.interop.diffusers.run import Runs
+from fewstep.interop.diffusers.run import FewStepSchedulerOutput, Runs
 from fewstep.interop.diffusers.saved import completed, scheduler_file, solver_of
-from fewstep.interop.diffusers.schedule import Schedule, from_row
+from fewstep.interop.diffusers.schedule import Schedule, clipping_of, from_row
 from fewstep.interop.diffusers.times import asked_for, is_ramp
 from fewstep.loop.excess import warn_of_excess
 from fewstep.process import Process
@@ -34,20 +31,7 @@ from fewstep.solver import SOLVERS
 from fewstep.tableau import Tableau
 from fewstep.words import pick, typed
 
-__all__ = ["FewStepScheduler", "FewStepSchedulerOutput"]
-
-
-@dataclass
-class FewStepSchedulerOutput(BaseOutput):
-    """What `FewStepScheduler.step` returns.
-
-    Attributes:
-        prev_sample: the state at the next time step.
-        pred_original_sample: the data prediction x0_hat of this one, clipped where that is asked for.
-    """
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor | None = None
+__all__ = ["FewStepScheduler"]
 
 
 class FewStepScheduler(SchedulerMixin, ConfigMixin):
@@ -134,18 +118,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             trained_betas=None if trained_betas is None else torch.as_tensor(trained_betas).tolist(),
             use_flow_sigmas=self.convention.steps == "share",  # pipelines then leave the levels to the scheduler
         )
-        self._clipping = None
-        if thresholding:  # at most to 1, whatever the largest value
-            most = max(sample_max_value, 1.0) if sample_max_value > 0 else sample_max_value
-            self._clipping = partial(Thresholded, quantile=dynamic_thresholding_ratio, limit=most)
-        elif clip_sample:
-            self._clipping = partial(Thresholded, quantile=None, bound=clip_sample_range)
-        if self._clipping is not None:
-            self._clipping(self.convention.denoiser(torch.tanh))  # refused here, where it is given
+        self._clipping = clipping_of(self.config, self.convention)
         self._runs = Runs()
-        self._schedule: Schedule | None = None  # from the begin index on
-        self._whole: Schedule | None = None
-        self._noisy: dict[float, Schedule] = {}  # by eta
+        self._made: dict[tuple[float, int], Schedule] = {}  # by eta and begin index; of set_timesteps alone at first
         self._begin_index: int | None = None
         self.num_inference_steps: int | None = None
         t = torch.linspace(self.process.t_max, self.process.t_min, self.convention.count, dtype=torch.float64)
@@ -199,15 +174,14 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> float:
         """(alpha^2 + sigma^2)^{1/2} at the first time step, diffusers' scale of the start of pure noise."""
-        t = self.process.t_max if self._schedule is None else float(self._schedule.table.rows[0].at or 0.0)
+        t = float(self._ready().times[0]) if self._made else self.process.t_max
         return float((self.process.alpha(t) ** 2 + self.process.sigma(t) ** 2) ** 0.5)
 
     @property
     def sigmas(self) -> Tensor:
         """The level at each time step and at the end, float32: sigma/alpha, sigma on EDM, t on flow."""
-        table = self._ready().table
-        at = [row.at for row in table.rows if row.at is not None]
-        return self.convention.level(torch.tensor([*at, table.rows[-1].t], dtype=torch.float64)).float()
+        schedule = self._ready()
+        return self.convention.level(torch.cat([schedule.times, schedule.table.grid[-1:]])).float()
 
     @property
     def destinations(self) -> Tensor:
@@ -281,15 +255,13 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begins runs at a later time step, as image-to-image does, with the calls that are left and no others."""
-        whole = self._ready() if self._whole is None else self._whole
-        if not 0 <= (begin_index or 0) < len(whole.timesteps):
+        count = len(self._ready(begin=0).timesteps)
+        if not 0 <= (begin_index or 0) < count:
             raise ValueError(
-                f"got begin_index={begin_index} of {len(whole.timesteps)} time steps, which leaves no call: give more "
-                "steps or a higher strength"
+                f"got begin_index={begin_index} of {count} time steps, which leaves no call: give more steps or a "
+                "higher strength"
             )
-        if (begin_index or 0) != (self._begin_index or 0):
-            self._schedule = from_row(whole, self._solver, begin_index) if begin_index else whole
-            self._noisy = {}
+        self._ready(begin=begin_index or 0)  # what cannot begin there is refused
         self._begin_index = begin_index
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
@@ -378,28 +350,29 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         return self.convention.count
 
     def _take(self, schedule: Schedule, device: Any) -> None:
-        self._schedule = self._whole = schedule
-        self._begin_index = None
-        self._noisy = {}
-        self._runs.current = None
+        self._made = {(0.0, 0): schedule}
+        self._begin_index = self._runs.current = None
         self.timesteps = schedule.timesteps.float().to(device)
         self.num_inference_steps = len(self.timesteps)
 
-    def _ready(self, eta: float = 0.0) -> Schedule:
+    def _ready(self, eta: float = 0.0, begin: int | None = None) -> Schedule:
         """The schedule that runs begin with; its solver's eta is another where a pipeline gives one."""
-        if self._schedule is None or self._whole is None:
+        begin = (self._begin_index if begin is None else begin) or 0
+        if not self._made:
             raise ValueError("got a scheduler without time steps: call set_timesteps first")
-        if not eta:
-            return self._schedule
-        if eta not in self._noisy:
-            if not hasattr(self._solver, "eta"):
-                name = "a table" if self._solver is None else type(self._solver).__name__
+        if (eta, begin) not in self._made:
+            solver: Any = self._solver
+            if eta and not hasattr(solver, "eta"):
+                name = "a table" if solver is None else type(solver).__name__
                 raise ValueError(f"got eta={eta:g} for {name}, which has no eta: leave it out, or choose ddim")
-            solver: Any = replace(self._solver, eta=eta)  # type: ignore[type-var]
-            table = solver.tabulate(self.process, self._whole.table.grid)
-            made = Schedule.of(table, self._whole.convention, self._clipping)
-            self._noisy[eta] = from_row(made, solver, self._begin_index) if self._begin_index else made
-        return self._noisy[eta]
+            solver = replace(solver, eta=eta) if eta else solver
+            if begin:
+                made = from_row(self._ready(eta, 0), solver, begin)
+            else:
+                whole = self._ready(0.0, 0)
+                made = Schedule.of(solver.tabulate(self.process, whole.table.grid), whole.convention, self._clipping)
+            self._made[eta, begin] = made
+        return self._made[eta, begin]
 
     def _begin_at(self, timestep: float) -> None:
         """Begins at a later time step where a pipeline goes through the end of `timesteps` and does not say so.
@@ -412,13 +385,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
 
     def _time(self, timestep: Any) -> Tensor:
         """Float64 times (n,) of time steps; those of the run are exact."""
-        asked = torch.as_tensor(timestep).detach().cpu().double().flatten()
-        times = (self._whole or self).convention.time(asked)
-        if self._whole is not None:
-            rows = self._whole.table.rows
-            for label, k in zip(self._whole.timesteps.float().double(), self._whole.calls, strict=True):
-                times = torch.where(asked == label, torch.tensor(rows[k].at, dtype=torch.float64), times)
-        return times
+        told = self._ready(begin=0) if self._made else self.convention
+        return told.time(torch.as_tensor(timestep).detach().cpu().double().flatten())
 
 
 def _none(others: dict[str, Any], where: str) -> None:

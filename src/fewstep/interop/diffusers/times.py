@@ -50,7 +50,7 @@ def asked_for(
         times = from_timesteps(config, convention, timesteps)
     else:
         times = spaced(config, convention, solver, calls or 0, mu)
-    chosen = timesteps is sigmas is None, sigmas is None or convention.steps == "share" and _last(sigmas) > 0
+    chosen = timesteps is sigmas is None, sigmas is None or convention.steps == "share" and bool(_flat(sigmas)[-1] > 0)
     times = as_grid(inside(times, convention, solver, chosen), convention.process, None)
     if timesteps is not None and sigmas is not None:
         convention = replace(convention, labels=labelled(times, timesteps))
@@ -59,7 +59,7 @@ def asked_for(
 
 def is_ramp(levels: Any) -> bool:
     """Whether a flow's levels are those that pipelines make of a number of steps."""
-    given = torch.as_tensor([] if levels is None else levels, dtype=torch.float64, device="cpu").flatten()
+    given = _flat([] if levels is None else levels)
     return len(given) > 0 and torch.allclose(given, ramp(len(given)), rtol=0, atol=1e-6)
 
 
@@ -89,10 +89,8 @@ def spaced(
             if convention.steps == "share" and high is not None:
                 levels = levels / (1 + levels)  # they are sigma / alpha
         times = convention.time_at(levels)
-        times = torch.cat([times, _zero(convention)]) if zero else times
-    else:
-        times = times_of(solver, process, name or "default", calls, None, _final(config, convention))
-    return times
+        return torch.cat([times, _zero(convention)]) if zero else times
+    return times_of(solver, process, name or "default", calls, None, _final(config, convention))
 
 
 def ramp(steps: int, count: int | None = None) -> Tensor:
@@ -103,7 +101,7 @@ def ramp(steps: int, count: int | None = None) -> Tensor:
 
 def labelled(times: Tensor, timesteps: Sequence[float] | Tensor) -> tuple[tuple[float, float], ...]:
     """Pairs (time, time step) for a network that is told other time steps than those of its times, and (0, 0)."""
-    told = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu").flatten().tolist()
+    told = _flat(timesteps).tolist()
     if len(told) != len(times) - 1:
         raise ValueError(f"got {len(told)} timesteps and {len(times) - 1} sigmas: give as many of one as of the other")
     return tuple(zip(times.tolist(), [*told, 0.0], strict=True))
@@ -113,7 +111,7 @@ def from_levels(
     config: Mapping[str, Any], convention: Convention, levels: Sequence[float] | Tensor, mu: float | None = None
 ) -> Tensor:
     """Times of given sigmas. On flow they are shifted as the config says, as diffusers does, and zero is added."""
-    given = torch.as_tensor(levels, dtype=torch.float64, device="cpu").flatten()
+    given = _flat(levels)
     if convention.steps == "share":
         return torch.cat([shifted(config, given[given > 0], mu), _zero(convention)])
     t = convention.time_at(given)
@@ -122,7 +120,7 @@ def from_levels(
 
 def from_timesteps(config: Mapping[str, Any], convention: Convention, timesteps: Sequence[float] | Tensor) -> Tensor:
     """Times of given time steps and the end: sigma = 0 unless the config says otherwise."""
-    t = convention.time(torch.as_tensor(timesteps, dtype=torch.float64, device="cpu").flatten())
+    t = convention.time(_flat(timesteps))
     zero, last = _zero(convention), torch.tensor([convention.process.t_min], dtype=torch.float64)
     return torch.cat([t, zero if _final(config, convention) == "zero" or t[-1] <= last else last])
 
@@ -192,5 +190,5 @@ def inside(times: Tensor, convention: Convention, solver: Solver, chosen: tuple[
     return times
 
 
-def _last(levels: Sequence[float] | Tensor) -> float:
-    return float(torch.as_tensor(levels, dtype=torch.float64, device="cpu").flatten()[-1])
+def _flat(numbers: Sequence[float] | Tensor) -> Tensor:
+    return torch.as_tensor(numbers, dtype=torch.float64, device="cpu").flatten()
