@@ -12,6 +12,7 @@ file with the latest name is used.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -21,11 +22,15 @@ from pathlib import Path
 
 import fewstep as fs
 from fewstep.cli import listing
-from fewstep.solver import names
+from fewstep.process import ALL_PROCESSES
+from fewstep.process.bridge import Bridge
+from fewstep.solver import ALIASES, names
 from fewstep.solver.base import ALL_KINDS
 from fewstep.systems import CHAPTERS, SYSTEMS, System, place
+from fewstep.train.methods import METHODS
 
 PAGE = Path(__file__).parent / "choosing.md"
+MAP = Path(__file__).parent / "solvers.md"
 BOOK = Path(__file__).parent / "systems.md"
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
@@ -230,6 +235,71 @@ def closed_forms() -> str:
     return head + _markdown(("solver", "grid", *calls), lines)
 
 
+START = ("ddim", "dpmpp-2m", "unipc-3", "heun", "euler-ancestral", "dpmpp-2m-sde", "ddpm", "restart")
+FAMILIES = {  # a section of docs/solvers.md and how `fewstep list` calls it
+    "A linear part taken from the data": "Start here",
+    "One prediction, held for a step": "Multistep",
+    "Several predictions: multistep": "Multistep",
+    "Several calls in a step: Runge-Kutta": "Runge-Kutta",
+    "Derivatives instead of differences: Taylor": "Taylor",
+    "Ancestral sampling": "Ancestral",
+    "The reverse SDE": "Reverse SDE",
+    "Noise put back": "Reverse SDE",
+    "Guided sampling in two parts": "Guidance",
+    "Drivers": "Drivers",
+}
+
+
+def listed() -> str:
+    """What `fewstep list` prints, as JSON that docs/list.schema.json describes."""
+    found = []
+    sections = re.findall(r"^## (.*)$|^\| (`.*?) \|", MAP.read_text(encoding="utf-8"), re.MULTILINE)
+    family, of = "", {}
+    for title, row in sections:
+        family = FAMILIES.get(title, family)
+        of |= dict.fromkeys(re.findall(r"`([^`]+)`", row), family)
+    for name in fs.SOLVERS:
+        if name not in ALIASES:
+            start = "default" if name in fs.DEFAULT_SOLVERS.values() else "here" if name in START else None
+            found.append({"kind": "solvers", "name": name, "family": of[name], "start": start, **_promised(name)})
+    order = list(dict.fromkeys(FAMILIES.values()))
+    found.sort(key=lambda e: order.index(e["family"]))
+    for name, make in ALL_PROCESSES.items():
+        process = make()
+        family = "Bridges" if isinstance(process, Bridge) else "Processes"
+        start = "default" if name == "vp" else None
+        facts = {"what": f"{_first_line(make)}", "processes": [process.kind]}
+        found.append({"kind": "processes", "name": name, "family": family, "start": start, **facts})
+    for kind, title, registry, most in (
+        ("grids", "Grids", fs.GRIDS, "default"),
+        ("methods", "Training", METHODS, "denoise"),
+    ):
+        for name, make in registry.items():
+            start = "default" if name == most else None
+            found.append({"kind": kind, "name": name, "family": title, "start": start, "what": _first_line(make)})
+    rest = {"also": [], "order": None, "calls": None, "noise": None, "processes": None}
+    entries = [json.dumps(rest | entry, ensure_ascii=False, sort_keys=True) for entry in found]
+    return "[\n" + ",\n".join(entries) + "\n]\n"
+
+
+def _promised(name: str) -> dict:
+    """What a solver declares."""
+    facts = {"also": [other for other in names(name) if other != name]}
+    if name not in fs.TABLES:
+        return {**facts, "what": _first_line(fs.SOLVERS[name])}
+    s = fs.TABLES[name]()
+    calls = s.calls(11, to_zero=False) - s.calls(10, to_zero=False)
+    facts |= {"order": s.order, "calls": calls, "noise": s.stochastic, "processes": list(s.kinds)}
+    return {**facts, "what": WHEN[name]}
+
+
+def _first_line(entry: object) -> str:
+    """The first docstring line of a registry entry; a `functools.partial` adds the options it sets."""
+    text = (inspect.getdoc(getattr(entry, "func", entry)) or "").strip().partition("\n")[0]
+    options = ", ".join(f"{key}={value}" for key, value in getattr(entry, "keywords", {}).items())
+    return f"{text} [{options}]" if options else text
+
+
 BLOCKS = {
     "defaults": defaults,
     "solvers": solvers,
@@ -282,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = {
         PAGE: fill(PAGE.read_text(encoding="utf-8")),
         BOOK: book(),
-        listing.KEPT: "\n\n".join(listing.blocks()) + "\n",
+        listing.KEPT: listed(),
     }
     stale = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if check:

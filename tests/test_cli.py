@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,9 @@ import pytest
 
 import fewstep
 from fewstep.cli import COMMANDS, main
-from fewstep.solver import names
+from fewstep.process import ALL_PROCESSES
+from fewstep.solver import ALIASES, names
+from fewstep.train.methods import METHODS
 
 SOURCE = Path(fewstep.__file__).parent
 
@@ -53,13 +56,11 @@ def test_help_does_not_import_torch(argv):
     assert "fewstep" in done.stdout
 
 
-def test_the_list_is_read_without_torch_as_the_registries_have_it(capsys):
+def test_the_list_is_read_without_torch():
     code = "import sys\nfrom fewstep.cli import main\nmain(sys.argv[1:])\nassert 'torch' not in sys.modules\n"
-    for kind in ([], ["solvers"], ["processes"], ["grids"]):
-        assert main(["list", *kind]) == 0  # here they are loaded
-        done = python("-c", code, "list", *kind)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == capsys.readouterr().out
+    done = python("-c", code, "list")
+    assert done.returncode == 0, done.stderr
+    assert "dpmpp-2m" in done.stdout
 
 
 def test_importing_every_public_name_needs_torch_and_numpy_alone():
@@ -94,9 +95,7 @@ def test_an_unknown_public_name_is_an_attribute_error():
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "COMMAND"),
         (["smaple"], "did you mean sample"),
-        (["explain"], "solver"),
         (["explain", "ddim", "--steps", "0"], "from 1 on"),
         (["explain", "ddim", "--steps", "-3"], "from 1 on"),
         (["explain", "ddim", "--steps", "2.5"], "from 1 on"),
@@ -113,6 +112,11 @@ def test_an_unknown_public_name_is_an_attribute_error():
         (["sample", "--batch", "-1"], "from 1 on"),
         (["sample", "--steps", "3", "--nfe", "3"], "not allowed with"),
         (["sample", "--final", "stat"], "denoise"),
+        (["sample", "--stpes", "4"], "did you mean --steps"),
+        (["train", "flow", "a.npz", "out", "--imags", "4"], "did you mean --images"),
+        (["fit", "--stpes=4"], "did you mean --steps"),
+        (["list", "grids", "more"], "got more, which nothing takes"),
+        (["list", "--filter", "no such"], "fewer words"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -178,14 +182,100 @@ def test_a_reader_that_goes_away_is_no_error():
 # ---- list and explain
 
 
-def test_list_names_everything(capsys):
-    assert main(["list"]) == 0
+def listed(capsys, *words):
+    assert main(["list", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_list_names_everything_within_eighty_columns_and_twelve_families(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    out = listed(capsys)
+    assert max(map(len, out.splitlines())) <= 80
+    entries = json.loads(listed(capsys, "--json"))
+    assert len({e["family"] for e in entries}) <= 12
+    monkeypatch.setenv("COLUMNS", "400")
+    out = listed(capsys)
+    kinds = {"solvers": fewstep.SOLVERS, "processes": ALL_PROCESSES, "grids": fewstep.GRIDS, "methods": METHODS}
+    for kind, name in ((kind, name) for kind, registry in kinds.items() for name in registry):
+        first, *others = names(name) if kind == "solvers" else (name,)
+        (entry,) = (e for e in entries if (e["kind"], e["name"]) == (kind, first))
+        assert entry["also"] == others
+        assert len(entry["what"]) > 3
+        lines = [line for line in out.splitlines() if line[2:].split()[:1] == [first] and entry["what"] in line]
+        assert any(set(others) <= set(line.replace(",", " ").split()) for line in lines)
+
+
+def test_list_says_what_solvers_declare(capsys):
+    entries = {e["name"]: e for e in json.loads(listed(capsys, "solvers", "--json"))}
+    for name in (name for name in fewstep.TABLES if name not in ALIASES):
+        solver, e = fewstep.TABLES[name](), entries[name]
+        assert (e["order"], e["noise"], tuple(e["processes"])) == (solver.order, solver.stochastic, solver.kinds)
+        assert e["calls"] == solver.calls(11, to_zero=False) - solver.calls(10, to_zero=False)
+    assert [e["name"] for e in entries.values() if e["start"] == "default"] == ["default"]
+
+
+def test_the_list_for_programs_is_as_its_schema_says(capsys):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((SOURCE.parent.parent / "docs" / "list.schema.json").read_text())
+    for words in ([], ["grids"], ["--filter", "order-3 block"]):
+        jsonschema.validate(json.loads(listed(capsys, *words, "--json")), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate([{"kind": "solvers"}], schema)
+
+
+def test_a_filter_takes_all_its_words(capsys):
+    found = [e["name"] for e in json.loads(listed(capsys, "--filter", "Order-3 block multistep", "--json"))]
+    assert found == ["multistep-pc-2", "multistep-pc-3", "gddim-1-pc", "gddim-2-pc", "gddim-3-pc"]
+    assert [e["name"] for e in json.loads(listed(capsys, "--filter", "gddim-2", "--json"))][0] == "deis-tab-2"
+
+
+def test_fewstep_alone_prints_its_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert not stop.value.code
+    assert "COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_help_is_wrapped_at_the_width_of_the_terminal(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert width - 20 < max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_options_and_names(capsys, shell):
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit):
+        main(["--completion", shell])
+    script = capsys.readouterr().out
+    for word in ("explain", "guidance", "dpmpp-2m", "deis-rhok-heun"[:8], "karras", "sub-vp"):
+        assert word in script
+
+
+def test_a_table_as_numbers(capsys):
+    assert main(["explain", "ddim", "--process", "vp", "--steps", "2", "--option", "eta=1", "--json"]) == 0
+    found, table = json.loads(capsys.readouterr().out), fewstep.tabulate(fewstep.DDIM(eta=1), fewstep.VP(), steps=2)
+    assert found["network_calls"] == 2
+    assert [row["time"] for row in found["rows"]] == [row.t for row in table.rows]
+    assert found["rows"][-1]["log_snr"] is None
+    weights = [[term["weight"] for term in row["terms"]] for row in found["rows"]]
+    assert weights == [[float(c) for _, c in row.form] for row in table.rows]
+    assert found["noises"][0]["from"] == 1.0
+    assert main(["explain", "ddim", "--process", "cld", "--steps", "1", "--json"]) == 0
+    term = json.loads(capsys.readouterr().out)["rows"][1]["terms"][0]
+    assert [len(line) for line in term["weight"]] == [2, 2]
+
+
+def test_a_table_on_a_models_own_process_as_it_is_set_for_it(capsys):
+    folder = str(SOURCE / "models" / "fashion-unet")
+    assert main(["explain", "--model", folder, "--steps", "3"]) == 0
     out = capsys.readouterr().out
-    for name in (*fewstep.SOLVERS, *fewstep.PROCESSES, *fewstep.GRIDS):
-        first, *_, last = *names(name), name
-        line = next(line for line in out.splitlines() if line.split()[:1] == [first])
-        assert last in line.replace(",", " ").split()
-        assert len(line.split()) > 3, f"{name} has no description"
+    assert "predicts='v'" in out
+    assert "size=784" in out
+    assert "leave one out" in refused(capsys, "explain", "ddim", "--model", folder, "--process", "vp")
 
 
 @pytest.mark.parametrize("process", ["vp", "cld", "blurring"])

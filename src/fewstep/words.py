@@ -94,6 +94,7 @@ LIMITS = {
     "threads": 1024,
 }
 
+FEW = 12  # names of a registry that a sentence lists
 LONGEST = 80  # letters of a value in a sentence
 WORD = 4096  # letters of an option, the name of a file among them
 
@@ -104,7 +105,8 @@ def pick(registry: Mapping[str, T], name: str, what: str) -> T:
     """registry[name], or a ValueError that suggests the nearest names."""
     if isinstance(name, Hashable) and name in registry:
         return registry[name]
-    near = get_close_matches(str(name)[:LONGEST], registry, n=3, cutoff=0.4)
+    few = len(registry) <= FEW
+    near = get_close_matches(str(name)[:LONGEST], registry, n=3, cutoff=0.4 if few else 0.0)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(registry)}"
     raise ValueError(f"got {what} {short(name)}, which is not known: {hint}")
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from textwrap import dedent
 from types import ModuleType
 
 from fewstep.cli import bench, check, demo, explain, export, fit, listing, sample, stats, train, ui
@@ -21,6 +22,8 @@ from fewstep.systems import command as systems
 from fewstep.words import VERSION, sentence
 
 __all__ = ["COMMANDS", "main"]
+
+PATHS = ("model", "out", "data", "words", "teacher")  # arguments that name a file or a folder
 
 
 COMMANDS: dict[str, ModuleType] = {
@@ -66,17 +69,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses a command line; the first word that is not a command gets the nearest ones named."""
+    if argv and not argv[0].startswith("-"):
+        pick(COMMANDS, argv[0], "command")
+    parser, subs = parsers()
+    if not argv:
+        parser.print_help()
+        parser.exit()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        subs[args.command].unknown(unknown[0])
+    return args
+
+
+def parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the command line, and that of every command."""
     parser = Parser(prog="fewstep", description="Samples any trained diffusion or flow model in few steps.")
     parser.add_argument("--version", action="version", version=f"fewstep {VERSION}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    if argv and not argv[0].startswith("-"):
-        pick(COMMANDS, argv[0], "command")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.add_argument("--completion", action=Completion, choices=("bash", "zsh", "fish"),
+                        help="print what makes this shell complete commands, options and names, and stop")  # fmt: skip
+    commands, subs = parser.add_subparsers(dest="command", metavar="COMMAND", required=True), {}
     for name, command in COMMANDS.items():
-        text = (command.run.__doc__ or "").strip()
-        sub = commands.add_parser(
-            name, help=text.partition("\n")[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        command.arguments(sub)
-    return parser.parse_args(argv)
+        text = dedent("    " + (command.run.__doc__ or "").strip())
+        subs[name] = commands.add_parser(name, help=text.partition("\n")[0], description=text)
+        subs[name].add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        command.arguments(subs[name])
+    return parser, subs
+
+
+class Completion(argparse.Action):
+    """Prints a shell's completion, with the names of `fewstep list` where solvers, processes and grids are named."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _args: object, shell: object, _flag: str | None = None) -> None:
+        """Prints and exits."""
+        from fewstep.files import extra
+
+        shtab = extra("shtab", "shell", "completion")
+        names = {kind: [n for e in listing.known() if e["kind"] == kind for n in (e["name"], *e["also"])]
+                 for kind in listing.KINDS}  # fmt: skip
+        whole, subs = parsers()
+        for action in (action for sub in subs.values() for action in sub._actions):
+            if (kind := {"solver": "solvers", "grid": "grids", "process": "processes"}.get(action.dest)) is not None:
+                action.choices = names[kind]
+            elif action.choices is None and (action.dest in PATHS or "FILE" in str(action.metavar)):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+        print(shtab.complete(whole, shell))
+        parser.exit()

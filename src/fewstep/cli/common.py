@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,8 +41,26 @@ def usage() -> Iterator[None]:
 pick, build, check_device = usage()(words.pick), usage()(words.build), usage()(words.usable_device)
 
 
+class Help(argparse.HelpFormatter):
+    """Help whose paragraphs are wrapped at the width of the terminal."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(fill(paragraph, width, indent) for paragraph in text.split("\n\n"))
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence instead of a usage dump."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": Help, **options})
+
+    def unknown(self, word: str) -> NoReturn:
+        """Refuses an argument that is not known, with the nearest options."""
+        near = get_close_matches(word.partition("=")[0], self._option_string_actions, n=3)
+        if word.startswith("-") and near:
+            self.error(f"got {word}, which is no option: did you mean {' or '.join(near)}?")
+        self.error(f"got {word}, which nothing takes")
 
     def error(self, message: str) -> NoReturn:
         """Raises the message as a usage error that names the command whose help applies."""
