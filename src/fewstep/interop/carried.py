@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from fewstep.process.base import ScalarProcess, to_tensor
-from fewstep.tableau import Tableau
-from fewstep.tableau.form import Form
+from fewstep.tableau import Form, Tableau
 
 __all__ = ["carried"]
 

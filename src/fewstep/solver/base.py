@@ -21,11 +21,8 @@ from fewstep.process.base import Memory, Process
 from fewstep.process.bridge import boots
 from fewstep.process.clock import CLOCKS
 from fewstep.solver.weights import together
-from fewstep.tableau.form import Form
+from fewstep.tableau import Form, Tableau, Through, Writer
 from fewstep.tableau.kept import kept, said
-from fewstep.tableau.tableau import Tableau
-from fewstep.tableau.through import Through
-from fewstep.tableau.writer import Writer
 from fewstep.words import Typed, among, bounded, pick
 
 __all__ = [

@@ -24,10 +24,8 @@ from torch import Tensor
 from fewstep.process.base import Process, to_tensor
 from fewstep.process.operator import Block, Coefficient, Diagonal, inverse, is_zero
 from fewstep.solver.base import Promise, Solver
-from fewstep.tableau.form import Form
+from fewstep.tableau import Form, Tableau, Writer
 from fewstep.tableau.row import name
-from fewstep.tableau.tableau import Tableau
-from fewstep.tableau.writer import Writer
 
 __all__ = ["Fitted", "Numbers", "flow_time", "moved", "numbers", "time_of", "write"]
 

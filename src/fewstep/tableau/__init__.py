@@ -5,6 +5,6 @@ from __future__ import annotations
 from fewstep.tableau.form import Form
 from fewstep.tableau.row import NoiseInterval, Row
 from fewstep.tableau.tableau import Tableau
-from fewstep.tableau.writer import Writer
+from fewstep.tableau.writer import Through, Writer
 
-__all__ = ["Form", "NoiseInterval", "Row", "Tableau", "Writer"]
+__all__ = ["Form", "NoiseInterval", "Row", "Tableau", "Through", "Writer"]

@@ -1,7 +1,8 @@
-"""The writer: what a solver holds while it writes a table, row by row, in the letters of its paper."""
+"""The writer: what a solver holds while it writes a table, in the letters of its paper; and one around another."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from fewstep.tableau.form import Form, Symbol
 from fewstep.tableau.row import ONES, Author, NoiseInterval, Row, noise_head
 from fewstep.tableau.tableau import Tableau
 
-__all__ = ["Writer"]
+__all__ = ["Through", "Writer"]
 
 
 class Writer:
@@ -111,6 +112,43 @@ class Writer:
     def _xi(self, interval: NoiseInterval) -> Form:
         self._noises.append(interval)
         return Form.of(("xi", len(self._noises) - 1))
+
+
+class Through(Writer):
+    """Does all that it is asked by asking another writer, `w`; its start, its times and its steps are its own.
+
+    A solver around a solver hands one on: it overrides `row`, `call` or `eps`, and goes on with `super()`.
+    """
+
+    def __init__(self, w: Writer) -> None:
+        self.w, self.process = w, w.process
+        self.start, self.times, self.steps, self.grid = w.start, w.times, w.steps, w.grid
+
+    def between(self, start: Form, times: list[float]) -> Through:
+        """Itself, from another start on other times."""
+        self.start = start
+        Writer.on(self, times)
+        return self
+
+    def on(self, times: list[float]) -> None:
+        """The same in the writer behind, for those of its times that were the ones here."""
+        outer, before = self.w.times, self.times
+        Writer.on(self, times)
+        k = outer.index(before[0]) if before[0] in outer else len(outer)
+        if outer[k : k + len(before)] == before:
+            self.w.on([*outer[:k], *times, *outer[k + len(before) :]])
+
+    @property
+    def last(self) -> Form:
+        return self.w.last
+
+
+def _asks(name: str) -> Callable[..., Any]:
+    return lambda self, *args, **options: getattr(self.w, name)(*args, **options)
+
+
+for _name in ("given", "ones", "row", "call", "eps", "head", "noise", "fresh_noise", "root", "table"):
+    setattr(Through, _name, _asks(_name))
 
 
 def _symbol(form: Form) -> Symbol:

@@ -14,11 +14,8 @@ from fewstep.denoiser.base import Denoiser, Denoises
 from fewstep.denoiser.guidance.threshold import Thresholded
 from fewstep.interop.diffusers.convention import Convention
 from fewstep.solver import DDIM, Solver
-from fewstep.tableau import Tableau
-from fewstep.tableau.form import Form
+from fewstep.tableau import Form, Tableau, Through, Writer
 from fewstep.tableau.row import ONES, Row
-from fewstep.tableau.through import Through
-from fewstep.tableau.writer import Writer
 
 __all__ = ["Schedule", "clipping_of", "from_row"]
 

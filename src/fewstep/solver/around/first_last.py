@@ -29,9 +29,7 @@ from fewstep.solver.ode.exponential import Multistep
 from fewstep.solver.ode.singlestep import inside, singlestep
 from fewstep.solver.ode.unipc import UniPC
 from fewstep.solver.weights import first_order
-from fewstep.tableau.form import Form
-from fewstep.tableau.through import Through
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Through, Writer
 from fewstep.words import among, pick, within
 
 __all__ = ["FinalEuler", "FirstLast"]

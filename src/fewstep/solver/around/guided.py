@@ -21,9 +21,7 @@ from fewstep.solver.base import Outer, Promise, Solver
 from fewstep.solver.ode.pndm import PNDM
 from fewstep.solver.sde.ancestral import DDIM, DDPM
 from fewstep.solver.weights import first_order
-from fewstep.tableau.form import Form
-from fewstep.tableau.through import Through
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Through, Writer
 
 __all__ = ["CFGPlusPlus", "ReverseMean", "Splitting"]
 

@@ -21,9 +21,7 @@ from typing import Any
 from fewstep.solver.base import Outer, Promise, Solver
 from fewstep.solver.ode.exponential import Multistep
 from fewstep.solver.sde.ancestral import DDIM
-from fewstep.tableau.form import Form
-from fewstep.tableau.through import Through
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Through, Writer
 
 __all__ = ["UniC"]
 

@@ -22,9 +22,7 @@ from torch import Tensor
 from fewstep.noise import NoiseSource
 from fewstep.process.base import Process
 from fewstep.solver.base import Promised
-from fewstep.tableau.form import Form
-from fewstep.tableau.tableau import Tableau
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Tableau, Writer
 
 __all__ = ["ENDS", "Driver", "Live", "Outcome", "Run", "ends_of"]
 

@@ -21,10 +21,7 @@ from fewstep.solver.driver.base import Driver, Live, Outcome, Run, ends_of
 from fewstep.solver.sde.euler import EulerMaruyama
 from fewstep.solver.sde.langevin import langevin
 from fewstep.solver.weights import together
-from fewstep.tableau.form import Form
-from fewstep.tableau.tableau import Tableau
-from fewstep.tableau.through import Through
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Tableau, Through, Writer
 from fewstep.words import among, whole, within
 
 __all__ = ["LangevinCorrected"]

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 from fewstep.solver.base import BY_FORM, Moments, Promise, Solver
 from fewstep.solver.weights import finite, first_order
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import among
 
 __all__ = ["DPMMultistep"]

@@ -20,8 +20,7 @@ from fewstep.process.clock import clock
 from fewstep.process.operator import inverse
 from fewstep.solver.base import BY_FORM, Moments, Promise, Solver
 from fewstep.solver.weights import turn, weights
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import among, within
 
 __all__ = ["Multistep"]

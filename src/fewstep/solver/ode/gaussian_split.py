@@ -31,8 +31,7 @@ from fewstep.process.operator import Block, Coefficient, cholesky, inverse, matr
 from fewstep.process.quadrature import antiderivative, around, chebyshev, series_at
 from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.weights import Frame, pull, weights
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import within
 
 __all__ = ["GaussianSplit", "Widened", "logistic"]

@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from fewstep.process.base import Process
 from fewstep.solver.base import LAST, Moments, Promise, Solver
 from fewstep.solver.weights import first_order
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import among
 
 __all__ = ["ADAMS", "PNDM", "GradientEstimation", "HeunPP", "transfer"]

@@ -22,8 +22,7 @@ from fewstep.process.clock import Clock, clock
 from fewstep.process.operator import Coefficient, cholesky, inverse
 from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.sde.ancestral import added_noise
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import among, within
 
 __all__ = ["EDMHeun", "METHODS", "Method", "RungeKutta", "frame"]

@@ -26,8 +26,7 @@ from fewstep.process.base import Time
 from fewstep.process.clock import clock
 from fewstep.solver.base import BOTH, LAST, Moments, Promise, Solver
 from fewstep.solver.weights import first_order, weights
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import among
 
 __all__ = ["NODES", "Singlestep", "singlestep"]

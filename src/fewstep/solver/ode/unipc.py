@@ -18,8 +18,7 @@ import numpy as np
 
 from fewstep.solver.base import BY_FORM, Moments, Promise, Solver
 from fewstep.solver.weights import first_order
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import among, within
 
 __all__ = ["UniPC"]

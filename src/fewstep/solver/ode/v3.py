@@ -26,8 +26,7 @@ from fewstep.process.quadrature import collocation
 from fewstep.solver.base import Moments, Promise, Solver
 from fewstep.solver.statistics import Statistics
 from fewstep.solver.weights import first_order
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import among, within
 
 __all__ = ["DPMSolverV3"]

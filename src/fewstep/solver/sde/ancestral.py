@@ -32,8 +32,7 @@ from fewstep.process.base import Process, Time, across, like, to_tensor
 from fewstep.process.operator import Coefficient, Diagonal, cholesky, inverse, is_zero, root, transpose
 from fewstep.solver.base import ALL_KINDS, BOTH, LAST, Promise, Solver
 from fewstep.solver.ode.singlestep import inside, singlestep
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import among, within
 
 __all__ = ["DDIM", "DDPM", "LCM", "Ancestral"]

@@ -22,8 +22,7 @@ from fewstep.solver.base import Promise, Solver
 from fewstep.solver.sde.multistep import Node, places, step
 from fewstep.solver.sde.reverse import added, scaled
 from fewstep.solver.weights import Frame, finite, weights
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import among
 
 __all__ = ["NOISE_SCALES", "ERSDE"]

@@ -23,8 +23,7 @@ from fewstep.process.operator import Block, Coefficient, cholesky, inverse, tran
 from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.sde.ancestral import added_noise, posterior, with_noise
 from fewstep.solver.weights import first_order
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 
 __all__ = ["PREDICTORS", "SSCS", "EulerMaruyama", "ReverseDiffusion", "ReverseSDE", "StochasticHeun", "predicted"]
 

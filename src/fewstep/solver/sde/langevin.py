@@ -16,8 +16,7 @@ from typing import ClassVar
 
 from fewstep.process.operator import is_zero
 from fewstep.solver.sde.euler import PREDICTORS, ReverseSDE, predicted
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import among
 
 __all__ = ["AnnealedLangevin", "PredictorCorrector", "langevin"]

@@ -21,8 +21,7 @@ from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.sde.ancestral import with_noise
 from fewstep.solver.sde.reverse import added, reverse
 from fewstep.solver.weights import Frame, finite, weights
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import among, within
 
 __all__ = ["SASolver", "SDEMultistep", "places", "step"]

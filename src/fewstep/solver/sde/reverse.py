@@ -28,8 +28,7 @@ from fewstep.process.base import Process, Time, derivative, once, to_tensor
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, is_zero, transpose
 from fewstep.process.quadrature import around, gauss
 from fewstep.solver.weights import Frame, pull
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 
 __all__ = ["added", "carry", "reverse", "scaled"]
 

@@ -20,8 +20,7 @@ from fewstep.solver.base import LAST, Promise, Solver
 from fewstep.solver.ode.singlestep import NODES
 from fewstep.solver.sde.multistep import Node, step
 from fewstep.solver.sde.reverse import added, carry, reverse
-from fewstep.tableau.form import Form
-from fewstep.tableau.writer import Writer
+from fewstep.tableau import Form, Writer
 from fewstep.words import among, within
 
 __all__ = ["SEEDS"]
