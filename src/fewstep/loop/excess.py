@@ -20,7 +20,7 @@ from torch import Tensor
 from fewstep.grid import GRIDS, Grid, as_grid, to_zero
 from fewstep.process import Process
 from fewstep.process.base import Memory, recalling
-from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, transpose, unstacked
+from fewstep.process.operator import Coefficient, Operator, cholesky, inverse, transpose, unstacked
 from fewstep.process.predict import VARIANCES
 from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver, names
 from fewstep.tableau import Tableau
@@ -156,7 +156,7 @@ class _Width:
 
 
 def _number(c: Coefficient) -> Value:
-    return c.values.numpy() if isinstance(c, Diagonal | Block) else c
+    return c.values.numpy() if isinstance(c, Operator) else c
 
 
 def warn_of_excess(table: Tableau) -> None:

@@ -9,6 +9,7 @@ z_s = M_s D + R_s R_t^-1 (z_t - M_t D) runs on every process.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,55 +17,78 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "Block", "Coefficient", "Diagonal", "apply", "cholesky", "inverse", "is_zero", "log_det", "magnitude", "root",
-    "stacked", "trace", "transpose", "unstacked", "weighted_sum", "wide"
+    "Block", "Coefficient", "Diagonal", "Operator", "apply", "cholesky", "inverse", "is_zero", "log_det", "magnitude",
+    "root", "stacked", "trace", "transpose", "unstacked", "values_of", "weighted_sum", "wide"
 ]  # fmt: skip
 
 
+class Operator(ABC):
+    """What `Diagonal` and `Block` share: they add, subtract and scale as their `values` do."""
+
+    values: Tensor
+
+    @abstractmethod
+    def of(self, values: Tensor) -> Any:
+        """One of the same kind with other values."""
+
+    @abstractmethod
+    def _added(self, other: Coefficient) -> Tensor | float:
+        """Another coefficient as what is added to the values."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and torch.equal(self.values, other.values)
+
+    def __add__(self, other: Coefficient) -> Any:
+        return self.of(self.values + self._added(other))
+
+    def __sub__(self, other: Coefficient) -> Any:
+        return self.of(self.values - self._added(other))
+
+    def __neg__(self) -> Any:
+        return self.of(-self.values)
+
+    @abstractmethod
+    def __mul__(self, other: Coefficient) -> Any: ...
+
+    def __rmul__(self, other: Coefficient) -> Any:
+        return self * other
+
+    def __radd__(self, other: Coefficient) -> Any:
+        return self + other
+
+    def __rsub__(self, other: Coefficient) -> Any:
+        return -self + other
+
+    def to(self, x: Tensor) -> Any:
+        """In the dtype and on the device of x."""
+        return self.of(self.values.to(x))
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """The product with a batch of states, or data."""
+
+
 @dataclass(frozen=True, eq=False)
-class Diagonal:
+class Diagonal(Operator):
     """Multiplies the trailing `rank` axes of a state elementwise; `values` is (*rank axes) or (batch, *rank axes)."""
 
     values: Tensor
     rank: int
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Diagonal) and torch.equal(self.values, other.values)
-
-    def _with(self, values: Tensor) -> Diagonal:
+    def of(self, values: Tensor) -> Diagonal:
         return Diagonal(values, self.rank)
 
-    def _values(self, other: Coefficient) -> Tensor | float:
+    def _added(self, other: Coefficient) -> Tensor | float:
         if isinstance(other, Tensor):
             return other.reshape(other.shape + (1,) * self.rank)
         return other.values if isinstance(other, Diagonal) else other
 
-    def __add__(self, other: Coefficient) -> Diagonal:
-        return self._with(self.values + self._values(other))
-
-    def __sub__(self, other: Coefficient) -> Diagonal:
-        return self._with(self.values - self._values(other))
-
     def __mul__(self, other: Coefficient) -> Diagonal:
         if not isinstance(other, Diagonal | Tensor | float | int):
             return NotImplemented
-        return self._with(self.values * self._values(other))
-
-    def __neg__(self) -> Diagonal:
-        return self._with(-self.values)
-
-    __radd__ = __add__
-    __rmul__ = __mul__
-
-    def __rsub__(self, other: Coefficient) -> Diagonal:
-        return -self + other
-
-    def to(self, x: Tensor) -> Diagonal:
-        """In the dtype and on the device of x."""
-        return self._with(self.values.to(x))
+        return self.of(self.values * self._added(other))
 
     def apply(self, x: Tensor) -> Tensor:
-        """The product with a batch of states."""
         v = self.values.to(x)
         if v.ndim > self.rank:  # per sample
             v = v.reshape(v.shape[:1] + (1,) * (x.ndim - 1 - self.rank) + v.shape[1:])
@@ -78,7 +102,7 @@ class Diagonal:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class Block(Operator):
     """A small matrix over a state's second axis; `values` is (m, n) or (batch, m, n).
 
     A column of 1 (n = 1) takes data of shape (batch, *shape) to a state of shape (batch, m, *shape); a row of 1
@@ -87,14 +111,15 @@ class Block:
 
     values: Tensor
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Block) and torch.equal(self.values, other.values)
+    def of(self, values: Tensor) -> Block:
+        return Block(values)
 
-    def __add__(self, other: Coefficient) -> Block:
-        return Block(self.values + self._matrix(other))
-
-    def __sub__(self, other: Coefficient) -> Block:
-        return Block(self.values - self._matrix(other))
+    def _added(self, other: Coefficient) -> Tensor:
+        if isinstance(other, Block):
+            return other.values
+        if isinstance(other, Tensor):
+            other = other[:, None, None]
+        return other * torch.eye(self.values.shape[-1], dtype=torch.float64)
 
     def __mul__(self, other: Coefficient) -> Block:
         if isinstance(other, Block):
@@ -103,31 +128,7 @@ class Block:
             return NotImplemented
         return Block(self.values * (other[:, None, None] if isinstance(other, Tensor) else other))
 
-    def __rmul__(self, other: float) -> Block:
-        return self * other
-
-    def __radd__(self, other: float) -> Block:
-        return self + other
-
-    def __rsub__(self, other: float) -> Block:
-        return -self + other
-
-    def __neg__(self) -> Block:
-        return Block(-self.values)
-
-    def _matrix(self, other: Coefficient) -> Tensor:
-        if isinstance(other, Block):
-            return other.values
-        if isinstance(other, Tensor):
-            other = other[:, None, None]
-        return other * torch.eye(self.values.shape[-1], dtype=torch.float64)
-
-    def to(self, x: Tensor) -> Block:
-        """In the dtype and on the device of x."""
-        return Block(self.values.to(x))
-
     def apply(self, x: Tensor) -> Tensor:
-        """The product with a batch of states or data."""
         v = self.values.to(x)
         m, n = v.shape[-2:]
         if n == 1:
@@ -144,11 +145,16 @@ Coefficient = Any
 
 def apply(c: Coefficient, x: Tensor) -> Tensor:
     """The coefficient times a batch of states or data."""
-    if isinstance(c, Diagonal | Block):
+    if isinstance(c, Operator):
         return c.apply(x)
     if isinstance(c, Tensor):
         return c.to(x).reshape(c.shape + (1,) * (x.ndim - c.ndim)) * x
     return c * x
+
+
+def values_of(c: Coefficient) -> Any:
+    """What a coefficient holds."""
+    return c.values if isinstance(c, Operator) else c
 
 
 def wide(v: Any, x: Tensor) -> Any:
@@ -163,7 +169,7 @@ def inverse(c: Coefficient) -> Coefficient:
     if isinstance(c, Diagonal):
         alike = not any(c.values.stride()[c.values.ndim - c.rank :])  # one number, seen at all places
         values = c.values[(..., *[slice(1)] * c.rank)] if alike else c.values
-        return Diagonal((1 / values).expand_as(c.values), c.rank)
+        return c.of((1 / values).expand_as(c.values))
     if isinstance(c, Tensor):
         return 1 / c
     return 1 / c if c else math.inf
@@ -190,7 +196,7 @@ def root(c: Coefficient) -> Coefficient:
         eye = torch.eye(2, dtype=v.dtype) * det[..., None, None]
         return Block((v + eye) / trace.clamp(min=torch.finfo(v.dtype).tiny).sqrt()[..., None, None])
     if isinstance(c, Diagonal):
-        return Diagonal(c.values.clamp(min=0).sqrt(), c.rank)
+        return c.of(c.values.clamp(min=0).sqrt())
     return c.clamp(min=0).sqrt() if isinstance(c, Tensor) else math.sqrt(max(c, 0.0))
 
 
@@ -218,35 +224,26 @@ def trace(c: Coefficient, data_shape: tuple[int, ...]) -> Tensor | float:
 
 def magnitude(c: Coefficient) -> float:
     """The largest absolute entry."""
-    values = c.values if isinstance(c, Diagonal | Block) else c
+    values = values_of(c)
     return float(values.detach().abs().max()) if isinstance(values, Tensor) else abs(values)
 
 
 def weighted_sum(weights: Tensor, c: Coefficient) -> Coefficient:
     """sum_i weights_i c_i of a coefficient with one entry a time."""
-    if isinstance(c, Diagonal):
-        return Diagonal(torch.tensordot(weights, c.values, 1), c.rank)
-    if isinstance(c, Block):
-        return Block(torch.tensordot(weights, c.values, 1))
-    return float(weights @ c)
+    return c.of(torch.tensordot(weights, c.values, 1)) if isinstance(c, Operator) else float(weights @ c)
 
 
 def stacked(each: list[Coefficient]) -> Coefficient:
     """One coefficient with an entry a sample, of coefficients that have none."""
-    first = each[0]
-    if isinstance(first, Diagonal):
-        return Diagonal(torch.stack([c.values for c in each]), first.rank)
-    if isinstance(first, Block):
-        return Block(torch.stack([c.values for c in each]))
+    if isinstance(each[0], Operator):
+        return each[0].of(torch.stack([c.values for c in each]))
     return torch.tensor(each, dtype=torch.float64)
 
 
 def unstacked(c: Coefficient) -> list[Coefficient]:
     """The coefficients of single times, of one that has an entry a time: the inverse of `stacked`."""
-    if isinstance(c, Diagonal):
-        return [Diagonal(values, c.rank) for values in c.values]
-    if isinstance(c, Block):
-        return [Block(values) for values in c.values]
+    if isinstance(c, Operator):
+        return [c.of(values) for values in c.values]
     return [value + 0.0 for value in c.tolist()]  # never -0.0
 
 
@@ -254,7 +251,7 @@ def is_zero(c: Coefficient) -> bool:
     """Whether the coefficient is exactly zero, so that its term can be left out."""
     if isinstance(c, float):
         return c == 0.0
-    values = c.values if isinstance(c, Diagonal | Block) else c
+    values = values_of(c)
     return not bool(values.any()) if isinstance(values, Tensor) else values == 0
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fewstep.process.base import Process, to_tensor
-from fewstep.process.operator import Block, Coefficient, Diagonal, inverse, is_zero
+from fewstep.process.operator import Block, Coefficient, Diagonal, inverse, is_zero, values_of
 from fewstep.solver.base import Promise, Solver
 from fewstep.tableau import Form, Tableau, Writer
 from fewstep.tableau.row import name
@@ -183,7 +183,7 @@ def _rate(process: Process, tau: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _values(c: Coefficient) -> Tensor:
-    return c.values if isinstance(c, Diagonal | Block) else torch.tensor(float(c), dtype=torch.float64)
+    return to_tensor(values_of(c))
 
 
 def _coefficient(values: Tensor, process: Process) -> Coefficient:

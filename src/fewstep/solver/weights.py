@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fewstep.process.base import Memory, Process, Time, asking_at, derivative, recalling, to_tensor
 from fewstep.process.clock import Clock, clock
-from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, stacked, transpose, unstacked
+from fewstep.process.operator import Coefficient, Operator, cholesky, inverse, stacked, transpose, unstacked, values_of
 from fewstep.process.quadrature import gauss, lagrange
 
 __all__ = ["Frame", "finite", "first_order", "pull", "together", "turn", "weights"]
@@ -329,20 +329,18 @@ def _sum(part: list[tuple[_Batch, list[int]]]) -> None:
 
 def _taken(c: Coefficient, index: Any) -> Coefficient:
     """Entries of a coefficient that has one a time."""
-    return _with(c, (c.values if isinstance(c, Diagonal | Block) else c)[index])
+    return _with(c, values_of(c)[index])
 
 
 def _numbers(c: Coefficient) -> Tensor:
     """The numbers of a coefficient that has one a time: a row each."""
-    values = c.values if isinstance(c, Diagonal | Block) else c
+    values = values_of(c)
     return values.reshape(len(values), -1)
 
 
 def _with(like: Coefficient, values: Tensor) -> Coefficient:
     """A coefficient of these numbers, of the kind and shape of another."""
-    if isinstance(like, Diagonal):
-        return Diagonal(values.reshape(-1, *like.values.shape[1:]), like.rank)
-    return Block(values.reshape(-1, *like.values.shape[1:])) if isinstance(like, Block) else values.flatten()
+    return like.of(values.reshape(-1, *like.values.shape[1:])) if isinstance(like, Operator) else values.flatten()
 
 
 def _line(process: Process, form: Form, t: Tensor, s: Time, node: Time) -> Weights:

@@ -25,7 +25,7 @@ from fewstep.files import atomic, check_depth
 from fewstep.process import Process
 from fewstep.process.clock import falling
 from fewstep.process.config import process_from_json, process_to_json
-from fewstep.process.operator import Block, Coefficient, Diagonal
+from fewstep.process.operator import Coefficient, Diagonal, values_of
 from fewstep.tableau.row import Author, Table
 from fewstep.tableau.sound import check_rule, check_sound, entries, heads_of, noise_of, row_of, take, text
 from fewstep.words import short
@@ -174,7 +174,7 @@ def _rule(solver: Author, process: Process, grid: Tensor, output: str) -> Any:
 
 def _put(numbers: list[float], c: Coefficient) -> list[Any]:
     """Appends values; returns [offset, shape] (None: a number, else a block or the grid), a diagonal's rank third."""
-    values = c.values if isinstance(c, Block | Diagonal) else c
+    values = values_of(c)
     start = len(numbers)
     rank = [c.rank] if isinstance(c, Diagonal) else []
     if not isinstance(values, Tensor):

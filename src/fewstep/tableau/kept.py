@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fewstep.process.operator import Block, Diagonal
+from fewstep.process.operator import Operator
 from fewstep.tableau.tableau import Tableau
 
 __all__ = ["forget", "kept", "said"]
@@ -75,6 +75,6 @@ def _size(table: Tableau) -> int:
     if "size" not in table.notes:
         coefficients = [c for row in table.rows for c in row.form.terms.values()]
         coefficients += [c for pair in table.heads.values() for c in pair]
-        larger = (c.values.numel() for c in coefficients if type(c) is not float and isinstance(c, Diagonal | Block))
+        larger = (c.values.numel() for c in coefficients if type(c) is not float and isinstance(c, Operator))
         table.notes["size"] = 16 * len(coefficients) + sum(larger)
     return table.notes["size"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from fewstep.files import check_depth
 from fewstep.process.base import Process
 from fewstep.process.clock import falling, place
-from fewstep.process.operator import Block, Coefficient, Diagonal, magnitude
+from fewstep.process.operator import Block, Coefficient, Diagonal, magnitude, values_of
 from fewstep.process.predict import PREDICTIONS, VARIANCES
 from fewstep.tableau.form import Form, Symbol
 from fewstep.tableau.row import HEADS, LARGEST, ONES, NoiseInterval, Row, Table, name
@@ -178,7 +178,7 @@ def _check_noises(table: Table) -> None:
 
 def _check_weight(table: Table, pixels: Any, where: str, symbol: Symbol, c: Coefficient) -> None:
     """A weight has the form that the process's coefficients have: a number, one a frequency, or a small block."""
-    process, shape = table.process, tuple(c.values.shape) if isinstance(c, Block | Diagonal) else ()
+    process, shape = table.process, tuple(getattr(values_of(c), "shape", ()))
     if process.kind == "block":
         wanted = ((Block, (2, 1)),) if _is_data(table, symbol) else ((float, ()), (Block, (2, 2)))
         good = symbol[0] != "root" and (symbol[0] != "y" or symbol[2] not in VARIANCES)  # it has one per frequency

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.process.base import Process
-from fewstep.process.operator import Block, Coefficient, Diagonal
+from fewstep.process.operator import Block, Coefficient, Diagonal, magnitude
 from fewstep.process.predict import conversion
 from fewstep.tableau.file import load, save
 from fewstep.tableau.form import Form, Symbol
@@ -180,8 +180,7 @@ class Tableau:
 
     def _validate_term(self, k: int, row: Row, symbol: Symbol, c: Coefficient) -> None:
         where = f"row {k} (t = {row.t:g})"
-        values = c.values if isinstance(c, Diagonal | Block) else c
-        if not (bool((values.abs() <= LARGEST).all()) if isinstance(values, Tensor) else abs(values) <= LARGEST):
+        if not magnitude(c) <= LARGEST:
             raise ValueError(f"{where} has a weight that is not finite on {name(symbol)}: this end is singular for it")
         kind, index = symbol[0], symbol[1]
         if kind in ("z", "y", "root") and not 0 <= index < k:
