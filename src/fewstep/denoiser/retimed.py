@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser.base import Denoiser, Denoises, as_denoiser
-from fewstep.process.base import Process, ScalarProcess, Time, like, to_tensor
+from fewstep.process import ScalarProcess
+from fewstep.process.base import Process, Time, like, to_tensor
 from fewstep.process.operator import Coefficient, apply
 from fewstep.process.predict import statistic
 from fewstep.words import typed

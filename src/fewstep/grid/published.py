@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewstep.grid.spacing import exact_ends, finite_range
 from fewstep.process.base import Process
+from fewstep.words import pick
 
 __all__ = ["AYS", "ays"]
 
@@ -29,9 +30,7 @@ def ays(process: Process, steps: int, *, table: str = "sd15") -> Tensor:
     References: Sabour, Fidler, Kreis, Align your steps: optimizing sampling schedules in diffusion models, 2024, table
     3 (appendix B.3), https://arxiv.org/abs/2404.14507.
     """
-    if table not in AYS:
-        raise ValueError(f"got table={table!r}: choose {', '.join(AYS)}")
-    lam = -torch.tensor(AYS[table], dtype=torch.float64).log()
+    lam = -torch.tensor(pick(AYS, table, "table"), dtype=torch.float64).log()
     place = torch.linspace(0, len(lam) - 1, steps + 1, dtype=torch.float64)
     left = place.floor().clamp(max=len(lam) - 2).long()
     lam = lam[left] + (place - left) * (lam[left + 1] - lam[left])

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from fewstep.process.base import ScalarProcess, to_tensor
+from fewstep.process import ScalarProcess
+from fewstep.process.base import to_tensor
 from fewstep.tableau import Form, Tableau
 
 __all__ = ["carried"]

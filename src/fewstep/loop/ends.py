@@ -16,8 +16,7 @@ from torch import Tensor
 
 from fewstep.denoiser.base import fingerprint, range_of
 from fewstep.noise import NoiseSource
-from fewstep.process import Process
-from fewstep.process.base import ScalarProcess
+from fewstep.process import Process, ScalarProcess
 from fewstep.process.operator import apply, inverse
 from fewstep.solver import Default
 from fewstep.words import usable_device, warn, whole

@@ -13,12 +13,5 @@ from fewstep.noise.counter import STREAM, Noise
 from fewstep.noise.source import GeneratorSource, NoiseSource, PathSource, TensorSource, noise_source
 
 __all__ = [
-    "STREAM",
-    "BrownianPath",
-    "GeneratorSource",
-    "Noise",
-    "NoiseSource",
-    "PathSource",
-    "TensorSource",
-    "noise_source",
-]
+    "STREAM", "BrownianPath", "GeneratorSource", "Noise", "NoiseSource", "PathSource", "TensorSource", "noise_source"
+]  # fmt: skip

@@ -13,7 +13,7 @@ import math
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -83,9 +83,8 @@ class _Part:
 
     def __init__(self, a: float, b: float, leaf: int, node: int, parent: _Part | None, *, cell: bool) -> None:
         self.a, self.b, self.leaf, self.node, self.parent, self.cell = a, b, leaf, node, parent, cell
-        self.at, self.children, self.increment = 0.0, (), None
-        self.children: tuple[_Part, ...]
-        self.increment: NDArray[np.floating] | None
+        self.at, self.children = 0.0, cast("tuple[_Part, ...]", ())
+        self.increment: NDArray[np.floating] | None = None
 
     def split(self, p: float, *, cell: bool) -> None:
         """Splits a whole part."""

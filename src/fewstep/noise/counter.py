@@ -154,9 +154,7 @@ class Noise:
     first: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses a seed or a sample number that does not fit its words."""
-        object.__setattr__(self, "seed", _word("seed", self.seed, 64))
-        object.__setattr__(self, "first", _word("first", self.first))
+        vars(self).update(seed=_word("seed", self.seed, 64), first=_word("first", self.first))
 
     def normal(
         self,

@@ -14,7 +14,6 @@ from fewstep.noise.counter import Noise, check_state
 
 __all__ = ["GeneratorSource", "NoiseSource", "PathSource", "Request", "TensorSource", "noise_source"]
 
-
 # (a, b, stream, index): the increment of the path from a to b (stream "path"), or draw `index` of another stream.
 Request = tuple[float, float, str, int]
 
@@ -28,26 +27,20 @@ class NoiseSource(Protocol):
         ...
 
     def intervals(
-        self,
-        requests: Sequence[Request],
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device | str,
+        self, requests: Sequence[Request], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
     ) -> Iterator[Tensor]:
         """Yields one standard normal tensor of `shape` for each request, in order, made when asked for."""
         ...
 
     def snapshot(self) -> Any:
-        """What `restore` needs to yield the same noise again."""
-        ...
+        """What `restore` needs to yield the same noise again; nothing, of a source without a state."""
 
     def restore(self, snapshot: Any) -> None:
         """Goes back to a snapshot, to replay a run."""
-        ...
 
 
 @dataclass(frozen=True)
-class PathSource:
+class PathSource(NoiseSource):
     """The default source: stream "initial" of a `Noise`, then increments of its Brownian path.
 
     Intervals that overlap are correlated as they are on the path; disjoint ones are independent. The path is looked at
@@ -66,11 +59,7 @@ class PathSource:
         return self.noise.normal("initial", 0, shape, dtype=dtype, device=device)
 
     def intervals(
-        self,
-        requests: Sequence[Request],
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device | str,
+        self, requests: Sequence[Request], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
     ) -> Iterator[Tensor]:
         """Increments of one `BrownianPath`, or draws of another stream; all positions are checked at once."""
         ends = {p for a, b, stream, _ in requests if stream == "path" for p in (a, b)}
@@ -87,15 +76,9 @@ class PathSource:
             for a, b, stream, index in requests
         )
 
-    def snapshot(self) -> None:
-        """Nothing to remember: the source has no state."""
-
-    def restore(self, snapshot: Any) -> None:
-        """Nothing to do: the source has no state."""
-
 
 @dataclass(frozen=True)
-class GeneratorSource:
+class GeneratorSource(NoiseSource):
     """Independent normals drawn in order from a `torch.Generator`, on its own device.
 
     The numbers of a sample depend on the batch around it and on what was drawn before: the promise of `Noise` that a
@@ -110,32 +93,24 @@ class GeneratorSource:
         return torch.randn(tuple(shape), generator=g, dtype=dtype, device=g.device).to(device)
 
     def initial(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-        """The next normals of the generator."""
         check_state(shape, dtype)
         return self._draw(shape, dtype, device)
 
     def intervals(
-        self,
-        requests: Sequence[Request],
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device | str,
+        self, requests: Sequence[Request], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
     ) -> Iterator[Tensor]:
-        """The next normals of the generator, once for each interval."""
         check_state(shape, dtype)
         return (self._draw(shape, dtype, device) for _ in requests)
 
     def snapshot(self) -> Tensor:
-        """The generator's state."""
         return self.generator.get_state()
 
     def restore(self, snapshot: Tensor) -> None:
-        """Puts the generator back."""
         self.generator.set_state(snapshot)
 
 
 @dataclass(frozen=True)
-class TensorSource:
+class TensorSource(NoiseSource):
     """Ready noise: row l of a tensor of shape (n_intervals, batch, ...) is the noise of the l-th interval.
 
     Args:
@@ -147,7 +122,6 @@ class TensorSource:
     start: Noise = field(default_factory=Noise)
 
     def __post_init__(self) -> None:
-        """Refuses tensors that cannot hold noise."""
         if not self.noise.is_floating_point() or self.noise.ndim < 2:
             raise ValueError(
                 f"noise tensor has shape {tuple(self.noise.shape)} and dtype {self.noise.dtype}; "
@@ -156,15 +130,10 @@ class TensorSource:
             )
 
     def initial(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-        """The starting noise of `start`."""
         return self.start.normal("initial", 0, shape, dtype=dtype, device=device)
 
     def intervals(
-        self,
-        requests: Sequence[Request],
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device | str,
+        self, requests: Sequence[Request], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
     ) -> Iterator[Tensor]:
         """Rows of the tensor, in order; the shape and the number of rows are checked at once."""
         check_state(shape, dtype)
@@ -176,12 +145,6 @@ class TensorSource:
             )
         return (self.noise[i].to(device=device, dtype=dtype) for i in range(n))
 
-    def snapshot(self) -> None:
-        """Nothing to remember: the source has no state."""
-
-    def restore(self, snapshot: Any) -> None:
-        """Nothing to do: the source has no state."""
-
 
 def noise_source(noise: Any = None, seed: int = 0, first: int = 0) -> NoiseSource:
     """The source for what a caller gave as noise.
@@ -192,10 +155,8 @@ def noise_source(noise: Any = None, seed: int = 0, first: int = 0) -> NoiseSourc
         seed: integer in [0, 2^64).
         first: number of the first sample in the batch.
     """
-    if noise is None:
-        return PathSource(Noise(seed, first))
-    if isinstance(noise, Noise):
-        return PathSource(noise)
+    if noise is None or isinstance(noise, Noise):
+        return PathSource(noise or Noise(seed, first))
     if isinstance(noise, torch.Generator):
         return GeneratorSource(noise)
     if isinstance(noise, Tensor):

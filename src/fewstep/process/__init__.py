@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fewstep.process.base import Process, ScalarProcess
+from fewstep.process.base import Process
 from fewstep.process.blurring import Blurring, HeatDissipation, Masking, VEBlur
 from fewstep.process.bridge import Bridge
 from fewstep.process.bridges import DDBMVE, DDBMVP, GOUB, I2SB, IRSDE, InDI, Interpolant, ResShift, UniDB
 from fewstep.process.langevin import CLD
-from fewstep.process.scalar import EDM, VE, VP, Cosine, Discrete, Flow, SubVP
+from fewstep.process.scalar import EDM, VE, VP, Cosine, Discrete, Flow, ScalarProcess, SubVP
 
 __all__ = [
     "ALL_PROCESSES", "BRIDGES", "Blurring", "Bridge", "CLD", "Cosine", "DDBMVE", "DDBMVP", "Discrete", "EDM", "Flow",

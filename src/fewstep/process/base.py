@@ -33,19 +33,13 @@ from fewstep.process.operator import Coefficient, apply, inverse, transpose, uns
 from fewstep.words import Typed
 
 __all__ = [
-    "Memory", "Process", "ScalarProcess", "Time", "across", "asking_at", "derivative", "like", "once", "recalling",
-    "to_tensor"
+    "Memory", "Process", "Time", "across", "asking_at", "derivative", "like", "once", "recalling", "to_tensor"
 ]  # fmt: skip
 
 Time = Any  # float | (batch,) float64 Tensor; a function of a Time returns the same of the two
 ASKED = ("M", "R", "Psi", "F", "GG", "Sigma", "M_rate", "R_rate", "alpha", "sigma", "log_snr", "inverse_log_snr")
 SHARED = ("_parts", "_faded", "_mean")  # methods whose values several of ASKED share
-PLACES = (
-    "alpha",
-    "sigma",
-    "log_snr",
-    "inverse_log_snr",
-)  # answered at once while times are noted, since times are made of them
+PLACES = ("alpha", "sigma", "log_snr", "inverse_log_snr")  # answered while times are noted, which are made of them
 
 
 class Memory:
@@ -354,72 +348,6 @@ class Process(Typed, ABC):
 
 for _name in ("Sigma", "M_rate", "R_rate"):
     setattr(Process, _name, _remembered(_name, getattr(Process, _name)))
-
-
-class ScalarProcess(Process):
-    """A process z = alpha x0 + sigma eps. To write one, give alpha, sigma and the inverse of the log-SNR."""
-
-    kind = "scalar"
-    default_grid = "logistic"
-
-    @abstractmethod
-    def _alpha(self, t: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _sigma(self, t: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _inverse_log_snr(self, lam: Tensor) -> Tensor: ...
-
-    def _log_snr(self, t: Tensor) -> Tensor:
-        return self._alpha(t).log() - self._sigma(t).log()
-
-    def alpha(self, t: Time) -> Time:
-        return like(self._alpha(to_tensor(t)), t)
-
-    def sigma(self, t: Time) -> Time:
-        return like(self._sigma(to_tensor(t)), t)
-
-    def log_snr(self, t: Time) -> Time:
-        return like(self._log_snr(to_tensor(t)), t)
-
-    def inverse_log_snr(self, lam: Time) -> Time:
-        return like(self._inverse_log_snr(to_tensor(lam)), lam)
-
-    def M(self, t: Time) -> Coefficient:
-        return self.alpha(t)
-
-    def Psi(self, t: Time) -> Coefficient:
-        return self.alpha(t)
-
-    def R(self, t: Time) -> Coefficient:
-        return self.sigma(t)
-
-    def F(self, t: Time) -> Coefficient:
-        """The rate d log alpha / dt."""
-        u = to_tensor(t)
-        return like(derivative(self._alpha, u) / self._alpha(u), t)
-
-    def GG(self, t: Time) -> Coefficient:
-        """g^2 = d sigma^2/dt - 2 F sigma^2 (Kingma et al. 2021, appendix D, https://arxiv.org/abs/2107.00630)."""
-        s = self.sigma(t)
-        return 2 * s * (self.R_rate(t) - self.F(t) * s)
-
-    def M_rate(self, t: Time) -> Coefficient:
-        return like(derivative(self._alpha, to_tensor(t)), t)
-
-    def R_rate(self, t: Time) -> Coefficient:
-        return like(derivative(self._sigma, to_tensor(t)), t)
-
-    def data_from_noise(self, t: Time) -> tuple[Coefficient, Coefficient]:
-        """x0 = (z - sigma eps) / alpha."""
-        a = inverse(self.alpha(t))
-        return a, -self.sigma(t) * a
-
-    def data_from_score(self, t: Time) -> tuple[Coefficient, Coefficient]:
-        """x0 = (z + sigma^2 s) / alpha."""
-        a = inverse(self.alpha(t))
-        return a, self.sigma(t) ** 2 * a
 
 
 def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

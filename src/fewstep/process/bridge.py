@@ -27,8 +27,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fewstep.process.base import Process, ScalarProcess, Time, like, once, to_tensor
+from fewstep.process.base import Process, Time, like, once, to_tensor
 from fewstep.process.operator import apply
+from fewstep.process.scalar import ScalarProcess
 
 __all__ = ["Bridge", "boots"]
 

@@ -51,11 +51,7 @@ class Clock:
 
 CLOCKS = {
     "t": Clock(lambda p, t: t, lambda p, u: u, lambda p, lam: p.inverse_log_snr(lam)),
-    "log-snr": Clock(
-        lambda p, t: p.log_snr(t),
-        lambda p, u: p.inverse_log_snr(u),
-        lambda p, lam: lam,
-    ),
+    "log-snr": Clock(lambda p, t: p.log_snr(t), lambda p, u: p.inverse_log_snr(u), lambda p, lam: lam),
     "rho": Clock(
         lambda p, t: torch.exp(-torch.as_tensor(p.log_snr(t))),
         lambda p, u: p.inverse_log_snr(-u.log()),

@@ -23,8 +23,9 @@ from collections.abc import Callable
 
 import torch
 
-from fewstep.process.base import Process, ScalarProcess, Time, like, to_tensor
+from fewstep.process.base import Process, Time, like, to_tensor
 from fewstep.process.operator import Coefficient, inverse, magnitude, transpose
+from fewstep.process.scalar import ScalarProcess
 
 __all__ = ["EDM_LIKE", "PREDICTIONS", "VARIANCES", "conversion", "preconditioning", "statistic", "view"]
 

@@ -8,6 +8,7 @@ process `-2 log alpha = softplus(-2 lambda)`.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,9 +16,76 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fewstep.process.base import ScalarProcess, Time
+from fewstep.process.base import Process, Time, derivative, like, to_tensor
+from fewstep.process.operator import Coefficient, inverse
 
-__all__ = ["EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "SubVP"]
+__all__ = ["EDM", "VE", "VP", "Cosine", "Discrete", "Flow", "ScalarProcess", "SubVP"]
+
+
+class ScalarProcess(Process):
+    """A process z = alpha x0 + sigma eps. To write one, give alpha, sigma and the inverse of the log-SNR."""
+
+    kind = "scalar"
+    default_grid = "logistic"
+
+    @abstractmethod
+    def _alpha(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _sigma(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _inverse_log_snr(self, lam: Tensor) -> Tensor: ...
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return self._alpha(t).log() - self._sigma(t).log()
+
+    def alpha(self, t: Time) -> Time:
+        return like(self._alpha(to_tensor(t)), t)
+
+    def sigma(self, t: Time) -> Time:
+        return like(self._sigma(to_tensor(t)), t)
+
+    def log_snr(self, t: Time) -> Time:
+        return like(self._log_snr(to_tensor(t)), t)
+
+    def inverse_log_snr(self, lam: Time) -> Time:
+        return like(self._inverse_log_snr(to_tensor(lam)), lam)
+
+    def M(self, t: Time) -> Coefficient:
+        return self.alpha(t)
+
+    def Psi(self, t: Time) -> Coefficient:
+        return self.alpha(t)
+
+    def R(self, t: Time) -> Coefficient:
+        return self.sigma(t)
+
+    def F(self, t: Time) -> Coefficient:
+        """The rate d log alpha / dt."""
+        u = to_tensor(t)
+        return like(derivative(self._alpha, u) / self._alpha(u), t)
+
+    def GG(self, t: Time) -> Coefficient:
+        """g^2 = d sigma^2/dt - 2 F sigma^2 (Kingma et al. 2021, appendix D, https://arxiv.org/abs/2107.00630)."""
+        s = self.sigma(t)
+        return 2 * s * (self.R_rate(t) - self.F(t) * s)
+
+    def M_rate(self, t: Time) -> Coefficient:
+        return like(derivative(self._alpha, to_tensor(t)), t)
+
+    def R_rate(self, t: Time) -> Coefficient:
+        return like(derivative(self._sigma, to_tensor(t)), t)
+
+    def data_from_noise(self, t: Time) -> tuple[Coefficient, Coefficient]:
+        """x0 = (z - sigma eps) / alpha."""
+        a = inverse(self.alpha(t))
+        return a, -self.sigma(t) * a
+
+    def data_from_score(self, t: Time) -> tuple[Coefficient, Coefficient]:
+        """x0 = (z + sigma^2 s) / alpha."""
+        a = inverse(self.alpha(t))
+        return a, self.sigma(t) ** 2 * a
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +100,6 @@ class VP(ScalarProcess):
     beta_max: float = 20.0
     t_max: float = 1.0
     t_min: float = 1e-3
-    default_grid: ClassVar[str] = "logistic"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +158,6 @@ class Cosine(ScalarProcess):
     offset: float = 0.008
     t_max: float = 0.9946
     t_min: float = 1e-3
-    default_grid: ClassVar[str] = "logistic"
 
     def _angle(self, t: Time) -> Time:
         return math.pi / 2 * (t + self.offset) / (1 + self.offset)
@@ -153,7 +219,6 @@ class EDM(ScalarProcess):
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    default_grid: ClassVar[str] = "logistic"
 
     @property
     def t_max(self) -> float:
@@ -215,7 +280,6 @@ class Discrete(ScalarProcess):
     alphas_cumprod: tuple[float, ...] | None = field(default=None, repr=False)
     t_max: float = 1.0
     t_min: float = math.nan  # stands for 1/N, index 0
-    default_grid: ClassVar[str] = "logistic"
 
     def __post_init__(self) -> None:
         table = self.alphas_cumprod

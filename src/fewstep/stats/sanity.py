@@ -29,7 +29,8 @@ from torch import Tensor
 
 from fewstep.denoiser.network import TIMES, Wrapped
 from fewstep.noise import noise_source
-from fewstep.process.base import Memory, Process, ScalarProcess, recalling
+from fewstep.process import ScalarProcess
+from fewstep.process.base import Memory, Process, recalling
 from fewstep.process.predict import PREDICTIONS
 from fewstep.process.scalar import EDM, VE, VP, Cosine, Discrete, Flow
 from fewstep.stats.errors import errors_of

@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser.network import Wrapped, wrap
-from fewstep.process import EDM, VP, Discrete, Flow
-from fewstep.process.base import ScalarProcess
+from fewstep.process import EDM, VP, Discrete, Flow, ScalarProcess
 from fewstep.process.config import process_from_json
 from fewstep.words import pick
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.files import read_json
-from fewstep.process.base import ScalarProcess
+from fewstep.process import ScalarProcess
 from fewstep.solver import DRIVERS, TABLES, Default, Solver
 from fewstep.solver.config import solver_from_config
 from fewstep.tableau import Tableau

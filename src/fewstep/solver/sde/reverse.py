@@ -57,9 +57,7 @@ def scaled(process: Process, log_g: Callable[[Tensor], Tensor], name: Hashable) 
     kappa = lambda x: 1 + derivative(lambda v: log_g(v.exp()), x.log())  # noqa: E731
     p = lambda t: process.R(t) * _each(lambda x: log_g(x).exp(), rho(t))  # noqa: E731
     return Frame(
-        lambda t: once(process, ("scaled", name), p, t),
-        process.M,
-        lambda t: _each(kappa, rho(t)) * _rate(process, t),
+        lambda t: once(process, ("scaled", name), p, t), process.M, lambda t: _each(kappa, rho(t)) * _rate(process, t)
     )
 
 
