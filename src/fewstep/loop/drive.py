@@ -122,22 +122,20 @@ def outputs(
     return heads if differentiable else {name: value.detach() for name, value in heads.items()}
 
 
+@dataclass
 class Driving:
     """A run under way: counts calls, hands out writers and noise."""
 
-    def __init__(
-        self,
-        denoiser: Any,
-        process: Process,
-        grid: Tensor,
-        start: Tensor,
-        source: NoiseSource,
-        gone: Callable[[Time], object],
-    ) -> None:
-        self.denoiser, self.process, self.grid, self.start, self.source = denoiser, process, grid, start, source
-        self.gone = gone
-        self.calls, self.rounds = torch.zeros(len(start), dtype=torch.int64), 0
-        self._paths: dict[int, SamplePath] = {}
+    denoiser: Any
+    process: Process
+    grid: Tensor
+    start: Tensor
+    source: NoiseSource
+    gone: Callable[[Time], object]
+
+    def __post_init__(self) -> None:
+        self.calls, self.rounds = torch.zeros(len(self.start), dtype=torch.int64), 0
+        self._paths: dict[int, tuple[Asked, BrownianPath]] = {}
 
     def live(self, index: Tensor, z: Tensor, known: tuple[Tensor, Tensor] | None = None) -> LiveRows:
         """A writer for some samples; see `fewstep.solver.driver.base.Run`."""
@@ -157,7 +155,7 @@ class Driving:
 
     def noise(self, sample: int) -> NoiseSource:
         """A sample's noise, asked in the same order as in this run."""
-        return Asked(self._path(sample))
+        return self._path(sample)[0]
 
     def predict(self, index: Tensor, z: Tensor, t: Time, to: Time | None) -> Tensor:
         """The data prediction of some samples, counted."""
@@ -172,12 +170,15 @@ class Driving:
         t, s = interval.t, interval.s
         assert isinstance(t, Tensor)
         assert isinstance(s, Tensor)
-        ends = zip(index.tolist(), t.tolist(), s.tolist(), strict=True)
-        z = self.start
-        drawn = [self._path(i).draw(place(self.process, a), place(self.process, b)) for i, a, b in ends]
-        return torch.cat(drawn).to(z.device)
+        drawn = []
+        for i, *ends in zip(index.tolist(), t.tolist(), s.tolist(), strict=True):
+            (asked, path), (a, b) = self._path(i), (place(self.process, end) for end in ends)
+            asked.asked.append((a, b))
+            drawn.append(path.increment(a, b))
+        return torch.cat(drawn).to(self.start.device)
 
-    def _path(self, sample: int) -> SamplePath:
+    def _path(self, sample: int) -> tuple[Asked, BrownianPath]:
+        """One sample's Brownian path, and its source for a replay."""
         if not isinstance(self.source, PathSource):
             raise ValueError(
                 f"got a {type(self.source).__name__} as noise for a driver, whose samples draw at times of their own: "
@@ -186,38 +187,18 @@ class Driving:
         if sample not in self._paths:
             noise, z = self.source.noise, self.start
             own = Noise(noise.seed, noise.first + sample)
-            self._paths[sample] = SamplePath(own, (1, *z.shape[1:]), z.dtype, z.device)
+            self._paths[sample] = Asked(own), BrownianPath(own, (1, *z.shape[1:]), z.dtype, z.device)
         return self._paths[sample]
 
 
-@dataclass
-class SamplePath:
-    """One sample's Brownian path, and what was asked of it: points close together depend on the order of asking."""
-
-    noise: Noise
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    asked: list[tuple[float, float]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._path = BrownianPath(self.noise, self.shape, self.dtype, self.device)
-
-    def draw(self, a: float, b: float) -> Tensor:
-        """The increment from a to b, scaled to a standard normal."""
-        self.asked.append((a, b))
-        return self._path.increment(a, b)
-
-
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Asked(PathSource):
-    """The noise of a driver's sample: the intervals it tried are asked for first, then a table's."""
+    """The noise of a driver's sample: the intervals it tried are asked for first, then a table's.
 
-    path: SamplePath
+    Points of the path that are close together depend on the order of asking.
+    """
 
-    def __init__(self, path: SamplePath) -> None:
-        object.__setattr__(self, "noise", path.noise)
-        object.__setattr__(self, "path", path)
+    asked: list[tuple[float, float]] = field(default_factory=list)
 
     def along(self, grid: Sequence[float]) -> Asked:
         """Itself: its path was looked at in the run, wherever a grid lies."""
@@ -228,7 +209,7 @@ class Asked(PathSource):
     ) -> Iterator[Tensor]:
         """Increments of the sample's path as it was refined in the run."""
         path = BrownianPath(self.noise, shape, dtype, device)
-        for p in (p for interval in self.path.asked for p in interval):
+        for p in (p for interval in self.asked for p in interval):
             path.split(p)
         return (path.increment(a, b) for a, b, _, _ in requests)
 
@@ -269,7 +250,6 @@ class LiveRows(Live):
         return Form.of(("y", k, "noise"))
 
     def value(self, form: Form) -> Tensor:
-        """A form's tensor."""
         (first, *rest) = ((self._values[symbol], c) for symbol, c in form)
         total = apply(first[1], first[0])
         for x, c in rest:
@@ -277,12 +257,10 @@ class LiveRows(Live):
         return total
 
     def output(self, z: Form) -> Tensor | None:
-        """The data prediction of a row, where it was called."""
         ((_, k),) = z.terms
         return self._values.get(("y", k, "x0"))
 
     def outputs(self, form: str) -> list[Form]:
-        """What the calls so far returned, in order, in data or noise form."""
         return [Form.of(("y", k, "x0" if form == "data" else "noise")) for k in sorted(self._at)]
 
     def forget(self) -> None:

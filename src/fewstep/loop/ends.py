@@ -25,6 +25,12 @@ __all__ = ["Beyond", "beyond", "finite_start", "in_range", "limit_of", "start_st
 
 WIDE = 10.0  # the largest standard deviation of data that no scale is doubted for
 SLACK = 2.0  # how far beyond that, and below the noise alone, a start may lie
+FACTOR = 1.5  # times the range, from which on it is said
+FAR, MANY = 2.0, 1e-3  # a warning is due from so many times the range on, or for such a share of entries
+CLEAN = 3.0  # the log-SNR from which on a state is as good as data
+RARE = 5.0  # deviations of the noise that is left, beyond which one entry in two million lies
+
+_SAID: set[str | None] = set()  # the networks that were warned of
 
 
 def start_state(
@@ -111,14 +117,6 @@ def _check_dtype(dtype: torch.dtype) -> None:
             f"got a state in {dtype}: states are float32 or float64 (a bfloat16 state loses 0.3 over 1000 steps); "
             "run the network in another dtype through wrap(dtype=...)"
         )
-
-
-FACTOR = 1.5  # times the range, from which on it is said
-FAR, MANY = 2.0, 1e-3  # a warning is due from so many times the range on, or for such a share of entries
-CLEAN = 3.0  # the log-SNR from which on a state is as good as data
-RARE = 5.0  # deviations of the noise that is left, beyond which one entry in two million lies
-
-_SAID: set[str | None] = set()  # the networks that were warned of
 
 
 class Beyond(NamedTuple):

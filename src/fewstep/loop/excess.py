@@ -46,17 +46,12 @@ def excess(table: Tableau) -> float:
     Remembered with the table.
     """
     if "excess" not in table.notes:
-        table.notes["excess"] = _excess(table)
+        found, quiet = math.nan, np.errstate(all="ignore")
+        with suppress(ValueError, ArithmeticError), torch.inference_mode(False), torch.no_grad(), quiet:
+            at = _Times(table)  # it may read what a network alone knows, or have a singular covariance
+            found = max(_Width(at, std).found() for std in STDS)
+        table.notes["excess"] = found
     return table.notes["excess"]
-
-
-def _excess(table: Tableau) -> float:
-    try:
-        with torch.inference_mode(False), torch.no_grad(), np.errstate(all="ignore"):
-            at = _Times(table)
-            return max(_Width(at, std).found() for std in STDS)
-    except (ValueError, ArithmeticError):  # it reads what a network alone knows, or a singular covariance
-        return math.nan
 
 
 class _Times:

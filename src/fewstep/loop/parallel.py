@@ -37,9 +37,9 @@ from fewstep.loop.drive import noises_of, outputs
 from fewstep.loop.plan import Plan
 from fewstep.loop.walk import walk
 from fewstep.noise import NoiseSource
-from fewstep.process.operator import apply, transpose
+from fewstep.process.operator import apply, transpose, wide
 from fewstep.process.predict import statistic
-from fewstep.solver.driver.base import Outcome, ends_of
+from fewstep.solver.driver.base import Outcome
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
 from fewstep.words import Typed, whole
@@ -129,17 +129,7 @@ def picard(
         tell(int(rows.front.min()) / len(rows.index))
         if how.report is not None:
             how.report(Round(rounds, int(rows.calls.sum()), int(rows.front.min()), len(rows.index)))
-    batch, state = len(start), sweep.run()
-    return Outcome(
-        state=state,
-        times=table.grid[-1].expand(batch),
-        status=ends_of(state),
-        calls=rows.calls,
-        accepted=torch.full((batch,), len(table.grid) - 1),
-        rejected=torch.zeros(batch, dtype=torch.int64),
-        rounds=rounds,
-        tables=lambda _: table,
-    )
+    return Outcome.over(table.grid, sweep.run(), rows.calls, rounds, lambda _: table)
 
 
 @dataclass
@@ -195,11 +185,11 @@ class Rows:
                 return dict.fromkeys(("x0", *self.raw), blank)
             return self._latest
         heads = dict(known.heads)
-        moved = _wide(known.share.to(z), z.ndim - self._fewer) * self._estimates[j](z - known.called)
-        heads["x0"] = heads["x0"] + self.process.from_coordinates(moved)
+        moved = self._estimates[j](z - known.called)
+        heads["x0"] = heads["x0"] + self.process.from_coordinates(wide(known.share, moved) * moved)
         if not bool(known.ever.all()):
-            heads = {h: torch.where(_wide(known.ever.to(z.device), v.ndim), v, self._latest[h]) if self._latest else v
-                     for h, v in heads.items()}  # fmt: skip
+            last = self._latest or heads
+            heads = {h: torch.where(wide(known.ever, v) > 0, v, last[h]) for h, v in heads.items()}
         self._latest = heads
         return heads
 
@@ -284,10 +274,6 @@ class Rows:
         n = self.how.data_std**2 * math.exp(2 * min(float(self.process.log_snr(float(self.at[j]))), 300.0))
         return n / (1 + n)
 
-    @property
-    def _fewer(self) -> int:
-        return 1 if self.process.kind == "block" else 0
-
 
 class Sweep:
     """Walks the rows with the network replaced by its models, from the slowest front on."""
@@ -348,7 +334,3 @@ def _chunks(pairs: list[tuple[int, Tensor]], size: int) -> Iterator[list[tuple[i
                 chunk, room = [], size
     if chunk:
         yield chunk
-
-
-def _wide(v: Tensor, ndim: int) -> Tensor:
-    return v.reshape(v.shape + (1,) * (ndim - v.ndim))

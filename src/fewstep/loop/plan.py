@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Counted, Denoiser, Denoises, as_denoiser, layers
+from fewstep.denoiser.base import Counted, Denoises, as_denoiser, layers
 from fewstep.denoiser.network import writes_into
 from fewstep.process import Process
 from fewstep.process.operator import Coefficient
@@ -143,7 +143,8 @@ class Plan:
                 continue
             raw = step.raw if step.main is None else (*step.raw, table.output)
             to = step.to if led else None
-            parts = _parts(denoiser, raw, step.at, to) if table.output == "x0" else None
+            joint = table.output == "x0" and len(raw) > 1 and set(raw) <= set(denoiser.together)
+            parts = denoiser.jointly(step.at, to=to) if joint else None
             asked = () if parts else raw
             offered = {h: denoiser.toward(step.at, h, to) for h in asked if h in heads}
             offered = {h: under_autograd(f) if grad else f for h, f in offered.items()}
@@ -225,12 +226,6 @@ def _shorter(table: Tableau, predicts: str) -> bool:
         with_state = {("z", s[1]) for s in outputs if s[2] == "x0" or (s[2] == "noise" and predicts != "noise")}
         more += len(with_state - set(row.form.terms)) + len({s[1] for s in outputs}) - len(outputs)
     return more < 2 * (table.nfe + len(table.heads))
-
-
-def _parts(denoiser: Denoiser, heads: Sequence[str], t: float, to: float | None) -> Callable[[Tensor], Any] | None:
-    """One call for x0 and several heads, where the denoiser makes them of the same evaluations."""
-    together = len(heads) >= 2 and set(heads) <= set(denoiser.together)
-    return denoiser.jointly(t, to=to) if together else None
 
 
 def under_autograd(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:

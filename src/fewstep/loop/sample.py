@@ -116,7 +116,8 @@ def solve(
             else:
                 done = count(1)
                 state = on_table(table, made, start, source, tick=lambda: tell(next(done) / calls), **how)
-                outcome = _sequential(table, state)
+                every = torch.full((len(state),), table.nfe)
+                outcome = Outcome.over(times, state, every, table.nfe, lambda _: table)
             if final == "denoise":
                 outcome = _denoised(outcome, made, process, float(times[-1]), differentiable=differentiable)
     replay = table is not None and not outcome.ok
@@ -286,19 +287,3 @@ def _denoised(
     status = tuple(b if a == "reached the end" else a for a, b in zip(outcome.status, ends_of(data), strict=True))
     calls, rounds = outcome.calls + good, outcome.rounds + bool(good.any())
     return replace(outcome, state=data, status=status, calls=calls, rounds=rounds)
-
-
-def _sequential(table: Tableau, state: Tensor) -> Outcome:
-    """The outcome of a table that was run row by row."""
-    batch = len(state)
-    full = lambda value: torch.full((batch,), value)  # noqa: E731
-    return Outcome(
-        state=state,
-        times=table.grid[-1].expand(batch),
-        status=ends_of(state),
-        calls=full(table.nfe),
-        accepted=full(len(table.grid) - 1),
-        rejected=full(0),
-        rounds=table.nfe,
-        tables=lambda _: table,
-    )

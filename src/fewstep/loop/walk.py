@@ -46,59 +46,43 @@ def walk(
     A plan without its first rows goes on from `live`, what those rows left (it is changed), and `drawn` noises.
     """
     with nullcontext() if torch.compiler.is_compiling() else watching():
-        return _walk(plan, start, noises, given, callback, after, tick, look, live, drawn)
-
-
-def _walk(
-    plan: Plan,
-    start: Tensor,
-    noises: Iterable[Tensor],
-    given: Mapping[str, Tensor] | None,
-    callback: Callback | None,
-    after: After | None,
-    tick: Callable[[], object] | None,
-    look: bool,
-    live: dict[Symbol, Tensor] | None,
-    drawn: int,
-) -> Tensor:
-    rows = _rows(plan, start, live, watched=callback is not None or after is not None)
-    live = rows.live
-    coming: Iterator[Tensor] = iter(noises)
-    shape = torch.Size((start.shape[0], *plan.process.data_shape(tuple(start.shape[1:]))))
-    z = start
-    for step in plan.instructions:
-        if step.given is not None:
-            z = start if step.given == "start" else _given(given, step.given, start)
-        else:
-            while drawn < step.draw:
-                live["xi", drawn] = next(coming)
-                if look:
-                    look_at(
-                        live["xi", drawn], f"noise {drawn} of the run is not finite", "check what was given as noise"
-                    )
-                drawn += 1
-            for s in step.roots:
-                live[s] = live["y", s[1], s[2]].sqrt() * live["xi", s[3]]
-            z = rows.make(step)
-            if after is not None:
-                z = _edited(after(step.row, step.t, z), z, step)
-        if look and step.given is not None:
-            what = "the start" if step.given == "start" else f"the given row {step.given!r}"
-            look_at(z, f"{what} is not finite", "check what was given")
-        elif look:
-            look_at(z, f"the state became non-finite at row {step.row} (t = {step.t:g}){_in_after(after)}")
-        live[step.state] = z
-        if step.call is not None or step.offered:
-            main = _evaluate(plan, step, z, rows, shape, look=look)
-            if tick is not None:
-                tick()
-            if callback is not None and main is not None:
-                told = callback(step.row, step.at or 0.0, z, _x0_hat(plan, step, z, main))
-                if isinstance(told, Tensor | Mapping):
-                    warnings.warn(f"got a {type(told).__name__} back from callback, {UNREAD}", stacklevel=2)
-        if step.spent:
-            rows.spend(step)
-    return z
+        rows = _rows(plan, start, live, watched=callback is not None or after is not None)
+        live = rows.live
+        coming: Iterator[Tensor] = iter(noises)
+        shape = torch.Size((start.shape[0], *plan.process.data_shape(tuple(start.shape[1:]))))
+        z = start
+        for step in plan.instructions:
+            if step.given is not None:
+                z = start if step.given == "start" else _given(given, step.given, start)
+            else:
+                while drawn < step.draw:
+                    live["xi", drawn] = next(coming)
+                    if look:
+                        what = f"noise {drawn} of the run is not finite"
+                        look_at(live["xi", drawn], what, "check what was given as noise")
+                    drawn += 1
+                for s in step.roots:
+                    live[s] = live["y", s[1], s[2]].sqrt() * live["xi", s[3]]
+                z = rows.make(step)
+                if after is not None:
+                    z = _edited(after(step.row, step.t, z), z, step)
+            if look and step.given is not None:
+                what = "the start" if step.given == "start" else f"the given row {step.given!r}"
+                look_at(z, f"{what} is not finite", "check what was given")
+            elif look:
+                look_at(z, f"the state became non-finite at row {step.row} (t = {step.t:g}){_in_after(after)}")
+            live[step.state] = z
+            if step.call is not None or step.offered:
+                main = _evaluate(plan, step, z, rows, shape, look=look)
+                if tick is not None:
+                    tick()
+                if callback is not None and main is not None:
+                    told = callback(step.row, step.at or 0.0, z, _x0_hat(plan, step, z, main))
+                    if isinstance(told, Tensor | Mapping):
+                        warnings.warn(f"got a {type(told).__name__} back from callback, {UNREAD}", stacklevel=2)
+            if step.spent:
+                rows.spend(step)
+        return z
 
 
 def _rows(plan: Plan, start: Tensor, live: dict[Symbol, Tensor] | None, *, watched: bool) -> Rows:
@@ -156,24 +140,22 @@ def _call(
         others = dict(main) if isinstance(main, Mapping) else {plan.output: main}
         for head, value in others.items():
             if not isinstance(value, Tensor):
-                raise ValueError(
-                    f"row {step.row} (t = {step.at:g}): the denoiser returned a {type(value).__name__} as {head}"
-                )
+                raise _returned(step, f"a {type(value).__name__} as {head}")
         if plan.output not in others:
-            raise ValueError(
-                f"row {step.row} (t = {step.at:g}): the denoiser returned {', '.join(map(str, others)) or 'nothing'}: "
-                f"it must return {plan.output}"
-            )
+            got = ", ".join(map(str, others)) or "nothing"
+            raise _returned(step, f"{got}: it must return {plan.output}")
         others = {head: as_state(value, z) for head, value in others.items()}
         main = others.pop(plan.output)
     if plan.output != "x0":
         return main, others
     if main.shape != shape:
-        raise ValueError(
-            f"row {step.row} (t = {step.at:g}): the denoiser returned shape {tuple(main.shape)} for a state of "
-            f"shape {tuple(z.shape)}: it must return {tuple(shape)}"
-        )
+        got = f"shape {tuple(main.shape)} for a state of shape {tuple(z.shape)}"
+        raise _returned(step, f"{got}: it must return {tuple(shape)}")
     return plan.process.coordinates(main), others
+
+
+def _returned(step: Instruction, what: str) -> ValueError:
+    return ValueError(f"row {step.row} (t = {step.at:g}): the denoiser returned {what}")
 
 
 def _given(given: Mapping[str, Tensor] | None, label: str, start: Tensor) -> Tensor:

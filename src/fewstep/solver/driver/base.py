@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, NoReturn, Protocol
 
+import torch
 from torch import Tensor
 
 from fewstep.noise import NoiseSource
@@ -59,6 +60,15 @@ class Outcome:
     tables: Callable[[int], Tableau] = field(repr=False)
     noises: Callable[[int], NoiseSource] | None = field(default=None, repr=False)
     why: Callable[[], str] | None = field(default=None, repr=False)
+
+    @staticmethod
+    def over(grid: Tensor, state: Tensor, calls: Tensor, rounds: int, tables: Callable[[int], Tableau]) -> Outcome:
+        """That of a run through all steps of a grid, whatever became of its samples on the way."""
+        steps = torch.full((len(state),), len(grid) - 1)
+        return Outcome(
+            state=state, times=grid[-1].expand(len(state)), status=ends_of(state), calls=calls, accepted=steps,
+            rejected=torch.zeros_like(steps), rounds=rounds, tables=tables,
+        )  # fmt: skip
 
     @property
     def ok(self) -> bool:

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from fewstep.process.base import Memory, Process
 from fewstep.process.operator import Coefficient, inverse, is_zero, transpose
 from fewstep.solver.base import Promise, Solver
-from fewstep.solver.driver.base import Driver, Live, Outcome, Run, ends_of
+from fewstep.solver.driver.base import Driver, Live, Outcome, Run
 from fewstep.solver.sde.euler import EulerMaruyama
 from fewstep.solver.sde.langevin import langevin
 from fewstep.solver.weights import together
@@ -90,14 +89,9 @@ class LangevinCorrected(Driver):
             return found[-1]
 
         self._write(w, size)
-        batch, state = len(run.start), w.value(w.latest)
         grid, process = run.grid, run.process
-        return Outcome(
-            state=state, times=grid[-1].expand(batch), calls=run.calls, rounds=run.rounds,
-            status=ends_of(state),
-            accepted=torch.full((batch,), len(grid) - 1), rejected=torch.zeros(batch, dtype=torch.int64),
-            tables=lambda i: self._table(process, grid, lambda k: float(found[k][i])),
-        )  # fmt: skip
+        tables = lambda i: self._table(process, grid, lambda k: float(found[k][i]))  # noqa: E731
+        return Outcome.over(grid, w.value(w.latest), run.calls, run.rounds, tables)
 
     def _table(self, process: Process, grid: Tensor, sizes: Callable[[int], float]) -> Tableau:
         """The table of a run whose k-th Langevin step had a given size."""
