@@ -16,6 +16,7 @@ from typing import Any
 from fewstep.interop.k_diffusion import SAMPLERS
 from fewstep.interop.tool_names import ALIASES, LABELS, SCHEDULERS
 from fewstep.solver import Solver
+from fewstep.words.elsewhere import OTHERS
 
 PAGE = Path(__file__).parent / "interop.md"
 
@@ -92,7 +93,18 @@ def described(solver: Any) -> str:
     return f"{type(solver).__name__}({', '.join(shown)})"
 
 
-BLOCKS = {"samplers": samplers, "left out": left_out, "schedulers": schedulers}
+def elsewhere() -> str:
+    """One line a name of ours, with what it is called in other tools."""
+    lines = []
+    for what, others in OTHERS.items():
+        ours: dict[str, list[str]] = {}
+        for other, name in others.items():
+            ours.setdefault(name, []).append(f"`{other}`")
+        lines += [(what, f"`{name}`", ", ".join(theirs)) for name, theirs in ours.items()]
+    return _markdown(("", "here", "read as it"), lines)
+
+
+BLOCKS = {"samplers": samplers, "elsewhere": elsewhere, "left out": left_out, "schedulers": schedulers}
 
 
 def fill(text: str) -> str:

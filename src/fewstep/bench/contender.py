@@ -30,7 +30,7 @@ from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, TABLES, Driver, Solver
 from fewstep.stats import attach
 from fewstep.tableau import Tableau
 from fewstep.tableau.file import to_bytes
-from fewstep.words import pick
+from fewstep.words import named, pick, placed
 
 if TYPE_CHECKING:
     from fewstep.bench.subject import Subject
@@ -116,6 +116,7 @@ def _named(spec: str, process: Process) -> list[tuple[str, str]]:
         name, grid = DEFAULT_SOLVERS[process.kind], grid or "default"
     if name in DRIVERS:
         raise ValueError(_DRIVER.format(name))
+    name, grid = (name, grid) if ":" in name else placed(name, grid or "default")
     names = [name] if ":" in name else _matching(TABLES, name, "solver")
     grid, plus, end = (grid or "default").partition("+")
     if plus:
@@ -125,9 +126,7 @@ def _named(spec: str, process: Process) -> list[tuple[str, str]]:
 
 def _matching(registry: Any, name: str, what: str) -> list[str]:
     found = [key for key in registry if fnmatchcase(key, name)]
-    if not found:
-        pick(registry, name, what)
-    return found
+    return found or [named(registry, name, what)]
 
 
 def _prepare(name: str, grid: str, subject: Subject, process: Process, calls: int) -> Prepared:

@@ -11,6 +11,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from textwrap import dedent
 from types import ModuleType
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv or os.environ.get("FEWSTEP_DEBUG", "") not in ("", "0")
     # Threads that wait by spinning make a busy machine five times slower (measured, two threads on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.formatwarning = lambda message, *_, **__: f"fewstep: {message}\n"
     try:
         with terminable():
             args = parse(argv)

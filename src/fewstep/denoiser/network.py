@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from fewstep.denoiser.base import Counted, Denoiser
 from fewstep.denoiser.watch import NetworkError, called, kept
+from fewstep.process import Flow
 from fewstep.process.base import Process, Time, like, once, to_tensor
 from fewstep.process.operator import Coefficient, apply
 from fewstep.process.predict import EDM_LIKE, PREDICTIONS, conversion, preconditioning, view
-from fewstep.words import pick, typed
+from fewstep.words import named, typed
 
 __all__ = ["TIMES", "NetworkError", "Wrapped", "wrap", "writes_into"]
 
@@ -221,9 +222,12 @@ def wrap(
     Raises:
         ValueError: for an unknown prediction or time.
     """
+    if predicts == "velocity" and isinstance(process, Flow):
+        predicts = "flow"
+    predicts = named({**PREDICTIONS, **dict.fromkeys(EDM_LIKE)}, predicts, "predicts")
     time = time or ("log-sigma/4" if predicts in EDM_LIKE else "t")
     if isinstance(time, str):
-        pick(TIMES, time, "time")
+        time = named(TIMES, time, "time")
         if time == "index" and process.t_max > 1:
             raise ValueError(f"got time='index' for {process}, whose time is no share of a table: use another")
     if not within > 0:
@@ -233,7 +237,6 @@ def wrap(
     if isinstance(net, Wrapped):
         raise ValueError(f"got a {type(net).__name__} to wrap, which is a denoiser already: give it to sample as it is")
     if predicts not in EDM_LIKE:
-        pick({**PREDICTIONS, **dict.fromkeys(EDM_LIKE)}, predicts, "predicts")
         conversion(predicts, process, (process.t_max + process.t_min) / 2)
     elif process.kind != "scalar":
         raise ValueError(

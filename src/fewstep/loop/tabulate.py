@@ -28,7 +28,7 @@ from fewstep.solver.base import Outer, calls_of
 from fewstep.solver.driver.base import Driver
 from fewstep.tableau import Tableau
 from fewstep.tableau.kept import kept
-from fewstep.words import pick, typed, whole
+from fewstep.words import pick, placed, typed, whole
 
 __all__ = ["about", "as_driver", "informed", "intervals", "left_of", "sample_shape", "tabulate", "times_of"]
 
@@ -74,6 +74,7 @@ def tabulate(
     if isinstance(solver, str):
         if solver not in SOLVERS and Path(solver).is_file():
             raise ValueError(f"got solver {solver!r}, which is no name but a file: give Path({solver!r})")
+        solver, grid = placed(solver, grid)
         solver = pick(SOLVERS, solver, "solver")
     solver = solver() if callable(solver) else solver
     if isinstance(solver, Driver):

@@ -8,7 +8,7 @@ the last step goes to sigma = 0 wherever solver and process allow it, as everywh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +22,7 @@ from fewstep.model.record import class_labels, describe
 from fewstep.solver import ALIASES, DEFAULT_SOLVERS, SOLVERS, Default, Driver, Outcome
 from fewstep.stats import attach
 from fewstep.tableau import Tableau
-from fewstep.words import Typed, build, pick, written
+from fewstep.words import Typed, build, named, pick, placed, written
 
 __all__ = ["DEFAULT", "EACH", "NONE", "Choice", "Job", "bounded", "offered"]
 
@@ -82,7 +82,9 @@ class Job:
         """The run that a choice stands for; a ValueError for one that makes no sense."""
         if len(model.shape) != 3 or model.shape[0] not in (1, 3):
             raise ValueError(f"got a model of samples {model.shape}: the page shows pictures of 1 or 3 channels")
-        pick(GRIDS, choice.grid, "grid")
+        solver, grid = placed(choice.solver, choice.grid)
+        solver = solver if solver == DEFAULT else named(SOLVERS, solver, "solver")
+        choice = replace(choice, solver=solver, grid=named(GRIDS, grid, "grid"))
         wanted = None if choice.label == EACH else choice.label
         labels = None if choice.label == NONE else class_labels(wanted, model.labels, choice.num)
         if labels is None and choice.scale != 1:

@@ -12,18 +12,20 @@ import base64
 import inspect
 import tempfile
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fewstep.files import read_json
 from fewstep.process import ScalarProcess
-from fewstep.solver import DRIVERS, TABLES, Default, Solver
+from fewstep.solver import DRIVERS, SOLVERS, TABLES, Default, Solver
 from fewstep.solver.config import solver_from_config
 from fewstep.tableau import Tableau
 from fewstep.tableau.file import to_bytes
-from fewstep.words import pick
+from fewstep.words import named
+from fewstep.words.elsewhere import spelt
 
-__all__ = ["FILE", "completed", "scheduler_file", "solver_of"]
+__all__ = ["FILE", "completed", "refuse_option", "scheduler_file", "solver_of"]
 
 FILE = "scheduler_config.json"
 NUMBERS = 2**14  # of a sample in pipelines, at least: latents of 4 x 64 x 64
@@ -120,7 +122,9 @@ def solver_of(solver: Any, process: ScalarProcess) -> tuple[Solver | None, Table
             f"got {solver!r} as solver of a scheduler, which needs its steps before the run: give a name in "
             "fewstep.TABLES, a Solver or a table, or run it with fewstep.sample"
         )
-    made = pick(TABLES, solver, "solver")() if isinstance(solver, str) else solver
+    if isinstance(solver, str):
+        solver = stored = named(TABLES, solver, "solver")
+    made = TABLES[solver]() if isinstance(solver, str) else solver
     if process.kind not in made.kinds:
         raise ValueError(
             f"got {type(made).__name__}, which covers {', '.join(made.kinds)} processes ({made.reason}): give another "
@@ -132,6 +136,15 @@ def solver_of(solver: Any, process: ScalarProcess) -> tuple[Solver | None, Table
             "pipeline hands over that alone: give another solver, or run it with fewstep.sample"
         )
     return made, None, stored
+
+
+def refuse_option(solver: Any, option: str, value: Any) -> None:
+    """Says how an option of the solver that was given to the scheduler is written; nothing where it is none."""
+    make = SOLVERS.get(spelt(solver, "solver")) if isinstance(solver, str) else None
+    made = None if make is None else make()
+    if made is not None and option in (f.name for f in fields(made)):
+        right = f"fs.{type(made).__name__}({option}={value!r})"
+        raise ValueError(f"got {option}={value!r} beside solver={solver!r}, whose option it is: give solver={right}")
 
 
 def _unpacked(text: str) -> Tableau:

@@ -21,7 +21,7 @@ from torch import Tensor
 from fewstep.files import read_json
 from fewstep.interop.diffusers.convention import convention_of, translated
 from fewstep.interop.diffusers.run import FewStepSchedulerOutput, Runs
-from fewstep.interop.diffusers.saved import completed, scheduler_file, solver_of
+from fewstep.interop.diffusers.saved import completed, refuse_option, scheduler_file, solver_of
 from fewstep.interop.diffusers.schedule import Schedule, clipping_of, from_row
 from fewstep.interop.diffusers.times import asked_for, is_ramp
 from fewstep.loop.excess import warn_of_excess
@@ -29,7 +29,7 @@ from fewstep.process import Process
 from fewstep.process.config import process_to_json
 from fewstep.solver import SOLVERS
 from fewstep.tableau import Tableau
-from fewstep.words import pick, typed
+from fewstep.words import pick, placed, typed
 
 __all__ = ["FewStepScheduler"]
 
@@ -111,9 +111,13 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         sample_max_value: float = 1.0,
     ) -> None:
         self.convention = convention_of(self.config)
+        if isinstance(solver, str) and solver not in SOLVERS:
+            solver, named = placed(solver, grid or "default")
+            grid = grid if named == "default" else named
         self._solver, self._table, stored = solver_of(solver, self.process)
         self.register_to_config(
             solver=stored,
+            grid=grid,
             process=process_to_json(process) if isinstance(process, Process) else process,
             trained_betas=None if trained_betas is None else torch.as_tensor(trained_betas).tolist(),
             use_flow_sigmas=self.convention.steps == "share",  # pipelines then leave the levels to the scheduler
@@ -141,6 +145,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             config = read_json(scheduler_file(Path(config).expanduser()), "a scheduler")
         known = set(signature(cls.__init__).parameters) - {"self"}
         if not return_unused_kwargs and (unknown := sorted(set(kwargs) - known)):
+            refuse_option(kwargs.get("solver"), unknown[0], kwargs[unknown[0]])
             pick({name: 0 for name in known}, unknown[0], "option")
         given = translated(completed({} if config is None else config, FewStepScheduler))
         if isinstance(stored := given.get("solver"), str):

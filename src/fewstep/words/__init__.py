@@ -19,6 +19,8 @@ from functools import cache, partial, wraps
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
+from fewstep.words import elsewhere
+
 if TYPE_CHECKING:
     import torch
 
@@ -101,14 +103,40 @@ WORD = 4096  # letters of an option, the name of a file among them
 SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
+_SAID: set[str] = set()  # how the words of other tools were read
+
+
 def pick(registry: Mapping[str, T], name: str, what: str) -> T:
-    """registry[name], or a ValueError that suggests the nearest names."""
+    """registry[name], or a ValueError that suggests the nearest names; see `named`."""
+    return registry[named(registry, name, what)]
+
+
+def named(registry: Mapping[str, Any], name: str, what: str) -> str:
+    """The name of the registry that `name` is, or is elsewhere (`fewstep.words.elsewhere`), which is said once."""
     if isinstance(name, Hashable) and name in registry:
-        return registry[name]
-    few = len(registry) <= FEW
-    near = get_close_matches(str(name)[:LONGEST], registry, n=3, cutoff=0.4 if few else 0.0)
+        return name
+    if isinstance(name, str) and what in elsewhere.OTHERS and (ours := elsewhere.spelt(name, what)) in registry:
+        _say(f"{what} {short(name)} is read as {ours!r}")
+        return ours
+    close = partial(get_close_matches, str(name)[:LONGEST], registry, n=3)
+    near = close(cutoff=0.4) or (close(cutoff=0.0) if len(registry) > FEW else [])
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(registry)}"
     raise ValueError(f"got {what} {short(name)}, which is not known: {hint}")
+
+
+def placed(label: str, grid: Any) -> tuple[str, Any]:
+    """The solver and the grid of a label that may end in a grid, which stands where "default" was asked for."""
+    solver, own = elsewhere.apart(label)
+    if own is None:
+        return label, grid
+    _say(f"solver {short(label)} is read as {solver!r} on the grid {own!r}")
+    return solver, own if isinstance(grid, str) and grid == "default" else grid
+
+
+def _say(sentence: str) -> None:
+    if sentence not in _SAID:
+        _SAID.add(sentence)
+        warn(sentence)
 
 
 def build(registry: Mapping[str, Callable[..., Any]], name: str, what: str, options: Sequence[tuple[str, Any]]) -> Any:
