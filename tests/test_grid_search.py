@@ -9,7 +9,8 @@ import torch
 
 import fewstep as fs
 import oracle
-from fewstep.fitting.search import _cheapest, gits, klub, path_costs, step_costs
+from fewstep.fitting.search import gits, klub, path_costs, step_costs
+from fewstep.stats.trajectory import cheapest
 
 torch.set_num_threads(1)
 
@@ -23,7 +24,7 @@ def test_the_cheapest_way_is_the_best_of_all(gamma, steps):
         costs = torch.rand(7, 7, generator=g, dtype=torch.float64).triu(1)
         costs[costs == 0] = torch.inf
         price = lambda way: sum(gamma**m * float(costs[i, j]) for m, (i, j) in enumerate(itertools.pairwise(way)))  # noqa: B023, E731
-        assert tuple(_cheapest(costs, steps, gamma)) == min(ways, key=price)
+        assert tuple(cheapest(costs, steps, gamma)) == min(ways, key=price)
 
 
 def test_costs_are_the_misses_of_one_step():

@@ -29,24 +29,10 @@ from fewstep.seal import is_sealed, with_metadata
 from fewstep.signals import uninterrupted
 
 __all__ = [
-    "WEIGHTS",
-    "Results",
-    "atomic",
-    "check_depth",
-    "extra",
-    "json_text",
-    "kept_tensors",
-    "load_tensors",
-    "physical_memory",
-    "read_json",
-    "read_record",
-    "save_tensors",
-    "sha256",
-    "tensor_shapes",
-    "whole_folder",
-    "write_json",
-    "write_text",
-]
+    "WEIGHTS", "Results", "atomic", "check_depth", "extra", "json_text", "kept_tensors", "load_tensors",
+    "physical_memory", "read_json", "read_record", "save_tensors", "sha256", "tensor_shapes", "whole_folder",
+    "write_json", "write_text"
+]  # fmt: skip
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # of a network in a model folder
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}

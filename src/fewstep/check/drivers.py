@@ -67,10 +67,6 @@ class DriverCell(Judge):
         options = {"grid": self.times, "seed": 5, "dtype": torch.float64, **options}
         return solve(denoiser or self.problem.denoiser, self.process, solver=driver or self.solver, **options)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.problem.mixture.means.shape[1:])
-
     def draw(self, count: int, *, first: int = 0, grid: Tensor | None = None) -> Outcome:
         """Samples from `first` on, of 64 that start from the law at the grid's first time."""
         times = self.times if grid is None else grid
@@ -156,7 +152,7 @@ def dtype(cell: DriverCell) -> Verdict:
     loose = loose.limited(200) if loose.own_times else loose
     half = cell.solve(loose, Rounded(cell.problem.denoiser), x=x)
     good = single.ok and single.state.dtype == half.state.dtype == torch.float32
-    bound = 1e-4 if cell.solver.stochastic else max(1e-4, _error(cell, single) / 10)
+    bound = 1e-4 if cell.solver.stochastic else max(1e-4, cell.problem.error(single.state) / 10)
     exact = torch.cat([_again(cell, single, x.double(), i) for i in SAMPLES])
     off = float((single.state[list(SAMPLES)].double() - exact).norm() / exact.norm())
     sentence = f"rounding moves float32 states by {off:.0e} (at most {bound:.0e}), {single}; bfloat16: {half.status[0]}"
@@ -182,8 +178,8 @@ def tolerance(cell: DriverCell) -> Verdict:
     if isinstance(cell.process, Discrete) and getattr(cell.solver, "clock", "") == "t":
         why = "its rate in t jumps at every step of the table, which no estimate between them sees"
         return cell.skip("tolerance", why)
-    at = lambda share: _error(cell, cell.solve(cell.finer(share), x=cell.start))  # noqa: E731
-    few, many, which = _error(cell, cell.outcome), at(1e-2), "the default"
+    at = lambda share: cell.problem.error(cell.solve(cell.finer(share), x=cell.start).state)  # noqa: E731
+    few, many, which = cell.problem.error(cell.outcome.state), at(1e-2), "the default"
     if many > max(few / 5, 1e-9):
         few, many, which = many, at(1e-4), "a hundredth of it"
     sentence = f"error {few:.1e} at {which}, and {many:.1e} at a tolerance a hundred times tighter"
@@ -196,7 +192,7 @@ def marginals(cell: DriverCell) -> Verdict:
     Two samples of many coordinates, which share their steps, stand for many samples. So that the law and not the
     default is judged, the tolerance is a hundredth (a tenth with noise, whose steps are short), or the grid is fine.
     """
-    p, count, shape = cell.process, 1024, (512, *cell.shape)
+    p, count, shape = cell.process, 1024, (512, *cell.problem.mixture.means.shape[1:])
     times = cell.times if cell.solver.own_times else grid(p, FINE)
     start, end = float(times[0]), float(times[-1])
     g = torch.Generator().manual_seed(2)
@@ -242,7 +238,7 @@ def error(cell: DriverCell) -> Verdict:
     """The error at its default tolerance: reported, and held only to being one."""
     if cell.solver.stochastic:
         return cell.skip("error-10", "it adds noise: its law is judged, not its states")
-    found, calls = _error(cell, cell.outcome), float(cell.outcome.calls.double().mean())
+    found, calls = cell.problem.error(cell.outcome.state), float(cell.outcome.calls.double().mean())
     sentence = f"error at its default tolerance, with {calls:.0f} calls a sample: states on a mixture"
     return cell.judge("error-10", math.isfinite(found), sentence, found)
 
@@ -263,7 +259,3 @@ def _again(cell: DriverCell, found: Outcome, x: Tensor, i: int) -> Tensor:
     """Where the table that sample i of a run realised takes its start state, on the same noise."""
     same: Any = {"noise": found.noise(i)} if found.noises is not None else {"seed": 5, "first": i}
     return sample(cell.problem.denoiser, cell.process, solver=found.table(i), x=x[i : i + 1], **same)
-
-
-def _error(cell: DriverCell, found: Outcome) -> float:
-    return cell.problem.error(found.state)

@@ -29,7 +29,7 @@ from fewstep.loop.walk import walk
 from fewstep.saved import Saved
 from fewstep.tableau import Tableau
 from fewstep.terminal import Bar
-from fewstep.words import Typed, whole
+from fewstep.words import Typed, whole, within
 
 __all__ = ["Descent", "descend", "judge"]
 
@@ -60,8 +60,7 @@ class Descent(Typed):
     def __post_init__(self) -> None:
         for name in ("iterations", "every", "patience"):
             whole(name, getattr(self, name))
-        if not 0 < self.rate < math.inf:
-            raise ValueError(f"got rate={self.rate}: give a number above 0, as 0.15")
+        within(self, rate="(0, inf)")
 
 
 def descend(

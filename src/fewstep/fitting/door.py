@@ -26,7 +26,7 @@ from fewstep.process.base import Process
 from fewstep.saved import Saved
 from fewstep.solver import Solver
 from fewstep.tableau import Tableau
-from fewstep.words import typed, usable_device, whole
+from fewstep.words import one_of, typed, usable_device, whole
 
 __all__ = ["METHODS", "fit"]
 
@@ -104,12 +104,10 @@ def fit(
     """
     if (denoiser is None) == (conditioned is None):
         raise ValueError("got both a denoiser and conditioned, or none of them: give one")
-    if method not in METHODS:
-        raise ValueError(f"got method={method!r}: choose {' or '.join(METHODS)}")
+    one_of("method", method, METHODS)
     if method == "dp" and real is not None:
         raise ValueError("got real samples with method='dp', which looks at the teacher alone: leave them out")
-    if final not in FINALS:
-        raise ValueError(f"got final={final!r}: choose {' or '.join(FINALS)}")
+    one_of("final", final, FINALS)
     if whole("samples", samples) < 2 or whole("held_out", held_out) < 2:
         raise ValueError(f"got samples={samples} and held_out={held_out}: give at least 2 of each")
     if objective != "paired" and whole("batch", batch) < 2:

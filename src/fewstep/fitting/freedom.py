@@ -25,6 +25,7 @@ from fewstep.solver import Fitted, Solver
 from fewstep.solver.fitted import Numbers, flow_time, moved, numbers, time_of, write
 from fewstep.tableau import Tableau
 from fewstep.tableau.writer import Writer
+from fewstep.words import among
 
 __all__ = ["MODES", "Freedom"]
 
@@ -43,8 +44,7 @@ class Freedom:
     mode: str  # "exact" or "free"
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"got mode={self.mode!r}: choose {' or '.join(MODES)}")
+        among(self, mode=MODES)
         if self.mode == "exact" and self.process.kind not in self.solver.point_mass:
             raise ValueError(
                 f"got mode='exact' for {type(self.solver).__name__}, which does not carry one point exactly on "

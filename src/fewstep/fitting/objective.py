@@ -20,6 +20,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fewstep.words import one_of
+
 __all__ = ["OBJECTIVES", "Objective", "objective"]
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # (x, y), both (B, *shape), of the same noises
@@ -33,8 +35,7 @@ def objective(name: str, features: Features | None, real: Tensor | None = None) 
     """The objective of that name; a ValueError for an unknown one, and for features that lack or have no use."""
     if real is not None and name != "kid":
         raise ValueError(f"got features of real samples with objective={name!r}, which is to the teacher: take kid")
-    if name not in OBJECTIVES:
-        raise ValueError(f"got objective={name!r}: choose one of {', '.join(OBJECTIVES)}")
+    one_of("objective", name, OBJECTIVES)
     if name == "paired":
         if features is not None:
             raise ValueError("got features with objective='paired', which has no use for them: leave them out")

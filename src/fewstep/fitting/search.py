@@ -29,7 +29,8 @@ from fewstep.process import Process
 from fewstep.process.operator import apply, inverse, magnitude, transpose
 from fewstep.solver import Multistep, Solver
 from fewstep.solver.weights import first_order
-from fewstep.words import typed
+from fewstep.stats.trajectory import cheapest
+from fewstep.words import inside, typed
 
 __all__ = ["gits", "klub", "path_costs", "step_costs"]
 
@@ -62,8 +63,7 @@ def gits(
     References: Chen, Zhou, Wang, Shen, Lyu, On the trajectory regularity of ODE-based diffusion sampling, 2024,
     https://arxiv.org/abs/2405.11326; the authors' code, https://github.com/zju-pi/diff-sampler.
     """
-    if not gamma > 0:
-        raise ValueError(f"got gamma={gamma}: give a number above 0")
+    inside("gamma", gamma, "(0, inf)")
     times = as_grid(grid, process, points)
     costs = step_costs(denoiser, process, times, shape=shape, teacher=teacher or Multistep(points=2), **options)
     return _cut_out(process, times, costs, gamma)
@@ -101,7 +101,7 @@ def _cut_out(process: Process, times: Tensor, costs: Tensor, gamma: float) -> Gr
             raise ValueError(f"got a grid found on {process} for {on}: search again on that process")
         if steps > last:
             raise ValueError(f"got steps={steps} of a grid that was cut out of {last}: give at most {last}")
-        return times[_cheapest(costs, steps, gamma)]
+        return times[cheapest(costs, steps, gamma)]
 
     return cut
 
@@ -159,15 +159,3 @@ def _trajectory(
             "give a solver of one call a step"
         )
     return states, predictions
-
-
-def _cheapest(costs: Tensor, steps: int, gamma: float) -> list[int]:
-    """Indices of the cheapest way from the first time to the last in exactly `steps` steps."""
-    value, choices = costs[:, -1], []
-    for _ in range(steps - 1):
-        value, choice = (costs + gamma * value).min(dim=1)
-        choices.append(choice.tolist())
-    way = [0]
-    for choice in reversed(choices):
-        way.append(choice[way[-1]])
-    return [*way, len(costs) - 1]

@@ -38,7 +38,7 @@ from fewstep.loop.drive import noises_of, predict
 from fewstep.noise import Noise, PathSource
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse, log_det
-from fewstep.words import typed, whole
+from fewstep.words import inside, typed, whole
 
 __all__ = ["Chain", "denoising_mcmc", "likelihood_levels"]
 
@@ -110,8 +110,7 @@ def denoising_mcmc(
         seed: of everything drawn; chain i is number `first` + i.
         first: the number of the first chain.
     """
-    if not 0 < eta <= 2:
-        raise ValueError(f"got eta={eta}: give a number in (0, 2]")
+    inside("eta", eta, "(0, 2]")
     if burn != 0:
         burn = whole("burn", burn)
     saved, skip, noise = whole("saved", saved), whole("skip", skip), Noise(seed, first)

@@ -23,7 +23,7 @@ from fewstep.loop import sample, tabulate
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.tableau import Tableau
-from fewstep.words import typed
+from fewstep.words import inside, typed
 
 __all__ = ["boomerang", "jump"]
 
@@ -86,8 +86,7 @@ def jump(
     Args:
         share: of the grid's intervals that are run, in (0, 1]; rounded to a whole number of at least one.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"got share={share}: give a number in (0, 1]")
+    inside("share", share, "(0, 1]")
     whole = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe, final="state")
     if isinstance(solver, Tableau) or whole.solver is None:
         raise ValueError("got a ready table to jump out of: give its solver and grid")

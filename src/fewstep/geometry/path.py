@@ -26,7 +26,7 @@ from fewstep.loop.drive import predict
 from fewstep.process import Process
 from fewstep.process.operator import apply
 from fewstep.process.predict import statistic
-from fewstep.words import typed
+from fewstep.words import one_of, typed
 
 __all__ = ["Trajectory", "trajectory"]
 
@@ -86,8 +86,7 @@ class Trajectory:
         return torch.cat([found[:, :components], rest], 1)
 
     def _path(self, of: str) -> Tensor:
-        if of not in ("positions", "denoised"):
-            raise ValueError(f"got of={of!r}: choose positions or denoised")
+        one_of("of", of, ("positions", "denoised"))
         return getattr(self, of).flatten(2).to(torch.float64)
 
 

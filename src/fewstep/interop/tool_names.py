@@ -38,6 +38,7 @@ from fewstep.solver import (
     Singlestep,
     Solver,
 )
+from fewstep.words import one_of
 
 __all__ = ["ALIASES", "LABELS", "SCHEDULERS"]
 
@@ -75,8 +76,7 @@ def _sde(points: int, eta: float = 1.0, solver_type: str = "midpoint") -> SDEMul
 
 
 def _seeds_2(eta: float = 1.0, solver_type: str = "phi_1") -> SEEDS:
-    if solver_type not in ("phi_1", "phi_2"):
-        raise ValueError(f"got solver_type={solver_type!r}: choose phi_1 or phi_2")
+    one_of("solver_type", solver_type, ("phi_1", "phi_2"))
     return SEEDS(eta=float(eta), type="midpoint" if solver_type == "phi_1" else "heun")
 
 

@@ -41,16 +41,7 @@ from fewstep.loop.drive import predict
 from fewstep.loop.tabulate import tabulate
 from fewstep.noise import Noise
 from fewstep.process import Process
-from fewstep.process.operator import (
-    Coefficient,
-    apply,
-    cholesky,
-    inverse,
-    is_zero,
-    log_det,
-    trace,
-    transpose,
-)
+from fewstep.process.operator import Coefficient, apply, cholesky, inverse, is_zero, log_det, trace, transpose
 from fewstep.solver import Solver
 from fewstep.solver.sde.ancestral import posterior
 from fewstep.tableau import Tableau

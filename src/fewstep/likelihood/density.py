@@ -36,7 +36,7 @@ from fewstep.process.base import derivative
 from fewstep.process.bridge import Bridge
 from fewstep.process.clock import clock as clock_of
 from fewstep.process.operator import Coefficient, apply, inverse, trace
-from fewstep.words import typed, whole
+from fewstep.words import inside, one_of, typed, whole
 
 __all__ = ["Likelihood", "log_prob"]
 
@@ -115,10 +115,8 @@ def log_prob(
         seed, first: of the signs and velocities; sample i is number `first` + i.
     """
     same_process(denoiser, process)
-    if divergence not in ("auto", "exact", "hutchinson"):
-        raise ValueError(f"got divergence={divergence!r}: choose auto, exact or hutchinson")
-    if not tolerance > 0:
-        raise ValueError(f"got tolerance={tolerance}: give a number above 0")
+    one_of("divergence", divergence, ("auto", "exact", "hutchinson"))
+    inside("tolerance", tolerance, "(0, inf)")
     t, noise = data_time(process, t), Noise(seed, first)
     if isinstance(process, Bridge):
         denoiser, process, x = _given_y(denoiser, process, x, t)

@@ -117,14 +117,11 @@ def draw(
 
 def _failed(outcome: Outcome) -> dict[int, str]:
     """The samples of a batch that did not reach the end or are not finite there, and why."""
-    finite = outcome.state.flatten(1).isfinite().all(1).tolist()
-    found: dict[int, str] = {}
-    for k, (status, whole) in enumerate(zip(outcome.status, finite, strict=True)):
-        if status != "reached the end":
-            found[k] = ENDS[status]
-        elif not whole:
-            found[k] = ENDS["not finite"]
-    return found
+    finite, end = outcome.state.flatten(1).isfinite().all(1).tolist(), "reached the end"
+    ends = [
+        status if status != end or whole else "not finite" for status, whole in zip(outcome.status, finite, strict=True)
+    ]
+    return {k: ENDS[status] for k, status in enumerate(ends) if status != end}
 
 
 def conditioned(model: Any, labels: Sequence[int] | None, guidance: float) -> Callable[[Tensor, Any], Any]:

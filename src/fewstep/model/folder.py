@@ -144,10 +144,7 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
     digest, rows = about.get("weights_sha256", "0" * 64), about.get("quality", [])
     predictions = [*PREDICTIONS, *EDM_LIKE]
     checks = {
-        "predicts": (
-            about.get("predicts") in predictions,
-            f"one of {', '.join(predictions)}",
-        ),
+        "predicts": (about.get("predicts") in predictions, f"one of {', '.join(predictions)}"),
         "time": (about.get("time") in [*TIMES], f"one of {', '.join(TIMES)}"),
         "shape": (
             isinstance(shape, list) and len(shape) in (1, 3) and all(is_whole(side, SIDE) for side in shape),

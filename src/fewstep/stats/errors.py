@@ -166,27 +166,20 @@ def errors_of(
                 miss = d - data[where]
                 both = ((d - mean[where]) * miss).flatten(1).mean(1), miss.square().flatten(1).mean(1)
                 found.append(torch.stack(both).cpu())
-            rows.append((lam, abs(float(denoiser.ready(t).q)), *_row(torch.cat(found, 1), blind)))
+            square, miss = torch.cat(found, 1)
+            rows.append(_row(square, miss, blind, abs(float(denoiser.ready(t).q))))
             bar.advance()
-    return Errors(
-        log_snr=tuple(nodes),
-        errors=tuple(math.sqrt(square) / q for _, q, square, *_ in rows),
-        doubts=tuple(math.sqrt(doubt) / q for _, q, _, doubt, *_ in rows),
-        misses=tuple(miss for *_, miss, _ in rows),
-        weak=tuple(weak for *_, weak in rows),
-        predicts=denoiser.predicts,
-        std=std,
-        samples=n,
-        weights=denoiser.weights,
-    )
+    errors, doubts, misses, weak = zip(*rows, strict=True)
+    return Errors(log_snr=tuple(nodes), errors=errors, doubts=doubts, misses=misses, weak=weak, std=std, samples=n,
+                  predicts=denoiser.predicts, weights=denoiser.weights)  # fmt: skip
 
 
-def _row(found: Tensor, blind: Tensor) -> tuple[float, float, float, bool]:
-    """The error squared and what may hide of it, in data; the miss; whether it is more than the mean's."""
-    square, miss = found
+def _row(square: Tensor, miss: Tensor, blind: Tensor, q: float) -> tuple[float, float, float, bool]:
+    """The error and what may hide of it, in the network's output; the miss; whether it is more than the mean's."""
     shows = lambda x: (float(x.mean()), 3 * float(x.std()) / math.sqrt(len(x)))  # noqa: E731
     (size, doubt), (more, sure) = shows(square), shows(miss - blind)
-    return size if size > doubt else 0.0, max(size, 0.0) + doubt, math.sqrt(float(miss.mean())), more > sure
+    error, most = (math.sqrt(s) / q for s in (size if size > doubt else 0.0, max(size, 0.0) + doubt))
+    return error, most, math.sqrt(float(miss.mean())), more > sure
 
 
 def known_error(folder: Path, weights: str | None) -> float:

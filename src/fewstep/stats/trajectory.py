@@ -18,7 +18,7 @@ from fewstep.process.base import Process
 from fewstep.solver.statistics import Statistics
 from fewstep.words import typed
 
-__all__ = ["analytic_grid", "losses"]
+__all__ = ["analytic_grid", "cheapest", "losses"]
 
 
 @typed
@@ -58,8 +58,7 @@ def analytic_grid(
         times[-1] = process.t_min
     elif steps == 1:
         return torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-    path = _shortest(losses(statistics, process, times, half_range, corrected=corrected), steps - to_zero)
-    grid = times[path]
+    grid = times[cheapest(losses(statistics, process, times, half_range, corrected=corrected), steps - to_zero, 1.0)]
     return torch.cat([grid, grid.new_tensor([process.t_min])]) if to_zero else grid
 
 
@@ -76,14 +75,13 @@ def losses(
     return torch.where(torch.ones_like(lost).triu(1) > 0, 0.5 * torch.log1p(lost.clamp(min=0)), torch.inf)
 
 
-def _shortest(loss: Tensor, steps: int) -> Tensor:
-    """The path of `steps` edges from the first to the last node with the least sum."""
-    cost, back = torch.full_like(loss[0], torch.inf), []
-    cost[0] = 0.0
-    for _ in range(steps):
-        cost, origin = (cost[:, None] + loss).min(0)
-        back.append(origin)
-    path = [len(cost) - 1]
-    for origin in reversed(back):
-        path.append(int(origin[path[-1]]))
-    return torch.tensor(path[::-1])
+def cheapest(costs: Tensor, steps: int, gamma: float) -> list[int]:
+    """The cheapest way from the first time to the last in `steps` steps, as indices; later costs are times gamma."""
+    value, choices = costs[:, -1], []
+    for _ in range(steps - 1):
+        value, choice = (costs + gamma * value).min(dim=1)
+        choices.append(choice.tolist())
+    way = [0]
+    for choice in reversed(choices):
+        way.append(choice[way[-1]])
+    return [*way, len(costs) - 1]

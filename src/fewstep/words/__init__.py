@@ -25,25 +25,9 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "LIMITS",
-    "VERSION",
-    "Typed",
-    "among",
-    "as_bytes",
-    "bounded",
-    "build",
-    "finite",
-    "like",
-    "pick",
-    "sentence",
-    "short",
-    "typed",
-    "usable_device",
-    "warn",
-    "whole",
-    "within",
-    "written",
-]
+    "LIMITS", "VERSION", "Typed", "among", "as_bytes", "bounded", "build", "finite", "inside", "like", "one_of", "pick",
+    "sentence", "short", "typed", "usable_device", "warn", "whole", "within", "written"
+]  # fmt: skip
 
 VERSION = "0.1.0"
 P = ParamSpec("P")
@@ -173,21 +157,30 @@ def sentence(error: Exception) -> str:
 def among(part: object, **allowed: Iterable[Any]) -> None:
     """Refuses an option of a part that is not among the values allowed."""
     for name, values in allowed.items():
-        if (value := getattr(part, name)) not in values:
-            *most, last = map(str, values)
-            raise ValueError(f"got {name}={value!r}: choose {', '.join(most)} or {last}")
+        one_of(name, getattr(part, name), values)
+
+
+def one_of(label: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Refuses a value that is not among those allowed."""
+    if value not in allowed:
+        *most, last = map(str, allowed)
+        raise ValueError(f"got {label}={value!r}: choose {', '.join(most)} or {last}")
 
 
 def within(part: object, **intervals: str) -> None:
     """Refuses an option of a part that is not in its interval: std="[0, inf)"."""
     for name, interval in intervals.items():
-        value, (low, high) = getattr(part, name), map(float, interval[1:-1].split(","))
-        above = low <= value if interval[0] == "[" else low < value
-        if not (above and (value <= high if interval[-1] == "]" else value < high)):
-            where = (
-                f"{'of at least' if interval[0] == '[' else 'above'} {low:g}" if high == math.inf else f"in {interval}"
-            )
-            raise ValueError(f"got {name}={value}: give a {'finite ' * interval.endswith('inf)')}number {where}")
+        inside(name, getattr(part, name), interval)
+
+
+def inside(label: str, value: float, interval: str) -> None:
+    """Refuses a number that is not in an interval, as "(0, 1]"."""
+    low, high = map(float, interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    if not (above and (value <= high if interval[-1] == "]" else value < high)):
+        least = f"{'of at least' if interval[0] == '[' else 'above'} {low:g}"
+        where = least if high == math.inf else f"in {interval}"
+        raise ValueError(f"got {label}={value}: give a {'finite ' * interval.endswith('inf)')}number {where}")
 
 
 def whole(label: str, value: Any) -> int:
