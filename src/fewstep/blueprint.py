@@ -27,16 +27,9 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 def check_arguments(cls: type, config: Mapping[str, Any], where: str | Path, *, null: bool = False) -> dict[str, Any]:
-    """A config whose values are of the types that its class's annotations say.
+    """The arguments of a class that a config in a file holds; a ValueError for one of another type than its annotation.
 
-    Args:
-        cls: the network's class; arguments whose annotation says nothing are left to it.
-        config: its arguments.
-        where: the file, for the sentence.
-        null: whether null stands for a value left out, and for False, where the class has no meaning for it.
-
-    Raises:
-        ValueError: for a value of another type.
+    With `null`, null stands for a value left out, and for False, where the class has no meaning for it.
     """
     hints, given = get_type_hints(cls.__init__), dict(config)
     for name, value in config.items():
@@ -53,16 +46,9 @@ def check_arguments(cls: type, config: Mapping[str, Any], where: str | Path, *, 
 
 
 def check_call(build: Callable[[], nn.Module], size: tuple[int, ...], where: str | Path, *, labelled: bool) -> None:
-    """Refuses a network that cannot be called as net(x, t, class_labels=y) on images of a size, by shapes alone.
+    """Refuses a network that cannot be called as net(x, t, class_labels=y) on images (1, C, H, W), by shapes alone.
 
-    Args:
-        build: makes the network.
-        size: (1, C, H, W).
-        where: the file, for the sentence.
-        labelled: whether it knows classes.
-
-    Raises:
-        ValueError: one sentence, with what the network came upon.
+    It is said with the file of its config and with what the network came upon.
     """
     try:
         with torch.device("meta"), torch.no_grad():
@@ -82,13 +68,9 @@ def check_fits(
     *,
     renamed: Callable[[nn.Module, MutableMapping[str, Any]], Mapping[str, Any]] = lambda net, found: found,
 ) -> None:
-    """Refuses weights that are not those of the network, by its names and shapes alone.
+    """Refuses a file of weights that are not those of a network, by names, shapes and dtypes alone.
 
-    Args:
-        make: builds the network; here on the meta device, where that takes no memory.
-        found: dtype and shape of every tensor (`fewstep.files.tensor_shapes`).
-        where: the file of the weights.
-        renamed: (network, tensors by name) -> the tensors by the names that the network knows.
+    `found` is what `fewstep.files.tensor_shapes` says of it, which `renamed` brings to the names the network knows.
     """
     with _at_most(2 * len(found) + 100), torch.device("meta"):
         net = make()

@@ -64,18 +64,11 @@ def subject(model: str | Path | None, *, device: str = "cpu", pace: Pace | None 
         return _from_object(model)
     loaded = load(model, device=device, pace=pace)
     assert loaded.path is not None
-    return Subject(
-        name=loaded.path.resolve().name,
-        digest=f"{loaded.weights or loaded.path.resolve()} {loaded.process} {loaded.predicts} {loaded.time} "
-        f"{loaded.patch} {loaded.dtype}{'' if loaded.pace.memory_format == 'contiguous' else ' ' + str(loaded.pace)}",
-        process=loaded.process,
-        shape=loaded.shape,
-        denoiser=loaded.denoiser,
-        classes=len(loaded.labels),
-        path=loaded.path,
-        images=loaded.shape[0] in (1, 3),
-        pace=loaded.pace,
-    )
+    decides = [loaded.weights or loaded.path.resolve(), loaded.process, loaded.predicts, loaded.time, loaded.patch]
+    format = "" if loaded.pace.memory_format == "contiguous" else f" {loaded.pace}"
+    return Subject(name=loaded.path.resolve().name, digest=f"{' '.join(map(str, decides))} {loaded.dtype}{format}",
+                   process=loaded.process, shape=loaded.shape, denoiser=loaded.denoiser, classes=len(loaded.labels),
+                   path=loaded.path, images=loaded.shape[0] in (1, 3), pace=loaded.pace)  # fmt: skip
 
 
 def _from_object(text: str) -> Subject:
@@ -88,12 +81,6 @@ def _from_object(text: str) -> Subject:
         )
     where = text.rpartition(":")[0]
     source = Path(where) if where.endswith(".py") else Path(importlib.import_module(where).__file__ or "")
-    return Subject(
-        name=text,
-        digest=f"{hashlib.sha256(source.read_bytes()).hexdigest()} {made.process}",
-        process=made.process,
-        shape=tuple(made.shape),
-        denoiser=made.denoiser,
-        classes=len(getattr(made, "labels", ())),
-        data=getattr(made, "data", None),
-    )
+    digest = f"{hashlib.sha256(source.read_bytes()).hexdigest()} {made.process}"
+    return Subject(name=text, digest=digest, process=made.process, shape=tuple(made.shape), denoiser=made.denoiser,
+                   classes=len(getattr(made, "labels", ())), data=getattr(made, "data", None))  # fmt: skip

@@ -28,19 +28,9 @@ PATHS = ("model", "out", "data", "words", "teacher")  # arguments that name a fi
 
 
 COMMANDS: dict[str, ModuleType] = {
-    "sample": sample,
-    "demo": demo,
-    "explain": explain,
-    "list": listing,
-    "systems": systems,
-    "check": check,
-    "train": train,
-    "stats": stats,
-    "fit": fit,
-    "export": export,
-    "bench": bench,
-    "ui": ui,
-}
+    "sample": sample, "demo": demo, "explain": explain, "list": listing, "systems": systems, "check": check,
+    "train": train, "stats": stats, "fit": fit, "export": export, "bench": bench, "ui": ui,
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -165,12 +165,7 @@ def number(text: str) -> float:
 def guidance_of(asked: float | None, solvers: Mapping[Any, Any], *, classes: bool) -> float:
     """The guidance scale of a run: the one asked for, or the one its fitted tables agree on, or 1, which is none.
 
-    What a table was fitted to and does not run with is said on stderr.
-
-    Args:
-        asked: of the command line, or None.
-        solvers: by name; those that are fitted tables have a card.
-        classes: whether the model has any; without there is no guidance.
+    What a table was fitted to and does not run with is said on stderr. A model without classes has no guidance.
     """
     if asked not in (None, 1) and not classes:
         raise Usage(f"got --guidance {asked:g} for a model that was trained without classes: leave it out")

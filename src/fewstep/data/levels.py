@@ -27,13 +27,8 @@ def check_room(size: int, what: str) -> None:
 def levels(values: np.ndarray, what: str, *, bits: int = 8) -> np.ndarray:
     """The levels 0 to 255 (uint8) of pictures, on one scale for all of them; a sentence where it cannot be told.
 
-    uint8 is returned as it is, unless it is a mask of 0 and 1. Whole numbers up to 255 are levels, larger ones of 16
-    bits; bool is black and white; floats are in [0, 1] or, where some are negative, in [-1, 1].
-
-    Args:
-        values: pictures of one file or folder, any shape.
-        what: what they are, to begin a sentence with.
-        bits: 16 where the file says that its whole numbers have as many.
+    uint8 is returned as it is, unless it is a mask of 0 and 1. Whole numbers up to 255 are levels, larger ones (or all,
+    where a file says so) of 16 bits; bool is black and white; floats are in [0, 1] or, some negative, in [-1, 1].
     """
     kind, whole = values.dtype.kind, values.dtype.kind in "iu"
     if values.dtype == np.uint8 and bits == 8 and values.max() != 1:

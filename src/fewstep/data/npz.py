@@ -206,13 +206,10 @@ def _unreadable(path: Path, reason: object) -> NoReturn:
 def classes(
     given: np.ndarray, count: int, what: str, names: tuple[str, ...] | None = None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The class of each picture, (N,) int64, and one name a class.
+    """The class of each of N pictures, (N,) int64, and one name a class; `what` begins a sentence.
 
-    Args:
-        given: whole numbers of any dtype, (N,) or (N, 1), or one-hot (N, K).
-        count: the number of pictures, N.
-        what: what they are, to begin a sentence with.
-        names: of the numbers from 0 on; None: the classes are the numbers that occur, in order, named by themselves.
+    Given are whole numbers of any dtype, (N,) or (N, 1), or one-hot (N, K), and the names of the numbers from 0 on;
+    without names the classes are the numbers that occur, in order, named by themselves.
     """
     if given.dtype.kind not in "biuf":
         _refuse(f"{what} holds {given.dtype}, no numbers", "number the classes from 0 and give class_names")

@@ -116,20 +116,11 @@ def fit(
         raise ValueError(f"got out={str(out)!r}, which is a folder: name a file in it")
     began, loss, descent = time.perf_counter(), objective_of(objective, features, real), descent or Descent()
     calls, out = whole("steps", steps), None if out is None else Path(out)
-    task = Task(
-        conditioned=conditioned or (lambda _: denoiser),
-        process=process,
-        shape=tuple(shape),
-        samples=samples,
-        held_out=held_out,
-        batch=whole("batch", batch),
-        seed=seed,
-        dtype=dtype,
-        device=usable_device(device),
-    )
-    ideal = teacher
-    if not isinstance(ideal, Tableau):
-        ideal = tabulate(ideal, process, steps=teacher_steps, final=final)
+    task = Task(conditioned=conditioned or (lambda _: denoiser), process=process, shape=tuple(shape), samples=samples,
+                held_out=held_out, batch=whole("batch", batch), seed=seed, dtype=dtype,
+                device=usable_device(device))  # fmt: skip
+    ready = isinstance(teacher, Tableau)
+    ideal = teacher if ready else tabulate(teacher, process, steps=teacher_steps, final=final)
     source = origin(task, ideal, about or {})
     kept, part, tried = (None if out is None else out.with_name(name.format(out.name)) for name in (
         f"teacher-{digest(source)[:12]}.safetensors", "{}.part", "{}.starts"))  # fmt: skip

@@ -24,12 +24,7 @@ __all__ = ["carried"]
 
 
 def carried(table: Tableau, process: ScalarProcess) -> Tableau:
-    """The table for another scalar process.
-
-    Raises:
-        ValueError: for a table on a process that is not scalar, in terms of a network's own output, or with given rows,
-            whose scale nobody knows.
-    """
+    """The table for another scalar process; refused where it has given rows, whose scale nobody knows."""
     source = table.process
     if source == process:
         return table
@@ -54,12 +49,7 @@ def carried(table: Tableau, process: ScalarProcess) -> Tableau:
         terms: dict[Any, Any] = {s: c * (scales[s[1]] if s[0] == "z" else 1.0) / scales[k] for s, c in row.form}
         at, to = (None if t is None else clock(t) for t in (row.at, row.to))
         rows.append(replace(row, t=clock(row.t), at=at, form=Form(terms), to=to))
-    return replace(
-        table,
-        rows=tuple(rows),
-        noises=tuple(replace(n, t=clock(n.t), s=clock(n.s)) for n in table.noises),
-        process=process,
-        grid=torch.as_tensor(process.inverse_log_snr(to_tensor(origin.log_snr(table.grid))), dtype=torch.float64),
-        solver=None,
-        heads={(j, head): (p * scales[j], q) for (j, head), (p, q) in table.heads.items()},
-    )
+    noises = tuple(replace(n, t=clock(n.t), s=clock(n.s)) for n in table.noises)
+    grid = torch.as_tensor(process.inverse_log_snr(to_tensor(origin.log_snr(table.grid))), dtype=torch.float64)
+    heads = {(j, head): (p * scales[j], q) for (j, head), (p, q) in table.heads.items()}
+    return replace(table, rows=tuple(rows), noises=noises, process=process, grid=grid, solver=None, heads=heads)

@@ -30,15 +30,11 @@ Slope = Callable[[Tensor, Tensor, Tensor], Tensor]
 def integrate(
     f: Slope, y: Tensor, start: float, end: float, *, tolerance: float, max_calls: int, groups: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """What y is at `end`, and the calls each sample took.
+    """What y (batch, n), float64, is at u = `end`, and the calls each sample took; `end` may lie on either side.
 
-    Args:
-        f: (y, u, which) -> dy/du for the samples numbered `which`, each at its own u.
-        y: (batch, n) in float64.
-        start, end: u at the beginning and the end, the same for all, in either order.
-        tolerance: of the local error, relative and absolute.
-        max_calls: calls of f in all after which the run is given up.
-        groups: the first `groups` columns are measured by themselves, so that neither part hides the other's error.
+    f(y, u, which) is dy/du of the samples numbered `which`, each at its own u. `tolerance` is of the local error,
+    relative and absolute; the first `groups` columns are measured by themselves, so that no part hides another's.
+    After `max_calls` of f the run is given up.
     """
     y, which = y.clone(), torch.arange(len(y))
     u = torch.full((len(y),), start, dtype=torch.float64)

@@ -125,12 +125,9 @@ def _failed(outcome: Outcome) -> dict[int, str]:
 
 
 def conditioned(model: Any, labels: Sequence[int] | None, guidance: float) -> Callable[[Tensor, Any], Any]:
-    """The denoiser of some samples: their labels, guided by classifier-free guidance where the scale is not 1.
+    """The denoiser of samples with these class numbers, guided (as in `fewstep.guide`) where the scale is not 1.
 
-    Args:
-        model: what has `denoiser(labels)`, of which `denoiser(None)` is unconditional.
-        labels: class numbers, one a sample, or None for none.
-        guidance: as in `fewstep.guide`.
+    A model is what has `denoiser(labels)`, of which `denoiser(None)` is unconditional.
     """
     denoiser = model.denoiser(labels)
     return denoiser if guidance == 1 else guide(denoiser, model.denoiser(None), guidance)

@@ -20,16 +20,8 @@ from fewstep.pace import Pace
 from fewstep.process import Process
 from fewstep.tableau import Tableau
 
-__all__ = [
-    "NETWORKS",
-    "Model",
-    "build_network",
-    "call_network",
-    "check_batch",
-    "checked_classes",
-    "config_of",
-    "wrapped",
-]
+__all__ = ["NETWORKS", "Model", "build_network", "call_network", "check_batch", "checked_classes", "config_of",
+           "wrapped"]  # fmt: skip
 
 # The classes that are called as net(x, t, class_labels=y), and where each is defined; those of diffusers on images.
 NETWORKS = {

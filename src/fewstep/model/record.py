@@ -56,11 +56,7 @@ def describe(model: Model, table: Tableau | Driver, *, file: str | None, **more:
         "solver": ({"file": file, "sha256": sha256(file)} if file else {}) | (solver.config() if solver else {}),
         "process": process_to_json(model.process),
         "times": table.grid.tolist() if isinstance(table, Tableau) else None,
-        "model": {
-            "folder": str(model.path),
-            "sha256": model.weights,
-            "dtype": str(model.dtype),
-        },
+        "model": {"folder": str(model.path), "sha256": model.weights, "dtype": str(model.dtype)},
         "pace": dataclasses.asdict(model.pace),
         **more,
         "versions": {"fewstep": VERSION, "torch": torch.__version__, "python": platform.python_version(),

@@ -179,11 +179,7 @@ def convention_of(config: Mapping[str, Any]) -> Convention:
 
 
 def translated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with what it says by being one scheduler's written in options that all have.
-
-    Raises:
-        ValueError: for the config of another kind of model.
-    """
+    """A config with what it says by being one scheduler's written in options that all have."""
     if other := next((why for key, why in OTHERS.items() if config.get(key) is not None), None):
         raise ValueError(f"got the config of a scheduler that no table can stand in for ({other}): leave it its own")
     written = dict(config)

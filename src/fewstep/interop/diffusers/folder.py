@@ -151,19 +151,11 @@ def load_folder(
     digests, shape = [sha256(file) for file in files], _shape(net, part)
     coded = any(re.search("Autoencoder|VAE|VQ", each[1]) for each in index.values() if each)
     pictures = _axes(net) == 2 and shape[0] in (1, 3) and bool(index) and not coded
-    return DiffusersModel(
-        net=net,
-        process=convention.process,
-        predicts=convention.predicts,
-        time=convention.steps,
-        shape=shape,
-        dtype=next(net.parameters()).dtype,
-        path=folder,
-        weights=digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest(),
-        convention=convention,
-        texts=_texts(whole, index, device),
-        within=1.0 if pictures else math.inf,
-    )
+    weights = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return DiffusersModel(net=net, process=convention.process, predicts=convention.predicts, time=convention.steps,
+                          shape=shape, dtype=next(net.parameters()).dtype, path=folder, weights=weights,
+                          convention=convention, texts=_texts(whole, index, device),
+                          within=1.0 if pictures else math.inf)  # fmt: skip
 
 
 def weights_of(part: Path) -> list[Path]:

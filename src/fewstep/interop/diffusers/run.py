@@ -149,9 +149,6 @@ class Runs:
 
         A state that came out of an unfinished run goes on in it. Any other is the current run's, changed by the
         pipeline.
-
-        Raises:
-            ValueError: where no run is at this time step.
         """
         self.unfinished = [run for run in self.unfinished if not run.finished]
         expecting = [run for run in self.unfinished if run.expects(timestep)]

@@ -52,10 +52,7 @@ def completed(config: Any, ours: type) -> dict[str, Any]:
     """The options that a scheduler's config stands for, those that it leaves out as its class has them.
 
     `ours` is the class that is made. The config of a scheduler in memory (diffusers' FrozenDict) is whole. Without
-    `_class_name` nothing is added.
-
-    Raises:
-        ValueError: for what is no config, or names a class that diffusers has not.
+    `_class_name` nothing is added; one that diffusers has not is refused.
     """
     from diffusers.configuration_utils import FrozenDict
 
