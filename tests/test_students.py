@@ -99,6 +99,19 @@ def test_the_folder_of_a_student_samples_by_its_own_tables(method: str, tmp_path
         assert torch.equal(value, average[name])
 
 
+def test_a_student_is_halved_again_on_its_own_times(tmp_path: Path) -> None:
+    first = fs.load(train_student(points(), tmp_path / "4", method="progressive", teacher=mixture("progressive"),
+                                  options={"steps": 8, "to": 4, "grid": "log-snr"}, **TINY))  # fmt: skip
+    again = {"steps": 4, "to": 2}
+    second = fs.load(
+        train_student(points(), tmp_path / "2", method="progressive", teacher=first, options=again, **TINY)
+    )
+    assert second.tables["2"].grid.tolist() == first.tables["4"].grid.tolist()[::2]
+    other = fs.load(train_student(points(), tmp_path / "3", method="progressive", teacher=mixture("progressive"),
+                                  options=again, **TINY))  # fmt: skip
+    assert other.tables["2"].grid.tolist() != second.tables["2"].grid.tolist()
+
+
 def test_a_network_of_the_users_own_is_trained_in_place(tmp_path: Path) -> None:
     class Own(nn.Module):
         def __init__(self) -> None:

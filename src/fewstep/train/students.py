@@ -171,6 +171,7 @@ def train_student(
     out = Path(out)
     made = build(METHODS, method, "method", [*dict(options).items()]) if isinstance(method, str) else method
     taught = _taught(teacher, made)
+    made = made.after(taught.tables) if isinstance(taught, Model) else made
     on = _process(process, taught, made)
     batch = 256 if batch is None else batch
     budget = images if images is not None else batch * (2500 if steps is None else steps)

@@ -69,6 +69,10 @@ class Method(Typed, ABC):
     process: ClassVar[str] = "vp"
     predicts: ClassVar[str | None] = None
 
+    def after(self, tables: Mapping[str, Tableau]) -> Method:  # noqa: ARG002
+        """The method for a teacher that is a student itself, made for these tables."""
+        return self
+
     @abstractmethod
     def stages(self, on: Setting) -> list[Stage]:
         """What is done, one after the other."""

@@ -11,7 +11,8 @@ appendix G, https://arxiv.org/abs/2202.00512.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -46,6 +47,7 @@ class Progressive(Method):
         steps: of the teacher, `to` times a power of 2.
         to: of the student.
         grid: a name in `GRIDS` for the teacher's steps.
+        times: of the teacher's steps, in place of the grid; those of a teacher that is a student of so many itself.
         weight: in `WEIGHTS`; None: of the network's own output (of v: 1 + SNR).
         first: how many times as long the first stage is, where the network does not begin as the teacher's.
         last: how many times as long the stages of 2 steps and 1 are.
@@ -59,6 +61,7 @@ class Progressive(Method):
     first: float = 3.0
     last: float = 2.0
     ema: float = 0.99
+    times: tuple[float, ...] | None = None
 
     needs: ClassVar[bool] = True
 
@@ -80,7 +83,13 @@ class Progressive(Method):
 
     def of(self, process: Process, steps: int) -> tuple[float, ...]:
         """The grid of a student of so many steps."""
-        return tuple(times(process, self.grid, self.steps)[:: self.steps // steps].tolist())
+        whole = times(process, self.grid, self.steps).tolist() if self.times is None else self.times
+        return tuple(whole[:: self.steps // steps])
+
+    def after(self, tables: Mapping[str, Tableau]) -> Method:
+        """Goes on from a student on its own times."""
+        own = tables.get(str(self.steps)) if self.times is None else None
+        return self if own is None else replace(self, times=tuple(own.grid.tolist()))
 
     def tables(self, process: Process) -> dict[str, Tableau]:
         grid = self.of(process, self.to)
