@@ -12,7 +12,9 @@ import torch
 
 import fewstep as fs
 from fewstep.check import Report, Verdict, matrix
+from fewstep.check.exact import small
 from fewstep.cli import main
+from fewstep.process import ALL_PROCESSES
 from fewstep.solver import DDIM, DRIVERS, RK45, LangevinCorrected
 from fewstep.solver.driver.base import Driver
 
@@ -330,3 +332,8 @@ class Loud(LangevinCorrected):
 def test_a_driver_that_misses_its_answer_is_rejected_by_name(driver, red):
     report = fs.check.solver(driver, "vp", only=["dtype", "tolerance", "marginals"])
     assert red in [v.name for v in report.failures], f"\n{report}"
+
+
+def test_every_process_of_the_registry_can_be_checked():
+    for name in ALL_PROCESSES:
+        assert isinstance(small(name), type(ALL_PROCESSES[name]()))

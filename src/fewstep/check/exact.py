@@ -41,7 +41,8 @@ def small(name: str) -> Process:
     """The process of a registry name, on 2 x 2 images with little blur where it has a size; for data of unit size."""
     make: Any = ALL_PROCESSES[name]
     options = {"size": (2, 2), "sigma_blur_max": 1.0, "variance": 1.0}
-    return make(**{f.name: options[f.name] for f in fields(make) if f.name in options})
+    numbers = (f.name for f in fields(make) if not isinstance(f.default, str))
+    return make(**{name: options[name] for name in numbers if name in options})
 
 
 def span(process: Process) -> tuple[float, float]:
