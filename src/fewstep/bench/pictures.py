@@ -65,8 +65,7 @@ def lines(rows: Sequence[Row], key: str) -> list[Line]:
         best = [min((row for row in mine if row["calls"] == n), key=lambda row: row[key]) for n in counts]
         found += [Line(label, best, DARK if group == PEERS else GREY, width, "s")] if best else []
     mine = [row for row in rows if row["group"] == OURS]
-    names = list(dict.fromkeys(row["name"] for row in mine))
-    for k, name in reversed(list(enumerate(names))):
+    for k, name in reversed([*enumerate(dict.fromkeys(row["name"] for row in mine))]):
         of = [row for row in mine if row["name"] == name]
         found.append(Line(name, of, BLUES[min(k, len(BLUES) - 1)], 2.2 if k == 0 else 1.3, "o"))
     if fitted := [row for row in rows if row["group"] == FITTED]:

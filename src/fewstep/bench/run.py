@@ -124,8 +124,7 @@ def preselect(
         best = _different([m for m in best if m.seeds], keep, ALIKE if yardstick is None else TWIN)
         for m in best:
             rows[m.entry.contender.name]["chosen"] = True
-        by = "frechet" if yardstick else "rmse"
-        ranking += sorted(rows.values(), key=lambda row: (-row["images"], row[by]))
+        ranking += sorted(rows.values(), key=lambda row: (-row["images"], row["frechet" if yardstick else "rmse"]))
         chosen += [m.entry for m in best]
     return chosen, ranking
 

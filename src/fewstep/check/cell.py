@@ -47,8 +47,7 @@ class Judge:
     def repeats(self, one: Tensor, two: Tensor) -> Verdict:
         """The verdict on two runs of one seed."""
         equal = torch.equal(one, two)
-        sentence = f"two runs of one seed are {'equal' if equal else 'not equal'} bit by bit"
-        return self.judge("repeat", equal, sentence)
+        return self.judge("repeat", equal, f"two runs of one seed are {'equal' if equal else 'not equal'} bit by bit")
 
     def skip(self, name: str, reason: str, measured: float | None = None) -> Verdict:
         """A verdict that does not apply, and why."""

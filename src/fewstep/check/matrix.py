@@ -157,5 +157,4 @@ def _verdict(data: dict[str, Any]) -> Verdict:
     """A verdict as JSON holds it; numbers that are not finite are words there."""
     if data["status"] not in ("pass", "fail", "skip"):
         raise ValueError(f"got a verdict {data['status']!r}")
-    numbers = {k: float(data[k]) for k in ("measured", "claimed") if data[k] is not None}
-    return Verdict(**{**data, **numbers})
+    return Verdict(**{**data, **{k: float(data[k]) for k in ("measured", "claimed") if data[k] is not None}})

@@ -185,8 +185,7 @@ def marginals(cell: Cell) -> Verdict:
 
     def worst(steps: int) -> float:
         laws = cell.laws(steps)
-        quarters = grid(cell.process, 4).tolist()[1:]
-        near = [min(laws, key=lambda t: abs(t - q)) for q in quarters]
+        near = [min(laws, key=lambda t: abs(t - q)) for q in grid(cell.process, 4).tolist()[1:]]
         return max(laws[t] for t in near)
 
     found, errors, steps = _slope(worst, s.order, _ladder(cell))

@@ -66,8 +66,7 @@ def run(args: argparse.Namespace) -> None:
     with Results(args.out) as results:
         with Bar(calls, "sampling") as bar:
             for name, steps in plan:
-                solver = suited(TABLES[name](), model, 1.0)
-                table = tabulate(solver, model.process, steps=steps)
+                table = tabulate(suited(TABLES[name](), model, 1.0), model.process, steps=steps)
                 drawn = draw(model, table, num=args.num, labels=labels, seed=args.seed, batch=args.batch,
                              progress=lambda share, k=bar.done, n=steps: bar.to(k + share * n))  # fmt: skip
                 quality = reference.quality(classifier.features(drawn.images))

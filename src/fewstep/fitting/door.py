@@ -119,8 +119,7 @@ def fit(
     task = Task(conditioned=conditioned or (lambda _: denoiser), process=process, shape=tuple(shape), samples=samples,
                 held_out=held_out, batch=whole("batch", batch), seed=seed, dtype=dtype,
                 device=usable_device(device))  # fmt: skip
-    ready = isinstance(teacher, Tableau)
-    ideal = teacher if ready else tabulate(teacher, process, steps=teacher_steps, final=final)
+    ideal = teacher if isinstance(teacher, Tableau) else tabulate(teacher, process, steps=teacher_steps, final=final)
     source = origin(task, ideal, about or {})
     kept, part, tried = (None if out is None else out.with_name(name.format(out.name)) for name in (
         f"teacher-{digest(source)[:12]}.safetensors", "{}.part", "{}.starts"))  # fmt: skip

@@ -54,8 +54,7 @@ def paired(x: Tensor, y: Tensor) -> Tensor:
 
 def perceived(x: Tensor, y: Tensor, features: Features) -> Tensor:
     """Data and features, each in units of the teacher's variance."""
-    phi = features(torch.cat([x, y]))
-    pairs = ((x, y), phi.chunk(2))
+    pairs = ((x, y), features(torch.cat([x, y])).chunk(2))
     return sum((paired(a, b) / b.var(0).mean().clamp(min=1e-12) for a, b in pairs), start=x.new_zeros(()))
 
 

@@ -95,8 +95,7 @@ def _grids(task: Task, grid: str | Tensor | Grid | Sequence[str] | None, calls: 
         if not isinstance(one, str):
             grids["given"] = one
         elif one == "default" and grid is None:  # of the default solver as it is for this network
-            known = informed(None, task.conditioned(slice(0, 1)), task.shape)
-            grids[one] = known.grid(one)
+            grids[one] = informed(None, task.conditioned(slice(0, 1)), task.shape).grid(one)
         elif one not in FOUND:
             grids[one] = pick(GRIDS, one, "grid")
         else:

@@ -135,8 +135,7 @@ def denoising_mcmc(
         z = apply(process.Psi(times[k]), y)
         history.append(k)
         if i >= burn and (i - burn + 1) % skip == 0:
-            down = _down(denoiser, process, tables, z, k, seed + 1 + len(found) * len(times), first)
-            found.append((down, z, k))
+            found.append((_down(denoiser, process, tables, z, k, seed + 1 + len(found) * len(times), first), z, k))
     samples, states, places = map(torch.stack, zip(*found, strict=True))
     return Chain(samples=samples, states=states, levels=places, history=torch.stack(history), times=times,
                  calls=(len(history), saved * max(table.nfe for table in tables)))  # fmt: skip
@@ -150,8 +149,7 @@ def likelihood_levels(denoiser: Denoises, process: Process, times: Tensor, *, to
         raise ValueError(f"got {name}, whose likelihood is a bound on positions alone: give a classifier")
 
     def density(z: Tensor, k: int) -> Tensor:
-        x = process.from_coordinates(z)
-        return log_prob(denoiser, process, x, t=float(times[k]), tolerance=tolerance).nats
+        return log_prob(denoiser, process, process.from_coordinates(z), t=float(times[k]), tolerance=tolerance).nats
 
     return _levels(process, times.tolist(), density)
 

@@ -103,8 +103,7 @@ def _table(
     process: Process, solver: AnySolver, grid: str | Tensor | Grid, steps: int | None, nfe: int | None
 ) -> Tableau:
     """The deterministic table from noise to data."""
-    ready = isinstance(solver, Tableau | Path)
-    grid = grid if ready else between(process, grid, low=data_time(process))
+    grid = grid if isinstance(solver, Tableau | Path) else between(process, grid, low=data_time(process))
     table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe, final="state")
     if table.noises:
         raise ValueError(

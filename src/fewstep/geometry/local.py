@@ -59,8 +59,7 @@ def boomerang(
     if float(table.grid[0]) != t:
         raise ValueError(f"got t={t} and a grid that starts at {float(table.grid[0]):g}: start the grid at t")
     shape = (len(x0), *process.state_shape(tuple(x0.shape[1:])))
-    eps = Noise(seed, first).normal("boomerang", 0, shape, dtype=x0.dtype, device=x0.device)
-    z = process.diffuse(x0, t, eps)
+    z = process.diffuse(x0, t, Noise(seed, first).normal("boomerang", 0, shape, dtype=x0.dtype, device=x0.device))
     return process.to_data(sample(denoiser, process, solver=table, x=z, seed=seed, first=first))
 
 

@@ -63,8 +63,7 @@ def weights(table: Tableau) -> Figure:
 
     Weights that are tensors are shown by their largest entry.
     """
-    used = {symbol for row in table.rows for symbol, _ in row.form}
-    columns = sorted(used, key=lambda s: (_group(s), s[1], str(s)))
+    columns = sorted({symbol for row in table.rows for symbol, _ in row.form}, key=lambda s: (_group(s), s[1], str(s)))
     values = np.zeros((len(table.rows), len(columns)))
     for k, row in enumerate(table.rows):
         for symbol, c in row.form:

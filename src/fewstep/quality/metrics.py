@@ -303,8 +303,7 @@ def _moments(features: Features, counts: Tensor | None = None) -> tuple[Tensor, 
 
 def resamples(count: int, times: int, *, seed: int = 0) -> Tensor:
     """Counts (times, count): each row draws `count` of `count` samples with replacement."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(count, (times, count), generator=generator)
+    drawn = torch.randint(count, (times, count), generator=torch.Generator().manual_seed(seed))
     return torch.stack([torch.bincount(row, minlength=count) for row in drawn])
 
 

@@ -154,9 +154,8 @@ def _v3(lam: Tensor, mean: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     ff = rho**2 * ee - 2 * rho * l * ey + l**2 * yy
     ff1 = rho * (rho * ((l - 1) * ee + ed) - slope * ey) - l * (rho * ((l - 1) * ey + yd) - slope * yy)
     variance = (ff - f * f).clamp(min=0)
-    s = torch.where(variance > 1e-12 * ff, (ff1 - f * f1) / variance.clamp(min=1e-300), 0.0).clamp(
-        -_STEEPEST, _STEEPEST
-    )
+    s = torch.where(variance > 1e-12 * ff, (ff1 - f * f1) / variance.clamp(min=1e-300), 0.0)
+    s = s.clamp(-_STEEPEST, _STEEPEST)
     return l, s, f1 - s * f
 
 
@@ -175,8 +174,7 @@ def _squares(process: Process, e: Tensor, eps: Tensor) -> dict[str, Tensor]:
 
     def square(x: Tensor) -> Tensor:
         if process.kind == "diagonal":
-            rank = process.M(process.t_max).rank
-            return (x * x).reshape(len(x), -1, *x.shape[x.ndim - rank :]).mean(1).sum(0)
+            return (x * x).reshape(len(x), -1, *x.shape[x.ndim - process.M(process.t_max).rank :]).mean(1).sum(0)
         return (x * x).sum(1).mean() * len(x) if process.kind == "block" else (x * x).mean() * len(x)
 
     eps = eps.double().cpu()

@@ -92,8 +92,7 @@ class _Reading:
 
     def misfits(self, shape: tuple[int, ...], seed: int, device: torch.device | str) -> dict[str, tuple[float, float]]:
         """How much each prediction misses that this reading can be of, and how large the output is in its units."""
-        process = self.wrapped.process
-        assert isinstance(process, ScalarProcess)
+        process: Any = self.wrapped.process
         high, low = max(process.log_snr(process.t_max), HIGH), min(process.log_snr(process.t_min), LOW)
         lam = torch.linspace(high, low, LEVELS, dtype=torch.float64)
         t = process.inverse_log_snr(lam)
@@ -258,8 +257,8 @@ def _misfit(
     denoiser: Wrapped, name: str, lam: Tensor, t: Tensor, measured: tuple[Tensor, Tensor]
 ) -> tuple[float, float]:
     """How far the measured factors are from the nearest that a network of that prediction has, and how large."""
-    process, sign = denoiser.process, -1 if name.startswith("-") else 1
-    assert isinstance(process, ScalarProcess)
+    process: Any = denoiser.process
+    sign = -1 if name.startswith("-") else 1
     plain = replace(denoiser, predicts=name.removeprefix("-"))
     alpha, sigma = process.alpha(t), process.sigma(t)
     ready = [plain.ready(s) for s in t.tolist()]

@@ -60,8 +60,7 @@ class Levels:
 
     def denoised(self, denoiser: Denoises, x: Tensor, rho: float, form: str) -> Tensor:
         """x0_hat for a state at level rho in the form "ve" or "vp"."""
-        t = self.time(rho)
-        return denoiser(x * self.scale(rho, form), t)
+        return denoiser(x * self.scale(rho, form), self.time(rho))
 
     @lru_cache(maxsize=2**16)  # noqa: B019
     def scale(self, rho: float, form: str) -> float:

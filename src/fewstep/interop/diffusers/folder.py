@@ -67,8 +67,7 @@ class DiffusersModel(Model):
                     "got a prompt for a pipeline without one text encoder: encode it with the pipeline and give what "
                     "the network takes, as encoder_hidden_states"
                 )
-            device = next(self.net.parameters()).device
-            conditions["encoder_hidden_states"] = self.texts(prompt, device, 1, False)[0]
+            conditions["encoder_hidden_states"] = self.texts(prompt, next(self.net.parameters()).device, 1, False)[0]
         if label is not None:
             conditions["class_labels"] = self._classes(label)
         elif "class_labels" not in conditions and (table := self._table) is not None:
@@ -101,8 +100,7 @@ class DiffusersModel(Model):
         classes = conditions.get("class_labels")
         if isinstance(classes, Tensor) and classes.ndim and len(classes) != 1:
             check_batch(len(x), len(classes))
-        spread = {k: _spread(v, len(x)) for k, v in conditions.items()}
-        out = self.net(x, t, **spread, return_dict=False)[0]
+        out = self.net(x, t, **{k: _spread(v, len(x)) for k, v in conditions.items()}, return_dict=False)[0]
         return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out  # without a learned variance
 
 

@@ -78,8 +78,7 @@ def _begun_at_a_call(table: Tableau) -> Tableau:
     first = next(k for k, row in enumerate(table.rows) if row.at is not None)
     if first == 0:
         return table
-    read = {s for row in table.rows[first + 1 :] for s, _ in row.form}
-    if any(s[0] == "z" and s[1] < first for s in read):
+    if any(s[0] == "z" and s[1] < first for row in table.rows[first + 1 :] for s, _ in row.form):
         raise ValueError("got a table that reads its start after it has moved on from it: a pipeline cannot run it")
     drawn = 1 + max((s[-1] for s, _ in table.rows[first].form if s[0] == "xi"), default=-1)
 
@@ -109,8 +108,7 @@ def from_row(schedule: Schedule, solver: Solver | None, begin: int) -> Schedule:
     table, wanted, at = schedule.table, schedule.timesteps[begin:], schedule.times[begin:].tolist()
     grid = table.grid.tolist()
     for skipped in range(len(at)):
-        starts = [i for i, t in enumerate(grid[:-1]) if t == at[skipped]]
-        for i in starts:
+        for i in (i for i, t in enumerate(grid[:-1]) if t == at[skipped]):
             rest = _after_ddim(at[:skipped], solver, table, grid[i:])
             made = Schedule.of(rest, schedule.convention, schedule.clipping)
             if len(made.timesteps) == len(wanted) and torch.equal(made.timesteps, wanted):

@@ -114,8 +114,7 @@ def from_levels(
     given = _flat(levels)
     if convention.steps == "share":
         return torch.cat([shifted(config, given[given > 0], mu), _zero(convention)])
-    t = convention.time_at(given)
-    return torch.where(given == 0, _zero(convention), t)
+    return torch.where(given == 0, _zero(convention), convention.time_at(given))
 
 
 def from_timesteps(config: Mapping[str, Any], convention: Convention, timesteps: Sequence[float] | Tensor) -> Tensor:
