@@ -334,7 +334,7 @@ def test_a_host_that_is_none_is_refused(capsys):
 @pytest.mark.parametrize("port", ["0", "70000", "x"])
 def test_a_port_is_a_number(capsys, port):
     assert main(["ui", "--port", port]) == 2
-    assert "ports are whole numbers from 1 to 65535" in capsys.readouterr().err
+    assert "only whole numbers from 1 to 65535" in capsys.readouterr().err
 
 
 def test_only_the_layout_knows_gradio():

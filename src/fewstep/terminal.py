@@ -101,16 +101,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def sheet(images: np.ndarray, *, columns: int | None = None, gap: int = GAP, width: int = 640) -> np.ndarray:
-    """Returns one picture of many, row by row.
+    """One picture of many (n, 1 or 3, height, width) in uint8, row by row: (rows, columns), or with a third axis of 3.
 
-    Arguments:
-        images: uint8, shape (n, 1 or 3, height, width).
-        columns: pictures a row; by default the sheet is about square.
-        gap: white pixels between pictures, before enlargement.
-        width: small sheets are enlarged by a whole factor to come near this many pixels.
-
-    Returns:
-        uint8, shape (rows, columns) for grey pictures and (rows, columns, 3) for coloured ones.
+    By default it is about square. Between pictures are `gap` white pixels; small sheets are enlarged by a whole factor
+    to come near `width`.
     """
     n, channels, h, w = images.shape
     columns = columns or max(1, round((n * (h + gap) / (w + gap)) ** 0.5))

@@ -58,18 +58,13 @@ class Study:
                    if not any(self._kept(cell, first, size)))  # fmt: skip
 
     def make(self, cell: Cell, count: int) -> dict[str, Tensor]:
-        """The first `count` samples of a cell.
+        """The first `count` samples of a cell; a ValueError says how many are not finite.
 
-        Returns:
-            "error" (count,): each sample's mean square distance to the exact end state of the same noise, float64;
-            "span" (count, 2): its smallest and largest entry; "features" (count, d) where they are wanted; "seconds"
-            of all samples together; "pace": seconds a sample of the fastest part, which other work on the machine
-            slowed least; "shown": the first samples.
-            The cell of the exact run has no error and the end states themselves: "state" at the last time and "data"
-            at sigma = 0, with "features at zero".
-
-        Raises:
-            ValueError: how many samples are not finite; and whatever a contender raises.
+        "error" (count,): each sample's mean square distance to the exact end state of the same noise, float64; "span"
+        (count, 2): its smallest and largest entry; "features" (count, d) where they are wanted; "seconds" of all
+        samples together; "pace": seconds a sample of the fastest part, which other work on the machine slowed least;
+        "shown": the first samples. The cell of the exact run has no error and the end states themselves: "state" at the
+        last time and "data" at sigma = 0, with "features at zero".
         """
         parts = [self._load(cell, first, size) for first, size in _parts(count)]
         joined = {k: torch.cat([p[k] for p in parts]) for k in parts[0] if k not in ("seconds", "shown")}

@@ -92,11 +92,7 @@ def preselect(
     that make the same samples (two libraries' names for one method) only the first is kept.
 
     With a yardstick the nearest are those of the smallest Frechet distance to its real features; of the first eighth,
-    or of 16 noises, four times `keep` remain.
-
-    Returns:
-        the chosen entries, and the whole ranking: name, group, calls, images, rmse, frechet where there is a
-        yardstick, failed, chosen.
+    or of 16 noises, four times `keep` remain. The whole ranking is returned beside them.
     """
     distance = (lambda m: m.rmse) if yardstick is None else partial(_frechet, yardstick)
     early = max(1, count // 8) if yardstick is None else min(max(16, count // 8), count)

@@ -8,10 +8,10 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from fewstep import words
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fewstep.pace import Pace
     from fewstep.solver import Solver
     from fewstep.tableau import Tableau
+
+T = TypeVar("T")
 
 __all__ = ["Parser", "Usage", "at_least", "build", "check_device", "guidance_argument", "guidance_of", "option",
            "pace_arguments", "pace_of", "pick", "sampler_arguments", "several", "size", "solver_or_table",
@@ -67,19 +69,24 @@ class Parser(argparse.ArgumentParser):
         raise Usage(f"{message.rstrip('.')}; `{self.prog} --help` lists what is allowed.")
 
 
+def only(read: Callable[[str], T], good: Callable[[T], bool], allowed: str) -> Callable[[str], T]:
+    """Returns an argparse type: what `read` makes of a word, where that is `good`."""
+
+    def value(text: str) -> T:
+        with suppress(ValueError):
+            if good(found := read(text)):
+                return found
+        raise argparse.ArgumentTypeError(f"got {text}, but only {allowed} are allowed")
+
+    return value
+
+
 def at_least(low: int) -> Callable[[str], int]:
     """Returns an argparse type: a whole number from `low` on."""
+    return only(int, lambda value: value >= low, f"whole numbers from {low} on")
 
-    def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"got {text}, but only whole numbers from {low} on are allowed")
-        return value
 
-    return number
+number = only(float, math.isfinite, "finite numbers")
 
 
 def several(low: int) -> Callable[[str], list[int]]:
@@ -149,17 +156,6 @@ def pace_of(args: argparse.Namespace) -> Pace:
 
     precision = getattr(args, "precision", None)
     return Pace(precision=precision, memory_format=args.memory_format, threads=args.threads)
-
-
-def number(text: str) -> float:
-    """Argparse type: a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"got {text}, but only finite numbers are allowed")
-    return value
 
 
 def guidance_of(asked: float | None, solvers: Mapping[Any, Any], *, classes: bool) -> float:

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fewstep.cli.common import only
+
 __all__ = ["arguments", "run"]
 
 SHIPPED = "Fashion-MNIST, shipped"
@@ -24,7 +26,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="*", help="model folders to choose from (default: the shipped Fashion-MNIST model)")
     add("--models", metavar="DIR", help="a folder whose model folders can be chosen too")
-    add("--port", type=port, default=7860, help="where the page is served (default: 7860)")
+    add(
+        "--port",
+        type=only(int, range(1, 65536).__contains__, "whole numbers from 1 to 65535"),
+        default=7860,
+        help="where the page is served (default: 7860)",
+    )
     text = "by default this machine alone sees the page (default: 127.0.0.1); others need the token in its address"
     add("--host", default="127.0.0.1", help=text)
     add("--open", action="store_true", help="open the page in the browser")
@@ -90,13 +97,6 @@ def serving(app: Any, place: socket.socket) -> Iterator[None]:
     finally:
         server.should_exit = True
         thread.join(5)
-
-
-def port(text: str) -> int:
-    """Argparse type: a port."""
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"got {text}, but ports are whole numbers from 1 to 65535")
-    return int(text)
 
 
 def listening(host: str, port: int) -> socket.socket:

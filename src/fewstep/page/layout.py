@@ -36,9 +36,7 @@ Updates = Iterator[dict[Any, Any]]
 def build(models: Mapping[str, str | Path | None], folder: str | Path) -> Any:
     """The page as an ASGI application; `fewstep.page.guard` stands in front of it.
 
-    Args:
-        models: folders by the names they have on the page, None for the shipped model. There are no others.
-        folder: where files for download are written, and nothing else lies.
+    `models` are folders by their names on the page, None for the shipped one; files for download alone lie in `folder`.
     """
     gr = extra("gradio", "ui", "the local page")
     from fastapi import FastAPI
