@@ -26,17 +26,7 @@ import torch
 
 from fewstep.process.base import Process
 from fewstep.process.clock import clock as clock_of
-from fewstep.process.operator import (
-    Block,
-    Coefficient,
-    Diagonal,
-    cholesky,
-    inverse,
-    magnitude,
-    root,
-    transpose,
-    weighted_sum,
-)
+from fewstep.process.operator import Coefficient, cholesky, inverse, magnitude, root, transpose, weighted_sum
 from fewstep.process.predict import VARIANCES
 from fewstep.process.quadrature import gauss
 from fewstep.tableau.form import Form, Symbol
@@ -112,9 +102,9 @@ def covariance(r: Coefficient, cs: dict[int, Coefficient] | Coefficient) -> Coef
     total = r * transpose(r)
     if not isinstance(cs, dict):
         square = cs * transpose(cs)
-        if isinstance(square, Diagonal | Block):
-            return total + replace(square, values=square.values.sum(0))
-        return total + (float(square.sum()) if isinstance(square, torch.Tensor) else square)
+        if isinstance(square, torch.Tensor):
+            return total + float(square.sum())
+        return total + (square if isinstance(square, float) else replace(square, values=square.values.sum(0)))
     for c in cs.values():
         total = total + c * transpose(c)
     return total

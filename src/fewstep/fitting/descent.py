@@ -64,14 +64,7 @@ class Descent(Typed):
 
 
 def descend(
-    freedom: Freedom,
-    task: Task,
-    ends: Tensor,
-    objective: Objective,
-    descent: Descent,
-    *,
-    saved: Saved,
-    progress: bool = True,
+    freedom: Freedom, task: Task, ends: Tensor, objective: Objective, descent: Descent, *, saved: Saved, progress: bool
 ) -> tuple[Tableau, Tensor]:
     """The best table on the held-out runs, and the looks on the way, (looks, 2): iteration and held-out loss.
 

@@ -59,8 +59,7 @@ class Sampler(nn.Module):
 
         def of(classes: Callable[[], Tensor | None]) -> Wrapped:
             net = lambda x, t, s=None: call(x, t, classes(), s=s)  # noqa: E731
-            about = (model.process, model.predicts, model.time, model.sigma_data)
-            return wrapped(net, *about, destination=model.destination)
+            return wrapped(net, model.process, model.predicts, model.time, model.sigma_data, model.destination)
 
         denoiser: Any = of(lambda: self.classes[-1])
         if guidance != 1:

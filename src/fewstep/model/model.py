@@ -133,13 +133,7 @@ def check_batch(count: int, labels: int) -> None:
 
 
 def wrapped(
-    net: Callable[..., Tensor],
-    process: Process,
-    predicts: str,
-    time: str,
-    sigma_data: float = 0.5,
-    *,
-    destination: bool = False,
+    net: Callable[..., Tensor], process: Process, predicts: str, time: str, sigma_data: float, destination: bool = False
 ) -> Wrapped:
     """The denoiser of a network that was trained here; of images in [-1, 1] unless the deviation is told."""
     data = sigma_data if predicts in ("edm", "consistency") else None
