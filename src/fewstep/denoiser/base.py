@@ -356,7 +356,6 @@ class Counted(Around):
         return call if output in self.heads else partial(self.count, call)
 
     def jointly(self, t: Time, *, to: Time | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
-        """X0 and heads, counted as one call."""
         return partial(self.count, self.denoiser.jointly(t, to=to))
 
     def count(self, call: Callable[..., Any], z: Tensor, *into: Tensor) -> Any:

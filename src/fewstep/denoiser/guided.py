@@ -54,7 +54,6 @@ class Guided(Typed, Split):
         process_of(base, process=self.process)
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
-        """The sum, or either part in the process's coordinates."""
         if output not in ("x0", "base", "guidance"):
             return self.beside(output, t)
         base, shift = (d.toward(t, "x0", to) for d in (self.base, self.shift))
@@ -111,7 +110,6 @@ class ClassifierFree(Split):
         return guided
 
     def jointly(self, t: Time, *, to: Time | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
-        """Z -> x0 in data space and both heads, of one evaluation of each network."""
         both, scale = self._both(t, "x0", to), self._scale(t)
         combine = self.rule.at(t) if self.rule is not None else None
 
@@ -255,6 +253,5 @@ class Differentiated(Typed, Denoiser):
         return tuple(dict.fromkeys(("derivative", *self.denoiser.heads)))
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
-        """The denoiser's output, or the derivative in the process's coordinates."""
         inner: Any = self.denoiser
         return rate(inner, self.process, t) if output == "derivative" else inner.toward(t, output, to)

@@ -218,7 +218,6 @@ class Dataset(Typed, Denoiser):
     needs_grad: bool = False  # type: ignore[override]
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:  # noqa: ARG002 - it has none
-        """The softmax-weighted mean at one time, in data space."""
         return (lambda z: self._mean(z, t)) if output == "x0" else self.beside(output, t)
 
     def _mean(self, z: Tensor, t: Time) -> Tensor:

@@ -40,7 +40,6 @@ class Retimed(Denoiser):
         object.__setattr__(self, "inner", as_denoiser(self.inner))
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
-        """The denoiser at one time of `process`."""
         if output != "x0":
             return self.beside(output, t)
         source = self.source

@@ -58,7 +58,8 @@ def called(net: Callable[..., Any], x: Tensor, *args: Any, **options: Any) -> An
     inner, seen = _inner(net), _SEEN.get()
     if seen is not None and id(inner) in seen:
         return net(x, *args, **options)
-    training = _training(net, x)
+    modules = [m for m in _modules(net, 3) if m.training]
+    training = _Training(modules, x.device) if modules else None
     out = net(x, *args, **options)
     if training is not None:
         training.check()
@@ -127,11 +128,6 @@ class _Training:
     def _random(self) -> list[Tensor]:
         states = [torch.get_rng_state()]
         return states if self.cuda is None else [*states, torch.cuda.get_rng_state(self.cuda)]
-
-
-def _training(net: Any, x: Tensor) -> _Training | None:
-    modules = [m for m in _modules(net, 3) if m.training]
-    return _Training(modules, x.device) if modules else None
 
 
 def _modules(part: Any, depth: int) -> Iterator[nn.Module]:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from fewstep.grid import GRIDS, Grid, as_grid, to_zero
 from fewstep.process import Process
-from fewstep.process.base import Memory, recalling
-from fewstep.process.operator import Coefficient, Operator, cholesky, inverse, transpose, unstacked
+from fewstep.process.base import Memory, recalling, to_tensor
+from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, root, trace, transpose, unstacked
 from fewstep.process.predict import VARIANCES
 from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver, names
-from fewstep.tableau import Tableau
+from fewstep.tableau import Form, Tableau
 from fewstep.tableau.form import Symbol
 from fewstep.words import warn
 
@@ -35,8 +35,6 @@ HOLDS = 2.0  # times as wide, up to which a solver is advised
 MOST = 16  # intervals that are tried to say from how many calls a solver holds
 STDS = (0.25, 1.0)  # of the data: its parts and the whole of it; what widens the one may cancel for the other
 
-Value = Any  # float | np.ndarray
-
 _SAID: set[tuple[str, type, int]] = set()  # the solvers, kinds of process and calls that were warned of
 
 
@@ -46,112 +44,79 @@ def excess(table: Tableau) -> float:
     Remembered with the table.
     """
     if "excess" not in table.notes:
-        found, quiet = math.nan, np.errstate(all="ignore")
-        with suppress(ValueError, ArithmeticError), torch.inference_mode(False), torch.no_grad(), quiet:
-            at = _Times(table)  # it may read what a network alone knows, or have a singular covariance
-            found = max(_Width(at, std).found() for std in STDS)
+        found = math.nan
+        with suppress(ValueError, ArithmeticError), torch.inference_mode(False), torch.no_grad():
+            mean, sigma = _laws(table)  # it may read what a network alone knows, or have a singular covariance
+            found = max(_Width(table, mean, sigma, std).found() for std in STDS)
         table.notes["excess"] = found
     return table.notes["excess"]
 
 
-class _Times:
-    """M and Sigma where a table is called, and at its start and end."""
-
-    def __init__(self, table: Tableau) -> None:
-        self.table, p = table, table.process
-        called = [k for k, row in enumerate(table.rows) if row.at is not None]
-        if table.output != "x0" or any(row.given not in (None, "start") for row in table.rows):
-            raise ValueError("the table reads what a network alone knows, or a row that is given")
-        times = [*(table.rows[k].at for k in called), table.rows[0].t, table.rows[-1].t]
-        self.place = {k: i for i, k in enumerate(called)}
-        if p.kind == "scalar":  # at single times, which a table's memory holds
-            memory = table.notes.get("memory")
-            with recalling(memory if memory and memory.process is p else Memory(p, times)):
-                self.mean, self.sigma = ([f(x) for x in times] for f in (p.M, p.Sigma))
-        else:
-            self.mean, self.sigma = (unstacked(f(torch.tensor(times, dtype=torch.float64))) for f in (p.M, p.Sigma))
+def _laws(table: Tableau) -> list[dict[Any, Coefficient]]:
+    """M and Sigma at the times of the calls, of the start and of the end."""
+    if table.output != "x0" or any(row.given not in (None, "start") for row in table.rows):
+        raise ValueError("the table reads what a network alone knows, or a row that is given")
+    p, called = table.process, [row.at for row in table.rows if row.at is not None]
+    times = list(dict.fromkeys([*called, table.rows[0].t, table.rows[-1].t]))
+    if p.kind != "scalar":
+        return [dict(zip(times, unstacked(f(to_tensor(times))), strict=True)) for f in (p.M, p.Sigma)]
+    memory = table.notes.get("memory")  # which holds single times
+    with recalling(memory if memory and memory.process is p else Memory(p, times)):
+        return [{t: f(t) for t in times} for f in (p.M, p.Sigma)]
 
 
 class _Width:
-    """The rows of a table on data N(0, s^2 I).
+    """The rows of a table on data N(0, s^2 I), as forms in independent normals: that of the start and the noises.
 
-    A row is a map of independent normals, the start's and the noises'. With S = Sigma + s^2 M M^T it begins as S^1/2
-    eps, and a prediction is D = K z, K = s^2 M^T S^-1. A value is a number where both the process's are and there is
-    one normal; else an array of the normals and the entries of a basis, or for blocks of a state's and the normals.
+    With S = Sigma + s^2 M M^T the start is S^1/2 eps, and a prediction is D = K z, K = s^2 M^T S^-1.
     """
 
-    def __init__(self, at: _Times, std: float) -> None:
-        self.at, self.table, p = at, at.table, at.table.process
-        self.block, self.rank = p.kind == "block", len(getattr(p, "size", ())) if p.kind == "diagonal" else 0
-        spread = [sigma + std**2 * (m * transpose(m)) for m, sigma in zip(at.mean, at.sigma, strict=True)]
-        self.gain = [_number(std**2 * (transpose(m) * inverse(s))) for m, s in zip(at.mean, spread, strict=True)]
-        self.start, self.exact = _number(cholesky(spread[-2])), _number(spread[-1])
-        self.made: list[Value] = []
-        self.values: dict[Symbol, Value] = {}
+    def __init__(self, table: Tableau, mean: dict[Any, Coefficient], sigma: dict[Any, Coefficient], std: float) -> None:
+        self.table, self.mean, self.sigma = table, mean, sigma
+        self.spread = {t: sigma[t] + std**2 * (m * transpose(m)) for t, m in mean.items()}
+        self.gain = {t: std**2 * (transpose(m) * inverse(self.spread[t])) for t, m in mean.items()}
+        self.values: dict[Symbol, Form] = {}
 
     def found(self) -> float:
         """The excess."""
-        for row in self.table.rows:
-            if row.given:
-                self.made.append(self._of_normal(0, self.start))
-                continue
-            terms = [self._times(c, self._value(symbol)) for symbol, c in row.form]
-            self.made.append(sum(terms[1:], terms[0]))
-        exact = np.trace(self.exact) if self.block else np.sum(self.exact)
-        return float(np.sqrt(np.square(self.made[-1]).sum() / exact))
+        rows = self.table.rows
+        exact, start = self.spread[rows[-1].t], cholesky(self.spread[rows[0].t])
+        for k, row in enumerate(rows):
+            made = Form({("start",): start}) if row.given else Form.total((c, self._value(s)) for s, c in row.form)
+            self.values["z", k] = made
+        size = tuple(exact.values.shape) if isinstance(exact, Diagonal) else ()
+        wide = sum(trace(c * transpose(c), size) for _, c in self.values["z", len(rows) - 1])
+        return math.sqrt(float(wide) / float(trace(exact, size)))
 
-    def _value(self, symbol: Symbol) -> Value:
-        """There is nothing to guide to: the head `base` is D and `guidance` zero."""
-        kind, j = symbol[0], symbol[1]
-        if kind == "z":
-            return self.made[j]
+    def _value(self, symbol: Symbol) -> Form:
         if symbol not in self.values:
-            self.values[symbol] = self._noise(symbol) if kind in ("xi", "root") else self._output(j, symbol[2])
+            self.values[symbol] = self._output(*symbol[1:]) if symbol[0] == "y" else self._noise(symbol)
         return self.values[symbol]
 
-    def _noise(self, symbol: Symbol) -> Value:
+    def _noise(self, symbol: Symbol) -> Form:
+        block = self.table.process.kind == "block"
         if symbol[0] == "xi":
-            return self._of_normal(1 + symbol[1], np.eye(2) if self.block else np.ones((1,) * self.rank))
-        if symbol[2] not in VARIANCES or self.block:
+            return Form({symbol: Block(torch.eye(2, dtype=torch.float64)) if block else 1.0})
+        _, j, head, index = symbol
+        if head not in VARIANCES or block:
             raise ValueError("the table reads a variance that the network alone knows")
-        i = self.at.place[symbol[1]]  # K M is the share of the variance that is the data's
-        return self._of_normal(1 + symbol[3], np.sqrt(self.gain[i] * _number(self.at.mean[i])))
+        at = self.table.rows[j].at  # K M is the share of the variance that is the data's
+        return Form({("xi", index): root(self.gain[at] * self.mean[at])})
 
-    def _output(self, j: int, head: str) -> Value:
-        z, gain = self.made[j], self.gain[self.at.place[j]]
-        d = gain @ z if self.block else gain * z
+    def _output(self, j: int, head: str) -> Form:
+        """There is nothing to guide to: the head `base` is D and `guidance` zero."""
+        p, at, z = self.table.process, self.table.rows[j].at, self.values["z", j]
+        d = self.gain[at] * z
         if head in ("x0", "base"):
             return d
         if head == "guidance":
-            return 0.0 * d
-        if head == "derivative":  # -1/2 K G G^T Sigma^-1 (z - M D)
-            p, at = self.table.process, self.table.rows[j].at
-            pull, rest = p.GG(at) * inverse(p.Sigma(at)), z - self._times(p.M(at), d)
-            return -0.5 * (gain @ self._times(pull, rest) if self.block else gain * self._times(pull, rest))
+            return Form({})
+        if head == "derivative":
+            return -0.5 * self.gain[at] * p.GG(at) * inverse(self.sigma[at]) * (z - self.mean[at] * d)
         if (j, head) not in self.table.heads:
             raise ValueError(f"the table reads output {head!r}, which the network alone knows")
         a, b = self.table.heads[j, head]
-        return self._times(a, z) + self._times(b, d)
-
-    def _times(self, c: Coefficient, v: Value) -> Value:
-        return c * v if isinstance(c, float) else _number(c) @ v if self.block else _number(c) * v
-
-    def _of_normal(self, index: int, c: Value) -> Value:
-        """A multiple of one of the normals."""
-        count = 1 + len(self.table.noises)
-        if not self.block:
-            if count == 1 and isinstance(c, float):
-                return c
-            made = np.zeros((count, *np.shape(c)))
-            made[index] = c
-            return made
-        made = np.zeros((2, 2 * count))
-        made[:, 2 * index : 2 * index + 2] = c
-        return made
-
-
-def _number(c: Coefficient) -> Value:
-    return c.values.numpy() if isinstance(c, Operator) else c
+        return a * z + b * d
 
 
 def warn_of_excess(table: Tableau) -> None:

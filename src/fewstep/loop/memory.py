@@ -79,11 +79,9 @@ class InPieces(Around):
         vars(self).update(denoiser=as_denoiser(self.denoiser))
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Any]:
-        """The denoiser at one time, or one a sample."""
         return self._split(lambda denoiser, t, to: denoiser.toward(t, output, to), t, to)
 
     def jointly(self, t: Time, *, to: Time | None = None) -> Callable[[Tensor], Any]:
-        """X0 and the heads that the denoiser makes of the same evaluations."""
         return self._split(lambda denoiser, t, to: denoiser.jointly(t, to=to), t, to)
 
     def _split(self, make: Callable[[Any, Time, Time], Any], *times: Time) -> Callable[[Tensor], Any]:

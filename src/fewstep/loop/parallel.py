@@ -26,7 +26,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ from fewstep.process.predict import statistic
 from fewstep.solver.driver.base import Outcome
 from fewstep.tableau import Tableau
 from fewstep.tableau.form import Symbol
-from fewstep.words import Typed, whole
+from fewstep.words import Typed, whole, within
 
 __all__ = ["Parallel", "Round", "picard"]
 
@@ -80,10 +79,7 @@ class Parallel(Typed):
         if self.window is not None:
             whole("window", self.window)
         whole("chunk", self.chunk)
-        if not 0 <= self.tolerance < 1:
-            raise ValueError(f"got tolerance={self.tolerance}: give a number in [0, 1); 0 is the sequential result")
-        if not 0 <= self.data_std < math.inf:
-            raise ValueError(f"got data_std={self.data_std}: give a number of at least 0")
+        within(self, tolerance="[0, 1)", data_std="[0, inf)")
 
     def within(self, room: int, start: Tensor) -> Parallel:
         """The same with a window whose states take at most half of so many bytes."""
@@ -279,7 +275,7 @@ class Sweep:
     """Walks the rows with the network replaced by its models, from the slowest front on."""
 
     def __init__(self, rows: Rows, start: Tensor, noise: Iterator[Tensor], given: Mapping[str, Tensor] | None) -> None:
-        plan = Plan.of(rows.table, _nothing, like=start, reuse=False)
+        plan = Plan.of(rows.table, lambda z, _: z, like=start, reuse=False)  # of calls that are replaced below
         called = {k: j for j, k in enumerate(rows.index)}
         model = lambda j: lambda z: rows.model(j, z)  # noqa: E731
         steps = [s._replace(call=model(called[s.row])) if s.row in called else s for s in plan.instructions]
@@ -314,11 +310,6 @@ class Sweep:
             self._kept.append(next(self._noise))
         plan = replace(self.plan, instructions=steps)
         return walk(plan, self.start, self._kept, given=self.given, live=live, drawn=self._drawn)
-
-
-def _nothing(z: Tensor, _: Any) -> Tensor:
-    """A denoiser whose calls are replaced before they are made."""
-    return z
 
 
 def _chunks(pairs: list[tuple[int, Tensor]], size: int) -> Iterator[list[tuple[int, Tensor]]]:

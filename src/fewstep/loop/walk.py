@@ -70,7 +70,8 @@ def walk(
                 what = "the start" if step.given == "start" else f"the given row {step.given!r}"
                 look_at(z, f"{what} is not finite", "check what was given")
             elif look:
-                look_at(z, f"the state became non-finite at row {step.row} (t = {step.t:g}){_in_after(after)}")
+                where = "" if after is None else ", in what the network or after returned"
+                look_at(z, f"the state became non-finite at row {step.row} (t = {step.t:g}){where}")
             live[step.state] = z
             if step.call is not None or step.offered:
                 main = _evaluate(plan, step, z, rows, shape, look=look)
@@ -174,10 +175,6 @@ def _edited(told: Any, z: Tensor, step: Instruction) -> Tensor:
             f"row {step.row} (t = {step.t:g}): after returned {got}: it must return the state, {tuple(z.shape)} numbers"
         )
     return told.to(z)
-
-
-def _in_after(after: After | None) -> str:
-    return "" if after is None else ", in what the network or after returned"
 
 
 def look_at(

@@ -111,12 +111,10 @@ class DCTProcess(DiagonalProcess):
     """A diagonal process in the orthonormal DCT-II basis: blurs with reflecting edges."""
 
     def coordinates(self, x0: Tensor) -> Tensor:
-        """DCT-II coefficients of the last two axes."""
         rows, columns = (dct_matrix(n).to(x0) for n in self._sized(x0))
         return rows @ x0 @ columns.mT
 
     def from_coordinates(self, c: Tensor) -> Tensor:
-        """The image of the coefficients."""
         rows, columns = (dct_matrix(n).to(c) for n in self._sized(c))
         return rows.mT @ c @ columns
 

@@ -114,7 +114,6 @@ class CLD(Process):
         return Block(scale * precision), Block(scale * unit)
 
     def to_data(self, z: Tensor) -> Tensor:
-        """The position."""
         return z[:, 0]
 
     def state_shape(self, data_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -140,19 +140,15 @@ class Promised(Typed, ABC):
                 f"got {type(process).__name__} ({process.kind}) for {label}, which covers {', '.join(self.kinds)} "
                 f"processes ({self.reason}): use {self.instead}"
             )
-        (start, end), legal = grid[[0, -1]].tolist(), self.ends
-        if process.log_snr(start) == -math.inf and "alpha=0" not in legal:
-            raise ValueError(
-                f"got a grid that starts at t = {start:g}, where alpha = 0, for {label}, which is singular there: "
-                f"start later or use {self.instead}"
-            )
-        to_zero = process.log_snr(end) == math.inf
-        if to_zero and "sigma=0" not in legal:
-            raise ValueError(
-                f"got a grid that ends at t = {end:g}, where sigma = 0, for {label}, which is singular there: "
-                f"end earlier or use {self.instead}"
-            )
-        return to_zero
+        start, end = grid[[0, -1]].tolist()
+        first, last = (start, -math.inf, "alpha", "start", "later"), (end, math.inf, "sigma", "end", "earlier")
+        for t, lam, name, verb, other in (first, last):
+            if process.log_snr(t) == lam and f"{name}=0" not in self.ends:
+                raise ValueError(
+                    f"got a grid that {verb}s at t = {t:g}, where {name} = 0, for {label}, which is singular there: "
+                    f"{verb} {other} or use {self.instead}"
+                )
+        return process.log_snr(end) == math.inf
 
 
 class Solver(Promised):

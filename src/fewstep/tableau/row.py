@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -52,27 +52,19 @@ class Author(Protocol):
     def tabulate(self, process: Process, grid: Tensor) -> Any: ...
 
 
-class Table(Protocol):
-    """What is checked, saved and printed of a table."""
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What a `Tableau` holds; it says what each field is."""
 
-    @property
-    def rows(self) -> tuple[Row, ...]: ...
-    @property
-    def noises(self) -> tuple[NoiseInterval, ...]: ...
-    @property
-    def process(self) -> Process: ...
-    @property
-    def grid(self) -> Tensor: ...
-    @property
-    def solver(self) -> Author | None: ...
-    @property
-    def output(self) -> str: ...
-    @property
-    def heads(self) -> Mapping[tuple[int, str], tuple[Coefficient, Coefficient]]: ...
-    @property
-    def card(self) -> Mapping[str, Any] | None: ...
-    @property
-    def nfe(self) -> int: ...
+    rows: tuple[Row, ...]
+    noises: tuple[NoiseInterval, ...]
+    process: Process
+    grid: Tensor
+    solver: Any = None  # an `Author`
+    output: str = "x0"
+    heads: Mapping[tuple[int, str], tuple[Coefficient, Coefficient]] = field(default_factory=dict)
+    card: Mapping[str, Any] | None = None
+    notes: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # what runs work out of it, once
 
 
 def noise_head(process: Process, at: float) -> tuple[Coefficient, Coefficient]:

@@ -147,7 +147,9 @@ def check_sound(table: Table) -> None:
     times = [t for row in table.rows for t in (row.t, row.at, row.to) if t is not None]
     times += [t for noise in table.noises for t in (noise.t, noise.s)]
     process.check_times(torch.tensor(times, dtype=torch.float64))
-    _check_noises(table)
+    for k, noise in enumerate(table.noises):  # those of other streams are drawn by number
+        if noise.stream == "path" and not 0 <= place(process, noise.t) < place(process, noise.s) <= 1:
+            raise ValueError(f"noise {k} is of [{noise.t:g}, {noise.s:g}], which is no interval of the path")
     pixels = next((tuple(c.values.shape) for row in table.rows for _, c in row.form if isinstance(c, Diagonal)), None)
     if table.output != "x0" and table.output not in PREDICTIONS:
         raise ValueError(f"it reads {short(table.output)}, and networks predict x0, {', '.join(PREDICTIONS)}")
@@ -167,13 +169,6 @@ def check_sound(table: Table) -> None:
                 raise ValueError(f"row {k} reads {name(symbol)[:99]}, which no denoiser of this library returns")
             _check_weight(table, pixels, f"row {k}", symbol, c)
     _check_card(table.card)
-
-
-def _check_noises(table: Table) -> None:
-    """Noises of the path run forward on it, those of other streams are drawn by number."""
-    for k, noise in enumerate(table.noises):
-        if noise.stream == "path" and not 0 <= place(table.process, noise.t) < place(table.process, noise.s) <= 1:
-            raise ValueError(f"noise {k} is of [{noise.t:g}, {noise.s:g}], which is no interval of the path")
 
 
 def _check_weight(table: Table, pixels: Any, where: str, symbol: Symbol, c: Coefficient) -> None:

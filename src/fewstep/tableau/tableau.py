@@ -12,41 +12,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from fewstep.process.base import Process
 from fewstep.process.operator import Block, Coefficient, Diagonal, magnitude
 from fewstep.process.predict import conversion
 from fewstep.tableau.file import load, save
 from fewstep.tableau.form import Form, Symbol
-from fewstep.tableau.row import LARGEST, NoiseInterval, Row, name
+from fewstep.tableau.row import LARGEST, Row, Table, name
 
 __all__ = ["Tableau"]
 
 
 @dataclass(frozen=True, eq=False)
-class Tableau:
+class Tableau(Table):
     """Rows, the noises they use, the process they live on and the grid they were written for.
 
     `output` is what a call returns into: "x0", or after `in_terms_of` a network's own prediction. `heads` maps a
     derived head (j, name) to the pair (P, Q) with y = P z_j + Q output_j. `card` says what a fitted table was fitted to
     and how well, ready for JSON (see `fewstep.fit`). `solver` is what wrote it.
     """
-
-    rows: tuple[Row, ...]
-    noises: tuple[NoiseInterval, ...]
-    process: Process
-    grid: Tensor
-    solver: Any = None
-    output: str = "x0"
-    heads: Mapping[tuple[int, str], tuple[Coefficient, Coefficient]] = field(default_factory=dict)
-    card: Mapping[str, Any] | None = None
-    notes: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # what runs work out of it, once
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made of: without the notes, which it takes for itself."""

@@ -170,7 +170,6 @@ class AnyOf(Typed, Denoiser):
         vars(self).update(log_probs=tuple(self.log_probs))
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
-        """The composed denoiser at one time."""
         if output != "x0":
             return self.beside(output, t)
         parts = [part.toward(t, output, to) for part in self.parts]
@@ -217,7 +216,6 @@ class Complement(Typed, Denoiser):
         return float(self.scale)
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
-        """The composed denoiser at one time."""
         if output != "x0":
             return self.beside(output, t)
         unconditional, conditional = (d.toward(t, output, to) for d in (self.unconditional, self.conditional))

@@ -25,7 +25,7 @@ from fewstep.denoiser.guidance.classifier import ClassifierGuided
 from fewstep.denoiser.guidance.gradient import process_of, settle
 from fewstep.denoiser.guidance.observation import Observation, spread, spread_by
 from fewstep.process.base import Process, Time
-from fewstep.words import Typed, typed
+from fewstep.words import Typed, typed, within
 
 __all__ = ["DDNM", "dps", "pigdm"]
 
@@ -86,7 +86,7 @@ def pigdm(
     https://openreview.net/forum?id=9_gsMA8MRKQ.
     """
     process = process_of(denoiser, process=process)
-    log_prob = _Likelihood(observation, process, _above_zero(std))
+    log_prob = _Likelihood(observation, process, std)
     return ClassifierGuided(denoiser, log_prob, scale, on="x0_hat", interval=interval, process=process)
 
 
@@ -111,7 +111,7 @@ class DDNM(Typed, Split):
     process: Any = None
 
     def __post_init__(self) -> None:
-        _above_zero(self.std)
+        within(self, std="(0, inf)")
         settle(self, "denoiser")
 
     @property
@@ -140,6 +140,10 @@ class _Likelihood:
     process: Process | None = None
     std: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.std is not None:
+            within(self, std="(0, inf)")
+
     def __call__(self, d: Tensor, t: Time) -> Tensor:
         r = self.observation.residual(d)
         if self.process is None or self.std is None:
@@ -157,9 +161,3 @@ class _Distance:
 
     def __call__(self, d: Tensor, t: Time) -> Tensor:  # noqa: ARG002
         return -self.observation.residual(d).flatten(1).norm(dim=1)
-
-
-def _above_zero(std: float) -> float:
-    if not 0 < std < float("inf"):
-        raise ValueError(f"got std={std}: give the standard deviation of the data, above 0")
-    return std

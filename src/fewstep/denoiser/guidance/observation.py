@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import Block, Coefficient, apply, inverse, transpose
-from fewstep.words import Typed
+from fewstep.words import Typed, within
 
 __all__ = ["Observation"]
 
@@ -45,8 +45,7 @@ class Observation(Typed):
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.noise < float("inf"):
-            raise ValueError(f"got noise={self.noise}: give the standard deviation of the observation, at least 0")
+        within(self, noise="[0, inf)")
 
     def residual(self, x0: Tensor) -> Tensor:
         """Y - A x0, (batch, *observed)."""

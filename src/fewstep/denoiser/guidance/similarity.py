@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fewstep.process.base import Time
-from fewstep.words import Typed, pick
+from fewstep.words import Typed, pick, within
 
 __all__ = ["SIMILARITIES", "Similarity"]
 
@@ -72,8 +72,7 @@ class Similarity(Typed):
     def __post_init__(self) -> None:
         if isinstance(self.by, str):
             pick(SIMILARITIES, self.by, "similarity")
-        if not 0 < self.weight < float("inf"):
-            raise ValueError(f"got weight={self.weight}: give one above 0")
+        within(self, weight="(0, inf)")
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """The log probability up to a constant, (batch,)."""

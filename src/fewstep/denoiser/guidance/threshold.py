@@ -59,7 +59,6 @@ class Thresholded(Typed, Denoiser):
         settle(self, "denoiser")
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
-        """The thresholded denoiser at one time."""
         if output != "x0":
             return self.beside(output, t)
         call = self.denoiser.toward(t, output, to)

@@ -70,13 +70,9 @@ class PNDM(Solver):
     @property
     def promise(self) -> Promise:
         """Where weights sum to one a point is exact; a line in any clock is missed by what the weights ignore."""
-        exact = self._sums_to_one
+        exact = self.weights == "adams" or self.points < 4
         moments = Moments("noise", "log-snr", (0,)) if exact else None
         return Promise(min(self.points, 2), point_mass=None if exact else (), moments=moments, ends=LAST)
-
-    @property
-    def _sums_to_one(self) -> bool:
-        return self.weights == "adams" or self.points < 4
 
     @property
     def _first(self) -> tuple[int, int]:

@@ -4,8 +4,6 @@ $$ dz = [F z - G G^T s]\, dt + G\, d\bar w, \qquad s = \nabla \log p_t(z) = -R^{
 
 Euler-Maruyama freezes all of it over a step; reverse diffusion undoes the forward transition Psi, Q of the step; the
 symmetric splitting (SSCS) solves exactly what is linear once the stationary score is split off.
-
-References: Song et al., Score-based generative modeling through SDEs, 2021, https://arxiv.org/abs/2011.13456.
 """
 
 from __future__ import annotations

@@ -3,9 +3,6 @@ r"""Langevin steps at a fixed time: by themselves, from noise to data, and after
 They leave the law of the state at a time alone; preconditioned by Sigma, one step size serves every time:
 
 $$ z \leftarrow z - \tfrac{a}{2} R \epsilon + \sqrt{a}\, R\, \xi $$
-
-References: Song, Ermon, Generative modeling by estimating gradients of the data distribution, 2019,
-https://arxiv.org/abs/1907.05600; Song et al. 2021, https://arxiv.org/abs/2011.13456.
 """
 
 from __future__ import annotations
@@ -30,7 +27,8 @@ class AnnealedLangevin(ReverseSDE):
     `step` = eps / sigma_L^2 = 0.2 with its eps = 2e-5 and sigma_L = 0.01; elsewhere the transition carries the state
     between times. No order: the law it tends to, in `inner`, is biased by `step`. The noise is no part of the path.
 
-    References: Song, Ermon 2019, Algorithm 1, https://arxiv.org/abs/1907.05600.
+    References: Song, Ermon, Generative modeling by estimating gradients of the data distribution, 2019, Algorithm 1,
+    https://arxiv.org/abs/1907.05600.
 
     Args:
         inner: Langevin steps at each time (the paper takes 100).
