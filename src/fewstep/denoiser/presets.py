@@ -33,19 +33,9 @@ from fewstep.process import DDBMVE, DDBMVP, EDM, I2SB, IRSDE, VE, VP, Flow, ResS
 from fewstep.words import typed
 
 __all__ = [
-    "consistency",
-    "ddbm",
-    "edm",
-    "flow_matching",
-    "i2sb",
-    "i2sb_times",
-    "ir_sde",
-    "ir_sde_times",
-    "resshift",
-    "resshift_times",
-    "score_sde",
-    "torchcfm",
-]
+    "consistency", "ddbm", "edm", "flow_matching", "i2sb", "i2sb_times", "ir_sde", "ir_sde_times", "resshift",
+    "resshift_times", "score_sde", "torchcfm"
+]  # fmt: skip
 
 Network = Callable[..., Any]
 

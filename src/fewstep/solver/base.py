@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import KW_ONLY, dataclass, fields
+from operator import attrgetter
 from typing import Any, ClassVar, cast
 
 import torch
@@ -93,35 +94,21 @@ class Promised(Typed, ABC):
     reason: ClassVar[str] = ""
     instead: ClassVar[str] = "ddim or multistep-2"  # what to use in its place, in a refusal
 
+    order: int
+    stochastic: bool
+    moments: Moments | None
+    heads: tuple[str, ...]
+    ends: tuple[str, ...]
+
     @property
     @abstractmethod
     def promise(self) -> Promise:
         """What it is held to, by its options."""
 
     @property
-    def order(self) -> int:
-        return self.promise.order
-
-    @property
-    def stochastic(self) -> bool:
-        return self.promise.stochastic
-
-    @property
     def point_mass(self) -> tuple[str, ...]:
         exact = self.promise.point_mass
         return self.kinds if exact is None else exact
-
-    @property
-    def moments(self) -> Moments | None:
-        return self.promise.moments
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        return self.promise.heads
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        return self.promise.ends
 
     def reaches_zero(self, process: Process) -> bool:
         """Whether a run on this process may end at sigma = 0."""
@@ -149,6 +136,10 @@ class Promised(Typed, ABC):
                     f"{verb} {other} or use {self.instead}"
                 )
         return process.log_snr(end) == math.inf
+
+
+for _name in ("order", "stochastic", "moments", "heads", "ends"):
+    setattr(Promised, _name, property(attrgetter(f"promise.{_name}")))
 
 
 class Solver(Promised):

@@ -20,7 +20,7 @@ from fewstep.process.operator import Block, Coefficient, Diagonal, magnitude
 from fewstep.process.predict import conversion
 from fewstep.tableau.file import load, save
 from fewstep.tableau.form import Form, Symbol
-from fewstep.tableau.row import LARGEST, Row, Table, name
+from fewstep.tableau.row import LARGEST, Table, name
 
 __all__ = ["Tableau"]
 
@@ -129,8 +129,10 @@ class Tableau(Table):
             raise ValueError(f"got a table that already reads {self.output!r}: rewrite the original one")
         swap: dict[Symbol, Form] = {}
         exact = prediction == "noise" and self.process.kind != "block"  # a block's noise is read through its velocity
-        heads = dict(self.heads)
+        heads, rows = dict(self.heads), []
         for j, row in enumerate(self.rows):
+            form = Form.total((c, swap.get(symbol) or Form.of(symbol)) for symbol, c in row.form)
+            rows.append(replace(row, form=form))
             if row.at is None:
                 continue
             p, q = conversion(prediction, self.process, row.at)
@@ -139,10 +141,6 @@ class Tableau(Table):
             if (j, "noise") in heads:
                 a, b = heads.pop((j, "noise"))
                 swap["y", j, "noise"] = raw if exact else (a + b * p) * state + (b * q) * raw
-        rows = []
-        for row in self.rows:
-            form = Form.total((c, swap.get(symbol) or Form.of(symbol)) for symbol, c in row.form)
-            rows.append(Row(row.t, row.at, form, row.given, row.to))
         return replace(self, rows=tuple(rows), heads=heads, output=prediction)
 
     def validate(self) -> None:
@@ -154,27 +152,22 @@ class Tableau(Table):
                 raise ValueError(f"row {k} is given as {row.given!r} and made from other rows: choose one")
             if row.given is None and not row.form.terms:
                 raise ValueError(f"row {k} (t = {row.t:g}) is empty: every row that is not given needs a term")
-            for symbol, c in row.form.terms.items():
-                if type(c) is not float or not self._plain(k, symbol, c):
-                    self._validate_term(k, row, symbol, c)
+            for symbol, c in row.form:
+                if fault := self._fault(k, symbol, c):
+                    raise ValueError(f"row {k} (t = {row.t:g}) {fault}")
 
-    def _plain(self, k: int, symbol: Symbol, c: float) -> bool:
-        """Whether a term is one of nearly all: a finite number on a state or an output that is there."""
+    def _fault(self, k: int, symbol: Symbol, c: Coefficient) -> str:
+        """What is wrong with a term of row k, if anything is."""
         kind, index = symbol[0], symbol[1]
-        there = 0 <= index < k and (kind == "z" or (kind == "y" and self.rows[index].at is not None))
-        return there and abs(c) <= LARGEST
-
-    def _validate_term(self, k: int, row: Row, symbol: Symbol, c: Coefficient) -> None:
-        where = f"row {k} (t = {row.t:g})"
-        if not magnitude(c) <= LARGEST:
-            raise ValueError(f"{where} has a weight that is not finite on {name(symbol)}: this end is singular for it")
-        kind, index = symbol[0], symbol[1]
+        if not (abs(c) if type(c) is float else magnitude(c)) <= LARGEST:
+            return f"has a weight that is not finite on {name(symbol)}: this end is singular for it"
         if kind in ("z", "y", "root") and not 0 <= index < k:
-            raise ValueError(f"{where} reads {name(symbol)}, which is not made yet: rows read earlier rows only")
+            return f"reads {name(symbol)}, which is not made yet: rows read earlier rows only"
         if kind in ("y", "root") and self.rows[index].at is None:
-            raise ValueError(f"{where} reads {name(symbol)}, but row {index} is not evaluated")
+            return f"reads {name(symbol)}, but row {index} is not evaluated"
         if kind in ("xi", "root") and not 0 <= symbol[-1] < len(self.noises):
-            raise ValueError(f"{where} reads noise {symbol[-1]}, of which the table has {len(self.noises)}")
+            return f"reads noise {symbol[-1]}, of which the table has {len(self.noises)}"
+        return ""
 
     def explain(self) -> str:
         """A readable printout: rows, their times and log-SNRs, which are evaluated, and the weights of each."""

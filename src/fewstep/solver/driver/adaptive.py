@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fewstep.process.base import Process
 from fewstep.process.clock import clock
 from fewstep.solver.base import Promise, Solver
 from fewstep.solver.driver.base import Driver, Live, Outcome, Run
@@ -132,20 +131,15 @@ class Adaptive(Driver):
         return replace(self, max_calls=calls)
 
     def drive(self, run: Run) -> Outcome:
-        start, end = float(run.grid[0]), float(run.grid[-1])
-        near = self._near(run.process, start, end)
+        p, (start, end) = run.process, run.grid[[0, -1]].tolist()
+        to_zero = p.log_snr(end) == math.inf  # steps of its own reach to where sigma is small
+        near = min(start, float(p.inverse_log_snr(-math.log(self.last)))) if to_zero else end
         walk = Walk(self, run, near)
         while len(walk.active):
             walk.step()
         if near != end:
             walk.finish(near, end)
         return walk.outcome()
-
-    def _near(self, process: Process, start: float, end: float) -> float:
-        """The last time that steps of its own reach: the end, or where sigma is small before an end at sigma = 0."""
-        if process.log_snr(end) < math.inf:
-            return end
-        return min(start, float(process.inverse_log_snr(-math.log(self.last))))
 
     def norms(self, difference: Tensor) -> Tensor:
         """The error of each sample (n,), in float64 on the CPU."""
@@ -181,8 +175,10 @@ class Walk:
 
     def step(self) -> None:
         """Every active sample tries one step of its own; those that end leave."""
-        d, i = self.driver, self._able()
-        if not len(i):
+        d = self.driver
+        cost = d.cost + (~self.known[self.active]).long()
+        self._stop(self.active[self.run.calls[self.active] + cost > d.max_calls], "too many calls")
+        if not len(i := self.active):
             return
         t, room = self.t[i], (self.goal - self.here[i]).abs()
         h = torch.minimum(self.h[i], room)
@@ -237,12 +233,6 @@ class Walk:
             rejected=self.rejected, rounds=self.run.rounds, tables=table,
             noises=self.run.noise if self.driver.stochastic else None,
         )  # fmt: skip
-
-    def _able(self) -> Tensor:
-        """The active samples that may take another step's calls."""
-        cost = self.driver.cost + (~self.known[self.active]).long()
-        self._stop(self.active[self.run.calls[self.active] + cost > self.driver.max_calls], "too many calls")
-        return self.active
 
     def _move(self, i: Tensor, accept: Tensor, high: Tensor, low: Tensor | None, s: Tensor, place: Tensor) -> None:
         yes, self.z = i[accept], self.z.index_copy(0, i[accept].to(self.z.device), high[accept.to(high.device)])

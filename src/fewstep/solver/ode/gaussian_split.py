@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fewstep.process.base import Process, Time, derivative, to_tensor
-from fewstep.process.clock import Clock
+from fewstep.process.clock import Clock, clock
 from fewstep.process.operator import Block, Coefficient, cholesky, inverse, matrix, transpose
 from fewstep.process.quadrature import antiderivative, around, chebyshev, series_at
 from fewstep.solver.base import LAST, Promise, Solver
@@ -131,16 +131,13 @@ class GaussianSplit(Solver):
                 z = w.row((1 - share) * ahead + share * again, at)
             else:
                 z = ahead
-            ahead = w.row(step(at, s, z, seen[: self._points(n - k)], n - k), s)
+            points = min(self.points, n - k) if n - k <= self.ending else self.points
+            ahead = w.row(step(at, s, z, seen[:points], n - k), s)
 
     def _called(self, process: Process, t: float, s: float) -> float:
         """When the first call is made: at the log-SNR `first` where the step from t to s passes it, else at t."""
         passes = process.log_snr(t) < self.first < process.log_snr(s)
         return float(process.inverse_log_snr(self.first)) if passes else t
-
-    def _points(self, left: int) -> int:
-        """How many means the step has that is the `left`-th from the end."""
-        return min(self.points, left) if left <= self.ending else self.points
 
     def _step(
         self, p: Process, wide: Frame | str, u: Clock, t: float, s: float, z: Form, seen: list[Seen], left: int
@@ -154,13 +151,11 @@ class GaussianSplit(Solver):
 @functools.lru_cache(maxsize=8)
 def logistic(width: float) -> Clock:
     """The clock 1/(1 + e^(-lambda/width)); log-SNR where the width is infinite."""
-    read = (lambda lam: lam) if width == math.inf else lambda lam: torch.sigmoid(lam / width)
-    back = (lambda u: u) if width == math.inf else lambda u: width * torch.logit(u)
-    return Clock(
-        lambda p, t: read(torch.as_tensor(p.log_snr(t), dtype=torch.float64)),
-        lambda p, u: p.inverse_log_snr(back(u)),
-        lambda p, lam: read(lam),
-    )
+    if width == math.inf:
+        return clock("log-snr")
+    read = lambda lam: torch.sigmoid(torch.as_tensor(lam, dtype=torch.float64) / width)  # noqa: E731
+    back = lambda p, u: p.inverse_log_snr(width * torch.logit(u))  # noqa: E731
+    return Clock(lambda p, t: read(p.log_snr(t)), back, lambda p, lam: read(lam))
 
 
 @dataclass(frozen=True)

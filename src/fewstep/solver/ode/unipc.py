@@ -77,35 +77,24 @@ class UniPC(Solver):
             lam = float(w.process.log_snr(t))
             if self.corrector and k and math.isfinite(nodes[0][0]):
                 points = self._points(k - 1, n, len(nodes))
-                z = w.row(self._step(w, z, w.times[k - 1], t, nodes[:points], (lam, y), solve=cut), t)
+                z = w.row(self._step(w, z, w.times[k - 1], t, [*nodes[:points], (lam, y)], solve=cut), t)
             else:
                 z = ahead
             cut = cut or (bool(nodes) and not math.isfinite(nodes[0][0]))
             nodes = [(lam, y), *[m for m in nodes if math.isfinite(m[0])][: self.points - 1]]
             points = self._points(k, n, len(nodes)) if math.isfinite(float(w.process.log_snr(s))) else 1
-            ahead = w.row(self._step(w, z, t, s, nodes[:points], None, solve=cut), s)
+            ahead = w.row(self._step(w, z, t, s, nodes[:points], solve=cut), s)
 
     def _points(self, k: int, steps: int, have: int) -> int:
         return min(have, self.points, steps - k if self.final_ramp else self.points)
 
-    def _step(
-        self,
-        w: Writer,
-        z: Form,
-        t: float,
-        s: float,
-        nodes: list[tuple[float, Form]],
-        new: tuple[float, Form] | None,
-        *,
-        solve: bool,
-    ) -> Form:
-        """From t to s with the predictions behind t, and the one made at s when correcting."""
+    def _step(self, w: Writer, z: Form, t: float, s: float, nodes: list[tuple[float, Form]], *, solve: bool) -> Form:
+        """From t to s with the predictions behind t, and last the one made at s when correcting."""
         p, data = w.process, self.form == "data"
         carry, first = first_order(p, self.form, t, s)
         scale = p.M(s) if data else p.R(s)
-        lam, m0 = nodes[0]
+        (lam, m0), *others = nodes
         form = carry * z + first * m0
-        others = [*nodes[1:], *([new] if new else [])]
         if not others:
             return form
         h = float(p.log_snr(s)) - lam
