@@ -221,6 +221,9 @@ class Outer(Solver):
         """The other solver."""
         return getattr(self, self.field)
 
+    def calls(self, steps: int, *, to_zero: bool) -> int:
+        return self.inside.calls(steps, to_zero=to_zero)
+
     def grid(self, name: str) -> Grid:
         return self.inside.grid(name)
 

@@ -41,9 +41,6 @@ class _Around(Outer):
         if self.label and not self.inner.one_row:
             raise ValueError(f"got {self.inner!r} inside {self.label}: give a solver that makes one row a step")
 
-    def calls(self, steps: int, *, to_zero: bool) -> int:
-        return self.inner.calls(steps, to_zero=to_zero)
-
     def _passed_on(self, order: int, ends: tuple[str, ...] | None = None) -> Promise:
         """The inner solver's promise, but for a point mass, which guidance moves."""
         inner = self.inner.promise
@@ -139,15 +136,9 @@ class CFGPlusPlus(_Around):
         return self._passed_on(0)
 
     def write(self, w: Writer) -> None:
-        evaluated: list[Form] = []
-
         class Shifted(_Base):
-            def call(self, z: Form, at: float, *, to: float | None = None) -> Form:
-                evaluated.append(z)
-                return super().call(z, at, to=to)
-
             def row(self, form: Form, t: float) -> Form:
-                return super().row(form + self.process.M(t) * self.head(evaluated[-1], "guidance"), t)
+                return super().row(form + self.process.M(t) * self.head(self.called[0], "guidance"), t)
 
         self.inner.write(Shifted(w))
 
@@ -191,16 +182,11 @@ class ReverseMean(_Around):
         return self._passed_on(0 if self.step is not None else min(1, self.inner.order))
 
     def write(self, w: Writer) -> None:
-        evaluated: list[tuple[Form, float]] = []
         step = self.step
 
         class Moved(_Base):
-            def call(self, z: Form, at: float, *, to: float | None = None) -> Form:
-                evaluated.append((z, at))
-                return super().call(z, at, to=to)
-
             def row(self, form: Form, t: float) -> Form:
-                z, at = evaluated[-1]
+                z, at = self.called
                 far = [c * transpose(c) for symbol, c in form if symbol[0] == "xi"] if step is None else [step]
                 for each in far:
                     gradient = each * (inverse(self.process.Sigma(at)) * self.process.M(at))
@@ -216,10 +202,11 @@ class _Base(Through):
     def __init__(self, w: Writer) -> None:
         super().__init__(w)
         self._at: dict[Any, float] = {}
+        self.called = w.start, w.times[0]  # the latest call's state and time
 
     def call(self, z: Form, at: float, *, to: float | None = None) -> Form:
         super().call(z, at, to=to)
-        self._at[next(iter(z.terms))] = at
+        self.called, self._at[next(iter(z.terms))] = (z, at), at
         return self.head(z, "base")
 
     def eps(self, z: Form) -> Form:

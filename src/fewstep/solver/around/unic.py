@@ -75,9 +75,6 @@ class UniC(Outer):
             ends=tuple(end for end in before.ends if end in rule.ends),
         )
 
-    def calls(self, steps: int, *, to_zero: bool) -> int:
-        return self.predictor.calls(steps, to_zero=to_zero)
-
     def write(self, w: Writer) -> None:
         correcting = _Correcting(w, self._rule)
         self.predictor.write(correcting)

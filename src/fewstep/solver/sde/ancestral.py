@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -61,8 +61,8 @@ class DDPM(Solver):
     def __post_init__(self) -> None:
         among(self, variance=("posterior", "beta"), carry=("drift", "noise"))
         if self.carry == "noise":
-            object.__setattr__(self, "kinds", ALL_KINDS[:2])
-            object.__setattr__(self, "reason", "on blocks noise that is added to is not one chain: Sigma turns")
+            why = "on blocks noise that is added to is not one chain: Sigma turns"
+            vars(self).update(kinds=ALL_KINDS[:2], reason=why)
 
     @property
     def promise(self) -> Promise:
@@ -200,7 +200,7 @@ def posterior(process: Process, t: float, s: float) -> tuple[Coefficient, Coeffi
 def accumulated(process: Process, t: float, s: float) -> tuple[Coefficient, Coefficient]:
     """The same where Psi is 1; the ODE's step where R grows from t to s."""
     ratio = process.R(s) * inverse(process.R(t))
-    least = replace(ratio, values=ratio.values.clamp(max=1.0)) if isinstance(ratio, Diagonal) else min(ratio, 1.0)
+    least = ratio.of(ratio.values.clamp(max=1.0)) if isinstance(ratio, Diagonal) else min(ratio, 1.0)
     gain = ratio * least
     return gain, process.Sigma(s) * (1.0 - least * least)
 
