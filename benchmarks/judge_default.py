@@ -53,7 +53,7 @@ from fewstep.bench.measure import Meter, Row
 from fewstep.bench.peers import peers
 from fewstep.bench.run import TWIN, Entry, Made, enter, make, preselect
 from fewstep.check.subject import named_object
-from fewstep.cli.bench import numbers
+from fewstep.cli.common import several
 from fewstep.files import write_text
 from fewstep.quality import Yardstick
 from fewstep.terminal import Bar, table
@@ -297,12 +297,12 @@ def main() -> None:
     add = parser.add_argument
     add("--set", choices=("judge", "choose"), default="judge")
     add("--problem", nargs="+", default=["*"], metavar="GLOB", help="names of the set, or MODEL@SCALE (default: all)")
-    add("--calls", type=numbers, default=[3, 4, 5, 6, 8, 10, 15, 20])
+    add("--calls", type=several(1), default=[3, 4, 5, 6, 8, 10, 15, 20])
     add("--images", type=int, default=1000, help="samples of each cell (default: 1000)")
     add("--select", type=int, default=4, help="peers measured at each number of calls (default: 4)")
     add("--select-images", type=int, default=128, help="samples by which they are chosen (default: 128)")
     add("--peers", nargs="+", default=[], metavar="PATTERN", help="the peers, as 'diffusers/dpm++*' (default: all)")
-    add("--grid-calls", type=numbers, default=[3, 5, 10], help="calls on named grids (default: 3,5,10)")
+    add("--grid-calls", type=several(1), default=[3, 5, 10], help="calls on named grids (default: 3,5,10)")
     add("--grid-images", type=int, default=64, help="samples there (default: 64)")
     add("--no-grids", action="store_true", help="leave the named grids out")
     add("--short", action="store_true", help="4, 6 and 10 calls, 256 samples, exact problems, no named grids")

@@ -66,12 +66,14 @@ def test_alpha_zero_is_the_limit(name):
     """Weights at t = 1 are those of a start at t = 1 - e as e falls; where a log-SNR node drops out, like 1/log e.
 
     UniPC does not claim it: its coefficient 1/2 would keep the prediction made at infinity, so it solves there instead.
+    A Runge-Kutta method starts at t = 1 in a form of its own.
     """
+    solver = TABLES[name]().tabulate(Flow(), flow_grid(6)).solver
 
     def final(high: float) -> dict:
-        return oracle.numbers(
-            TABLES[name]().tabulate(Flow(), torch.cat([torch.tensor([high], dtype=torch.float64), inner]))
-        )[-1]
+        return oracle.numbers(solver.tabulate(Flow(), torch.cat([torch.tensor([high], dtype=torch.float64), inner])))[
+            -1
+        ]
 
     def gap(e: float) -> float:
         near = final(1 - e)
@@ -119,3 +121,23 @@ def test_a_solver_says_whether_its_table_may_end_there(process, has_zero):
         else:
             with pytest.raises(ValueError, match="sigma = 0"):
                 fs.tabulate(solver, process, grid=grid, steps=4)
+
+
+@pytest.mark.parametrize("name", ["heun", "midpoint", "rk4", "edm", "deis-rhork-kutta3"])
+def test_classical_methods_start_a_flow_at_its_noise(name):
+    """Slopes of z in t from t = 1 on, order as declared; later starts and other processes are as they were."""
+    solver, p = TABLES[name](), Flow()
+    table = fs.tabulate(name, p, nfe=solver.calls(4, to_zero=True))
+    assert table.grid[0] == 1.0
+    assert (table.solver.form, table.solver.clock) == ("state", "t")
+    denoiser = fs.Gaussian(p, 0.2, 0.5)
+    x = torch.tensor([[1.0], [-0.7]], dtype=torch.float64)
+    t = 0.2
+    exact = (1 - t) * 0.2 + math.hypot((1 - t) * 0.5, t) * x  # the ODE of a Gaussian keeps its standardised value
+    grids = [torch.linspace(1, t, n + 1, dtype=torch.float64) for n in (8, 32)]
+    ends = [fs.sample(denoiser, p, solver=name, grid=grid, x=x) for grid in grids]
+    few, many = ((end - exact).abs().max() for end in ends)
+    assert math.log(few / many) / math.log(4) > solver.order - 0.3
+    later = torch.tensor([0.99, 0.5, 0.1], dtype=torch.float64)
+    assert solver.tabulate(p, later).solver == solver
+    assert fs.tabulate(name, fs.VP(), steps=9).solver == solver

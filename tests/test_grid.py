@@ -52,7 +52,7 @@ def test_a_function_is_a_grid():
 
 
 def test_solvers_refuse_the_ends_they_cannot_reach():
-    for solver in ("heun", "deis-tab-2", "edm"):
+    for solver in ("edm-sde", "deis-tab-2"):
         with pytest.raises(ValueError, match="alpha = 0"):
             fs.tabulate(solver, fs.Flow(), steps=4)
     with pytest.raises(ValueError, match="sigma = 0"):

@@ -247,7 +247,7 @@ def like(other: Callable[P, Any]) -> Callable[[Callable[..., T]], Callable[P, T]
 def warn(sentence: str) -> None:
     """Warns of what the line outside of this package did that came here, whichever way it came."""
     frame, level = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "fewstep":
         frame, level = frame.f_back, level + 1
     warnings.warn(sentence, stacklevel=level + 1)
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from fewstep.process.base import Process, Time
 from fewstep.process.clock import Clock, clock
 from fewstep.process.operator import Coefficient, cholesky, inverse
-from fewstep.solver.base import LAST, Promise, Solver
+from fewstep.solver.base import BOTH, LAST, Promise, Solver
 from fewstep.solver.sde.ancestral import added_noise
-from fewstep.tableau import Form, Writer
+from fewstep.tableau import Form, Tableau, Writer
 from fewstep.words import among, within
 
 __all__ = ["EDMHeun", "METHODS", "Method", "RungeKutta", "frame"]
@@ -77,7 +77,8 @@ class RungeKutta(Solver):
     """Explicit Runge-Kutta on the probability-flow ODE, deterministic; calls a step = stages, no state kept.
 
     `form="noise", clock="rho"` makes Euler equal to DDIM, Heun equal to EDM's and the rest DEIS rhoRK, and carries a
-    point mass exactly on scalar processes; the other forms do so in the limit.
+    point mass exactly on scalar processes; the other forms do so in the limit. On a grid that starts at alpha = 0, as a
+    flow's, where rho is infinite, it is the state form in t.
 
     References: Zhang, Chen, Fast sampling of diffusion models with exponential integrator (DEIS), 2023,
     https://arxiv.org/abs/2204.13902.
@@ -93,16 +94,19 @@ class RungeKutta(Solver):
 
     @property
     def promise(self) -> Promise:
-        infinite_start = self.form == "noise" or self.clock != "t"
         infinite_end = self.clock == "log-snr" or self.form == "data" or (self.form, self.clock) == ("noise", "t")
         return Promise(
             METHODS[self.method].order,
             point_mass=("scalar",) if (self.form, self.clock) == ("noise", "rho") else (),
-            ends=("alpha=0",) * (not infinite_start) + LAST * (not infinite_end),
+            ends=("alpha=0",) + LAST * (not infinite_end),
         )
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return METHODS[self.method].calls(steps, to_zero=to_zero)
+
+    def tabulate(self, process: Process, grid: Tensor) -> Tableau:
+        regular = (self.form != "noise" and self.clock == "t") or not _only_noise(process, grid)
+        return super().tabulate(process, grid) if regular else in_time(self, process, grid)
 
     def write(self, w: Writer) -> None:
         z = w.start
@@ -117,7 +121,8 @@ class EDMHeun(Solver):
     Before a step noise is added up to a level (1 + gamma) times higher, gamma = min(churn / n, sqrt(2) - 1) where
     rho = sigma/alpha is in [churn_min, churn_max], with standard deviation `noise` times the exact one. Two calls a
     step, one in a last step to sigma = 0. The level is raised by the process's own transition, so churn works on every
-    linear process. Where we differ: it never leaves the times on which the process is defined.
+    linear process. Where we differ: it never leaves the times on which the process is defined; without churn, on a grid
+    that starts at alpha = 0, it is Heun on z in t.
 
     References: Karras et al., Elucidating the design space of diffusion-based generative models, 2022, Algorithms 1
     and 2, https://arxiv.org/abs/2206.00364.
@@ -141,7 +146,7 @@ class EDMHeun(Solver):
         """
         churned = self.churn > 0
         order, exact = (0, ()) if churned and self.noise != 1 else (METHODS[self.method].order, ("scalar",))
-        return Promise(order, stochastic=churned, point_mass=exact, ends=LAST)
+        return Promise(order, stochastic=churned, point_mass=exact, ends=LAST if churned else BOTH)
 
     @property
     def one_row(self) -> bool:
@@ -150,6 +155,10 @@ class EDMHeun(Solver):
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return METHODS[self.method].calls(steps, to_zero=to_zero)
+
+    def tabulate(self, process: Process, grid: Tensor) -> Tableau:
+        regular = self.churn > 0 or not _only_noise(process, grid)
+        return super().tabulate(process, grid) if regular else in_time(self, process, grid)
 
     def write(self, w: Writer) -> None:
         z, p, rho = w.start, w.process, clock("rho")
@@ -161,6 +170,16 @@ class EDMHeun(Solver):
                 noise = self.noise * cholesky(added_noise(p, up, t)) * w.fresh_noise(up, t, "churn")
                 z, t = w.row(p.transition(up, t) * z + noise, up), up
             z = step(w, METHODS[self.method], "noise", rho, z, t, s)
+
+
+def _only_noise(process: Process, grid: Tensor) -> bool:
+    """Whether a grid starts at alpha = 0."""
+    return len(grid) > 1 and float(process.log_snr(float(grid[0]))) == -math.inf
+
+
+def in_time(solver: RungeKutta | EDMHeun, process: Process, grid: Tensor) -> Tableau:
+    """The method on z itself in the process's time, where the variable it is for is infinite and the ODE is regular."""
+    return RungeKutta(method=solver.method, form="state", clock="t").tabulate(process, grid)
 
 
 def step(w: Writer, method: Method, form: str, u: Clock, z: Form, t: Time, s: Time) -> Form:
