@@ -231,17 +231,17 @@ METHODS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
+def main(methods: dict[str, Callable[[Path], dict[str, Any]]], about: str | None) -> None:
     """Runs what is asked for and prints it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*METHODS, []])
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*methods, []])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     found = {}
-    for name in args.names or METHODS:
+    for name in args.names or methods:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = METHODS[name](Path(folder))
+            found[name] = methods[name](Path(folder))
         for row, figures in found[name].items():
             print(f"{name:14} {row:32}", "  ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
     if args.out is not None:
@@ -249,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(METHODS, __doc__)

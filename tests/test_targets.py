@@ -9,8 +9,10 @@ from torch import Tensor, nn
 import fewstep as fs
 from fewstep.process.operator import apply, inverse
 from fewstep.train.methods import consistency
-from fewstep.train.pairs import Batch
-from fewstep.train.player import Student
+from fewstep.train.methods.base import Setting
+from fewstep.train.methods.scores import ScoreMatching
+from fewstep.train.pairs import Batch, Draw, Uniform
+from fewstep.train.player import Player, Players, Student
 from fewstep.train.regression import DISTANCES, error
 from fewstep.train.target import averaged, guided, halved, heun, jump, push, shortened, unjump
 
@@ -202,3 +204,36 @@ def test_schedules_of_consistency_count_boundaries() -> None:
 def test_batches_are_told_conditions_beside_their_own() -> None:
     batch = Batch(torch.zeros(2, 1), {"class_labels": torch.ones(2)})
     assert set(batch.told(w=torch.zeros(2)).conditions) == {"class_labels", "w"}
+
+
+@pytest.mark.parametrize("name", ["edm", "flow", "vp"])
+def test_scores_are_matched_at_times_even_on_edms_grid(name: str) -> None:
+    process = SCALAR[name]
+    edges = (torch.arange(11, dtype=torch.float64) / 10).clamp(1e-12, 1 - 1e-12)
+    rho = torch.exp(-process.log_snr(Uniform(clock="karras").times(process, edges)))
+    torch.testing.assert_close((rho ** (1 / 7)).diff(), ((rho[-1] ** (1 / 7) - rho[0] ** (1 / 7)) / 10).expand(10))
+    if name == "edm":
+        torch.testing.assert_close(rho, fs.GRIDS["karras"](process, 10))
+
+
+def test_the_fake_score_sees_noise_that_joins_the_modes() -> None:
+    """Most times of `dmd` are above sigma = 1, twice the data's deviation; even in log-SNR two fifths would be."""
+    process = fs.EDM()
+    seen: list[Tensor] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            seen.append(t)
+            return self.scale * x
+
+    def reads(net: nn.Module, batch: Batch) -> Student:  # noqa: ARG001
+        return Student(net=net, process=process, predicts="edm", time=lambda t: t)
+
+    players = Players({who: Player(Net(), reads) for who in ("net", "fake")})
+    objective = ScoreMatching().stages(Setting(process=process, size=2, taught=True, started=True))[0].objective
+    next(iter(objective.losses(players, Draw(Batch(torch.zeros(1000, 2, dtype=torch.float64)), 0))))
+    assert float((seen[-1] > 1).double().mean()) > 0.5

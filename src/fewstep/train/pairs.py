@@ -195,16 +195,19 @@ class Normal(One):
 
 @dataclass(frozen=True)
 class Uniform(One):
-    """Time uniform; or the log-SNR."""
+    """Time uniform, or the log-SNR, or (sigma / alpha)^(1/7), as on EDM's grid ("karras")."""
 
     clock: str = "t"
-    floor: float = 0.0  # the share of the log-SNR's range that is left out at either end
+    floor: float = 0.0  # the share of the range that is left out at either end, but in time
 
     def times(self, process: Process, u: Tensor) -> Tensor:
         if self.clock == "t":
             return process.t_max + (process.t_min - process.t_max) * u
         low, high = finite_range(process)
         u = self.floor + (1 - 2 * self.floor) * u
+        if self.clock == "karras":
+            first, last = math.exp(-low / 7), math.exp(-high / 7)
+            return torch.as_tensor(process.inverse_log_snr(-7 * torch.log(first + (last - first) * u)))
         return torch.as_tensor(process.inverse_log_snr(low + (high - low) * u))
 
 

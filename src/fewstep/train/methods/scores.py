@@ -7,8 +7,9 @@ $$ \nabla_x = \frac{D_{fake}(z_t, t) - D_{real}(z_t, t)}{mean|x - D_{real}|}, \q
 
 $$ (D_{real} - D_{fake})\,((D_{real} - x) - a\,(D_{real} - D_{fake})) / mean|x - D_{real}|. $$
 
-The fake score is a denoiser of what the generator makes; it takes `updates` steps to one of the
-generator's: too few let the mean drift. No adversarial part. Time runs from noise to data.
+The fake score is a denoiser of what the generator makes; it takes `updates` steps to one of the generator's: too few
+let the mean drift. Times are even on EDM's grid: times even in log-SNR are mostly so low that a sample feels its own
+mode alone, and modes are lost. No adversarial part. Time runs from noise to data.
 
 References: Yin et al., Distribution matching distillation, 2023, https://arxiv.org/abs/2311.18828; Improved, 2024,
 https://arxiv.org/abs/2405.14867; Zhou et al., Score identity distillation, 2024, https://arxiv.org/abs/2404.04057.
@@ -69,7 +70,7 @@ class Matching(Objective):
     def losses(self, at: Players, draw: Draw) -> Iterator[Mapping[str, Tensor]]:
         p, batch = self.process, draw.batch
         start = torch.full((len(batch.x0),), self.begin, dtype=torch.float64)
-        law = Uniform(clock="log-snr", floor=0.02)
+        law = Uniform(clock="karras", floor=0.02)
 
         def generated(name: str) -> Tensor:
             z = p.prior(draw.normal(f"start/{name}", batch.x0), start)
@@ -121,9 +122,9 @@ class ScoreMatching(Method):
         begin = float(on.process.inverse_log_snr(-math.log(self.begin)))
         objective = Matching(process=on.process, begin=begin, updates=self.updates, a=self.a)
         if on.started:
-            return [Stage(objective=objective, lr=0.25)]
+            return [Stage(objective=objective)]
         first = Stage(objective=Denoise().objective(on), share=self.start)
-        return [first, Stage(objective=objective, share=1 - self.start, copies=("fake",), lr=0.25)]
+        return [first, Stage(objective=objective, share=1 - self.start, copies=("fake",))]
 
     def others(self, on: Setting, net: nn.Module, reads: Reads) -> Mapping[str, Player]:  # noqa: ARG002
         return {"fake": Player(copy.deepcopy(net), reads)}
