@@ -260,9 +260,7 @@ def parts(denoiser: Denoiser) -> tuple[Denoiser, ...]:
         for part in found:
             vars(part).update({"outer": outer} if type(part) is Plain else {})
         return found
-    if not type(denoiser).__module__.startswith(
-        "fewstep."
-    ):  # of another's class: it may keep any object, and others later
+    if not type(denoiser).__module__.startswith("fewstep."):  # another's may keep any object, and others later
         return tuple(as_denoiser(v) for v in kept(denoiser) if _denoises(v, (denoiser,)))
     if (known := vars(denoiser).get("_parts")) is None:
         known = tuple(v for v in kept(denoiser) if isinstance(v, Denoiser))

@@ -159,9 +159,7 @@ class AtTime:
         out = as_state(out, z)
         if d.predicts == "data":
             return d.process.coordinates(out)
-        if d.predicts == "score" and tuple(out.shape) != tuple(
-            z.shape
-        ):  # CLD's networks may return the velocity's part alone
+        if d.predicts == "score" and out.shape != z.shape:  # CLD's networks may return the velocity's part alone
             out = torch.stack([torch.zeros_like(out), out], 1)
         return out
 

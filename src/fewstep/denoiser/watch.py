@@ -33,9 +33,8 @@ class NetworkError(ValueError):
     """What a network does or returned cannot be used; the loop adds the row and the time."""
 
 
-_SEEN: ContextVar[dict[int, Any] | None] = ContextVar(
-    "_SEEN", default=None
-)  # networks called in this run, by address, and kept alive so that it stays theirs
+# Networks called in this run, by address, and kept alive so that it stays theirs.
+_SEEN: ContextVar[dict[int, Any] | None] = ContextVar("_SEEN", default=None)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.process.base import Process
 from fewstep.process.clock import clock as clock_of
-from fewstep.words import typed
+from fewstep.words import inside, typed
 
 __all__ = [
     "Grid", "beta", "beta_quantile", "bridge", "dynamic_mu", "exponential", "flow_shift", "karras", "kl_optimal",
@@ -95,8 +95,7 @@ def kl_optimal(process: Process, steps: int, *, std: float = 1.0) -> Tensor:
     sigma/alpha = std tan((1 - x) arctan(rho_max/std) + x arctan(rho_min/std)).
     References: Sabour, Fidler, Kreis, Align your steps, 2024, https://arxiv.org/abs/2404.14507.
     """
-    if not std > 0:
-        raise ValueError(f"got std={std}: give a number above 0")
+    inside("std", std, "(0, inf]")
     high, low = (math.atan(math.exp(-lam) / std) for lam in finite_range(process))
     level = std * torch.linspace(high, low, steps + 1, dtype=torch.float64).tan()
     return exact_ends(process, process.inverse_log_snr(-level.log()))
@@ -144,8 +143,7 @@ def linear_quadratic(process: Process, steps: int, *, threshold: float = 0.025, 
     the first half covers `threshold` of the way. Made for flows; clock="rho" puts it on sigma/alpha.
     References: https://github.com/genmoai/mochi (linear_quadratic_schedule).
     """
-    if not 0 < threshold < 0.5:
-        raise ValueError(f"got threshold={threshold}: give a number in (0, 0.5)")
+    inside("threshold", threshold, "(0, 0.5)")
     half = steps // 2
     i = torch.arange(steps + 1, dtype=torch.float64)
     slope = threshold / half if half else 0.0
@@ -166,8 +164,7 @@ def flow_shift(
     if sum(x is not None for x in (shift, mu, tokens)) != 1:
         raise ValueError(f"got shift={shift}, mu={mu}, tokens={tokens}: give exactly one of them")
     s = shift if shift is not None else math.exp(mu if mu is not None else dynamic_mu(tokens or 0))
-    if not 0 < s < math.inf:
-        raise ValueError(f"got a shift of {s:g}: give a finite number above 0")
+    inside("shift", s, "(0, inf)")
 
     def shifted(process: Process, steps: int) -> Tensor:
         tau = torch.sigmoid(-process.log_snr(grid(process, steps)))
@@ -185,8 +182,7 @@ def dynamic_mu(tokens: int, *, low: tuple[int, float] = (256, 0.5), high: tuple[
     The defaults are FLUX.1's, for 16 x 16 pixel tokens: 256 for 256 x 256 pixels, 4096 for 1024 x 1024.
     References: https://github.com/black-forest-labs/flux.
     """
-    if tokens < 1:
-        raise ValueError(f"got tokens={tokens}: give at least 1")
+    inside("tokens", tokens, "[1, inf]")
     (first, start), (last, end) = low, high
     return start + (end - start) * (tokens - first) / (last - first)
 

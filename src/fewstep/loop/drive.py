@@ -21,8 +21,7 @@ from fewstep.process.bridge import boots
 from fewstep.process.clock import place, places
 from fewstep.process.operator import apply
 from fewstep.solver.driver.base import Driver, Live, Outcome
-from fewstep.tableau import Form, Tableau
-from fewstep.tableau.form import Symbol
+from fewstep.tableau import Form, Symbol, Tableau
 from fewstep.tableau.row import NoiseInterval, noise_head
 
 MANY = 64  # calls, as many as a driver may take

@@ -23,8 +23,7 @@ from fewstep.process.base import Memory, recalling, to_tensor
 from fewstep.process.operator import Block, Coefficient, Diagonal, cholesky, inverse, root, trace, transpose, unstacked
 from fewstep.process.predict import VARIANCES
 from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Solver, names
-from fewstep.tableau import Form, Tableau
-from fewstep.tableau.form import Symbol
+from fewstep.tableau import Form, Symbol, Tableau
 from fewstep.words import warn
 
 __all__ = ["excess", "warn_of_excess"]

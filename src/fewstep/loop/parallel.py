@@ -39,8 +39,7 @@ from fewstep.noise import NoiseSource
 from fewstep.process.operator import apply, transpose, wide
 from fewstep.process.predict import statistic
 from fewstep.solver.driver.base import Outcome
-from fewstep.tableau import Tableau
-from fewstep.tableau.form import Symbol
+from fewstep.tableau import Symbol, Tableau
 from fewstep.words import Typed, whole, within
 
 __all__ = ["Parallel", "Round", "picard"]

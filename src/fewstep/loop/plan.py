@@ -20,8 +20,7 @@ from fewstep.denoiser.network import writes_into
 from fewstep.process import Process
 from fewstep.process.operator import Coefficient
 from fewstep.process.predict import PREDICTIONS
-from fewstep.tableau import Tableau
-from fewstep.tableau.form import Symbol
+from fewstep.tableau import Symbol, Tableau
 
 __all__ = ["SMALL", "Columns", "Instruction", "Plan", "on_raw_outputs", "under_autograd"]
 

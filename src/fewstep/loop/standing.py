@@ -14,8 +14,7 @@ from fewstep.loop.ends import start_state
 from fewstep.loop.plan import Instruction, Plan
 from fewstep.loop.walk import After, Callback, walk
 from fewstep.noise import Noise, NoiseSource, noise_source
-from fewstep.tableau import Tableau
-from fewstep.tableau.form import Symbol
+from fewstep.tableau import Symbol, Tableau
 from fewstep.words import typed
 
 __all__ = ["Standing"]

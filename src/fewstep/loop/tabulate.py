@@ -28,7 +28,7 @@ from fewstep.solver.base import Outer, calls_of
 from fewstep.solver.driver.base import Driver
 from fewstep.tableau import Tableau
 from fewstep.tableau.kept import kept
-from fewstep.words import pick, placed, typed, whole
+from fewstep.words import one_of, pick, placed, typed, whole
 
 __all__ = ["about", "as_driver", "informed", "intervals", "left_of", "sample_shape", "tabulate", "times_of"]
 
@@ -207,8 +207,7 @@ def intervals(
 
 def left_of(final: str, steps: int | None, nfe: int | None) -> tuple[int | None, int | None]:
     """The calls that are left for the steps of a run that ends so: the last one may be spent on x0_hat."""
-    if final not in FINALS:
-        raise ValueError(f"got final={final!r}: choose {', '.join(FINALS[:-1])} or {FINALS[-1]}")
+    one_of("final", final, FINALS)
     if final != "denoise":
         return steps, nfe
     for label, value in (("steps", steps), ("nfe", nfe)):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.process.base import Process, Time, across, derivative, like, once, to_tensor
+from fewstep.words import one_of
 
 __all__ = ["CLOCKS", "Clock", "clock", "falling", "place", "places"]
 
@@ -62,8 +63,7 @@ CLOCKS = {
 
 def clock(name: str) -> Clock:
     """The clock of that name, or a ValueError."""
-    if name not in CLOCKS:
-        raise ValueError(f"got clock {name!r}: choose one of {', '.join(CLOCKS)}")
+    one_of("clock", name, CLOCKS)
     return CLOCKS[name]
 
 

@@ -26,6 +26,7 @@ import torch
 from fewstep.process.base import Process, Time, like, to_tensor
 from fewstep.process.operator import Coefficient, inverse, magnitude, transpose
 from fewstep.process.scalar import ScalarProcess
+from fewstep.words import one_of
 
 __all__ = ["EDM_LIKE", "PREDICTIONS", "VARIANCES", "conversion", "preconditioning", "statistic", "view"]
 
@@ -89,8 +90,7 @@ def _levels(prediction: str, process: Process, t: Time) -> tuple[Time, Time]:
 
 def conversion(prediction: str, process: Process, t: Time) -> tuple[Coefficient, Coefficient]:
     """(p, q) with x0 = p z + q F for that prediction at that time; a ValueError where it does not exist."""
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"got predicts={prediction!r}: choose one of {', '.join(PREDICTIONS)}")
+    one_of("predicts", prediction, PREDICTIONS)
     p, q = PREDICTIONS[prediction](process, t)
     if not magnitude(p) < float("inf"):
         raise ValueError(

@@ -316,9 +316,8 @@ def _sum(part: list[tuple[_Batch, list[int]]]) -> None:
                 ends, places = _taken(batch.ends, rows), batch.places[rows]
                 before = _taken(ends, of.repeat_interleave(16)) * back if process.kind == "block" else back
                 density = _numbers(before * rate)
-                seen = density[
-                    :, 0
-                ].isfinite()  # times next to a singular end round to the end itself, whose weight is zero
+                # times next to a singular end round to the end itself, whose weight is zero
+                seen = density[:, 0].isfinite()
                 density = density if bool(seen.all()) else torch.where(seen[:, None], density, 0.0)
                 basis = lagrange(places[of][:, None], known[u][begin:end])
                 weight = (basis * (width[begin:end, None] / 2 * _W[:, None])).mT

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fewstep.tableau.form import Form
+from fewstep.tableau.form import Form, Symbol
 from fewstep.tableau.row import NoiseInterval, Row
 from fewstep.tableau.tableau import Tableau
 from fewstep.tableau.writer import Through, Writer
 
-__all__ = ["Form", "NoiseInterval", "Row", "Tableau", "Through", "Writer"]
+__all__ = ["Form", "NoiseInterval", "Row", "Symbol", "Tableau", "Through", "Writer"]

@@ -176,9 +176,8 @@ class AnyOf(Typed, Denoiser):
 
         def composed(z: Tensor) -> Tensor:
             logs = torch.stack([called(log, z.clone(), t) for log in self.log_probs])
-            share = logs.masked_fill((logs == -torch.inf).all(0), 0.0).softmax(
-                0
-            )  # where all are impossible they share equally
+            nowhere = (logs == -torch.inf).all(0)  # where all are impossible they share equally
+            share = logs.masked_fill(nowhere, 0.0).softmax(0)
             each = [part(z) for part in parts]
             return torch.stack([apply(w, d) for w, d in zip(share, each, strict=True)]).sum(0)
 

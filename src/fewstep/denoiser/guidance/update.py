@@ -53,9 +53,8 @@ class Rescale(Typed):
             if guided[:1].numel() < 2:
                 return guided
             wanted, found = (wide(d.flatten(1).std(1), d) for d in (conditional, guided))
-            least = (
-                8 * torch.finfo(found.dtype).eps * wide(guided.flatten(1).abs().amax(1), guided)
-            )  # below it is rounding
+            size = wide(guided.flatten(1).abs().amax(1), guided)
+            least = 8 * torch.finfo(found.dtype).eps * size  # below it is rounding
             ratio = torch.where(found > least, wanted / found.clamp(min=torch.finfo(found.dtype).tiny), 1.0)
             return guided * (1 + self.share * (ratio - 1))
 

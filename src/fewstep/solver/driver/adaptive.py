@@ -224,9 +224,7 @@ class Walk:
             if len(times[sample]) < 2:
                 raise ValueError(f"sample {sample} took no step: it has no table")
             made = solver.tabulate(process, torch.tensor(times[sample], dtype=torch.float64))
-            return replace(
-                made, rows=tuple(replace(row, to=row.at) for row in made.rows)
-            )  # the network was told the time of the call itself
+            return replace(made, rows=tuple(replace(row, to=row.at) for row in made.rows))  # as the network was told
 
         return Outcome(
             state=self.z, times=self.t, status=status, calls=self.run.calls, accepted=self.accepted,

@@ -118,9 +118,7 @@ class GaussianSplit(Solver):
             before, at = at, t if k else self._called(w.process, t, s)
             if at != before and not k:
                 ahead = w.row(wide.carry(t, at) * z, at)
-                z = (
-                    wide.carry(at, t) * ahead
-                )  # the start as the first call would have it, from which the corrector steps
+                z = wide.carry(at, t) * ahead  # the start as the first call has it, from which the corrector steps
             y = w.call(ahead, at)
             a, b = wide.mean(at) if self.std else (1.0, 0.0)
             trusted = (one for one in seen if w.process.log_snr(one[0]) >= self.first)

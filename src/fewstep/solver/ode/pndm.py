@@ -26,7 +26,7 @@ from fewstep.process.base import Process
 from fewstep.solver.base import LAST, Moments, Promise, Solver
 from fewstep.solver.weights import first_order
 from fewstep.tableau import Form, Writer
-from fewstep.words import among
+from fewstep.words import among, finite
 
 __all__ = ["ADAMS", "PNDM", "GradientEstimation", "HeunPP", "transfer"]
 
@@ -134,8 +134,7 @@ class GradientEstimation(Solver):
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.gamma):
-            raise ValueError(f"got gamma={self.gamma}: give a finite number (1 is DDIM, the paper takes 2)")
+        finite("gamma", self.gamma)
 
     @property
     def promise(self) -> Promise:

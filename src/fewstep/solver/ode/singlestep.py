@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -109,11 +110,8 @@ class Singlestep(Solver):
             last = len(w.steps) - 1
             orders = [1 if k == last and to_zero else self.points for k in range(len(w.steps))]
             return [inside(w, t, s, order, self.clock) for (t, s), order in zip(w.steps, orders, strict=True)]
-        plan, k, blocks = self._plan(len(w.steps), to_zero=to_zero), 0, []
-        for order in plan:
-            blocks.append(w.times[k : k + order + 1])
-            k += order
-        return blocks
+        ends = accumulate(self._plan(len(w.steps), to_zero=to_zero), initial=0)
+        return [w.times[a : b + 1] for a, b in pairwise(ends)]
 
     def _plan(self, steps: int, *, to_zero: bool) -> list[int]:
         """How many calls each step has: `points` each, the rest at the end; one in a step to sigma = 0."""
