@@ -13,6 +13,7 @@ from torch import Tensor
 
 import fewstep as fs
 from fewstep.interop import k_diffusion as K
+from fewstep.words import placed
 
 SIGMAS = torch.tensor([14.6, 7.0, 3.1, 1.2, 0.5, 0.1, 0.0], dtype=torch.float64)
 Step = Callable[[Tensor, float, float], Tensor]
@@ -299,3 +300,10 @@ def test_schedulers() -> None:
 def test_what_is_left_out_is_not_offered() -> None:
     with pytest.raises(ValueError, match="did you mean"):
         K.sample("sa_solver_pece")
+
+
+@pytest.mark.parametrize("name", fs.SOLVERS)
+def test_a_name_of_ours_is_read_as_it_is_however_it_ends(name: str) -> None:
+    assert placed(fs.SOLVERS, name, "default") == (name, "default")
+    if name in fs.TABLES and "scalar" in fs.TABLES[name]().kinds:
+        assert fs.tabulate(name, fs.VP(), steps=12).solver == fs.TABLES[name]()

@@ -116,7 +116,7 @@ def _named(spec: str, process: Process) -> list[tuple[str, str]]:
         name, grid = DEFAULT_SOLVERS[process.kind], grid or "default"
     if name in DRIVERS:
         raise ValueError(_DRIVER.format(name))
-    name, grid = (name, grid) if ":" in name else placed(name, grid or "default")
+    name, grid = (name, grid) if ":" in name else placed(TABLES, name, grid or "default")
     names = [name] if ":" in name else _matching(TABLES, name, "solver")
     grid, plus, end = (grid or "default").partition("+")
     if plus:

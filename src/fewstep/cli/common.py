@@ -187,7 +187,7 @@ def solver_or_table(args: argparse.Namespace, fixed: Sequence[str]) -> Solver | 
     if args.solver is None:
         return None
     if args.solver in SOLVERS or not Path(args.solver).is_file():
-        args.solver, grid = words.placed(args.solver, getattr(args, "grid", None) or "default")
+        args.solver, grid = words.placed(SOLVERS, args.solver, getattr(args, "grid", None) or "default")
         if hasattr(args, "grid") and grid != "default":
             args.grid = grid
         if os.sep in args.solver or Path(args.solver).suffix:

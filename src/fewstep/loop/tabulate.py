@@ -74,7 +74,7 @@ def tabulate(
     if isinstance(solver, str):
         if solver not in SOLVERS and Path(solver).is_file():
             raise ValueError(f"got solver {solver!r}, which is no name but a file: give Path({solver!r})")
-        solver, grid = placed(solver, grid)
+        solver, grid = placed(SOLVERS, solver, grid)
         solver = pick(SOLVERS, solver, "solver")
     solver = solver() if callable(solver) else solver
     if isinstance(solver, Driver):

@@ -82,7 +82,7 @@ class Job:
         """The run that a choice stands for; a ValueError for one that makes no sense."""
         if len(model.shape) != 3 or model.shape[0] not in (1, 3):
             raise ValueError(f"got a model of samples {model.shape}: the page shows pictures of 1 or 3 channels")
-        solver, grid = placed(choice.solver, choice.grid)
+        solver, grid = placed(SOLVERS, choice.solver, choice.grid)
         solver = solver if solver == DEFAULT else named(SOLVERS, solver, "solver")
         choice = replace(choice, solver=solver, grid=named(GRIDS, grid, "grid"))
         wanted = None if choice.label == EACH else choice.label

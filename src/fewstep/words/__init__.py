@@ -13,7 +13,7 @@ import math
 import operator
 import re
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, partial, wraps
 from types import MethodType
@@ -108,10 +108,13 @@ def named(registry: Mapping[str, Any], name: str, what: str) -> str:
     raise ValueError(f"got {what} {short(name)}, which is not known: {hint}")
 
 
-def placed(label: str, grid: Any) -> tuple[str, Any]:
-    """The solver and the grid of a label that may end in a grid, which stands where "default" was asked for."""
+def placed(registry: Container[str], label: str, grid: Any) -> tuple[str, Any]:
+    """The solver and the grid of a label that may end in a grid, which stands where "default" was asked for.
+
+    A name of the registry of solvers is that, however it ends.
+    """
     solver, own = elsewhere.apart(label)
-    if own is None:
+    if own is None or label in registry:
         return label, grid
     _say(f"solver {short(label)} is read as {solver!r} on the grid {own!r}")
     return solver, own if isinstance(grid, str) and grid == "default" else grid

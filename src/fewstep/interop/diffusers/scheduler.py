@@ -111,8 +111,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         sample_max_value: float = 1.0,
     ) -> None:
         self.convention = convention_of(self.config)
-        if isinstance(solver, str) and solver not in SOLVERS:
-            solver, named = placed(solver, grid or "default")
+        if isinstance(solver, str):
+            solver, named = placed(SOLVERS, solver, grid or "default")
             grid = grid if named == "default" else named
         self._solver, self._table, stored = solver_of(solver, self.process)
         self.register_to_config(
