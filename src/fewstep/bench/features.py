@@ -78,12 +78,17 @@ def real(features: Features, subject: Subject, data: str | Path | None, kept: Pa
     Of own data one half, in random order, is the reference and the other the floor; at most 10,000 each. What was
     computed is kept in the folder `kept`.
     """
-    if data is None and subject.data is None:
-        if features.name != "classifier":
-            return None
+    if data is not None:
+        given = read_images(data)
+        given.check_shape(subject.shape, data)
+        samples, source, digest = images_to_tensor(given.images), given.source, given.fingerprint()
+    elif subject.data is not None:
+        samples, source, digest = subject.data.float(), f"the data of {subject.name}", subject.digest
+    elif features.name != "classifier":
+        return None
+    else:
         shipped = load_reference()
         return Real(source="the shipped reference features", reference=shipped.test, other=shipped.held_out)
-    samples, source, digest = _samples(subject, data)
     if len(samples) < 8:
         raise ValueError(f"got {len(samples)} real samples in {source}: give at least 8")
     path = kept / f"real-{hashlib.sha256(f'{digest} {features.digest}'.encode()).hexdigest()[:16]}.safetensors"
@@ -95,16 +100,6 @@ def real(features: Features, subject: Subject, data: str | Path | None, kept: Pa
                  for name, part in parts.items()}  # fmt: skip
         save_tensors(path, found, sealed=True)
     return Real(source=source, **found)
-
-
-def _samples(subject: Subject, data: str | Path | None) -> tuple[Tensor, str, str]:
-    """Real samples (n, *shape) in data space, their source, and which they are."""
-    if data is None:
-        assert subject.data is not None
-        return subject.data.float(), f"the data of {subject.name}", subject.digest
-    given = read_images(data)
-    given.check_shape(subject.shape, data)
-    return images_to_tensor(given.images), given.source, given.fingerprint()
 
 
 def _classifier(folder: Path, subject: Subject) -> Features | None:

@@ -45,9 +45,10 @@ class Meter:
     """
 
     def __init__(self, real: Real | None, images: int, seeds: int, times: int = 200, *, whole: bool = True) -> None:
-        self.real, self.images, self.whole = real, images, whole
+        self.images, self.whole = images, whole
         self.counts = [resamples(images, times, seed=k) for k in range(seeds)]
-        self.yardstick = Yardstick(real.reference) if real is not None else None
+        self.real: Any = real
+        self.yardstick: Any = Yardstick(real.reference) if real is not None else None
 
     def rows(
         self, made: Sequence[Made], exact: Sequence[Seed], calls: int, tick: Callable[[], object] = lambda: None
@@ -72,7 +73,8 @@ class Meter:
                 if not m.seeds or m.entry.run is None:
                     found.append(row | {"failed": m.failed})
                     continue
-                row |= {"network_calls": m.entry.run.calls, **self._quality(m.seeds), **self._rmse(m.seeds)}
+                row |= {"network_calls": m.entry.run.calls, **self._quality(m.seeds), "rmse": m.rmse,
+                        "rmse_interval": interval(m.rmse, self._resampled(m.seeds))}  # fmt: skip
                 value, again = drawn[id(m)]
                 if self.yardstick:
                     row |= {"frechet": value, "frechet_interval": self._frechet_interval(m.seeds, value, again)}
@@ -123,14 +125,10 @@ class Meter:
 
     def _frechet_interval(self, seeds: Sequence[Seed], value: float, again: Tensor) -> tuple[float, float]:
         half = 1.96 * float(again.std())
-        if len(seeds) >= 3 and self.yardstick is not None:
+        if len(seeds) >= 3:
             each = torch.tensor([self.yardstick.frechet(s["features"]) for s in seeds], dtype=torch.float64)
             half = STUDENT.get(len(seeds) - 1, 2.26) * float(each.std()) / math.sqrt(len(seeds))
         return value - half, value + half
-
-    def _rmse(self, seeds: Sequence[Seed]) -> Row:
-        rmse = float(torch.cat([s["error"] for s in seeds]).mean().sqrt())
-        return {"rmse": rmse, "rmse_interval": interval(rmse, self._resampled(seeds))}
 
     def _resampled(self, seeds: Sequence[Seed]) -> Tensor:
         """The root mean square distance of every resample."""
@@ -148,7 +146,6 @@ class Meter:
         return row | (self._against_real(torch.cat([s["features"] for s in seeds])) if against else {})
 
     def _against_real(self, features: Tensor) -> Row:
-        assert self.real is not None
         kernel = kernel_distance(self.real.reference, features)
         n = min(len(features), len(self.real.reference), NEAREST)
         near = asdict(neighbours(self.real.reference[:n], features[:n], k=min(5, n - 1)))
@@ -156,8 +153,6 @@ class Meter:
 
     def _floor(self) -> Row:
         """As many other real samples, or as there are."""
-        assert self.real is not None
-        assert self.yardstick is not None
         other = self.real.other[: self.images]
         row: Row = {"name": "real samples (floor)", "group": "floor", "images": len(other)}
         return row | {"frechet": self.yardstick.frechet(other), **(self._against_real(other) if self.whole else {})}

@@ -7,13 +7,9 @@ import sys
 import time
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fewstep.cli.common import at_least, pace_arguments, pace_of
-
-if TYPE_CHECKING:
-    from fewstep.model import Model
-    from fewstep.tableau import Tableau
 
 __all__ = ["arguments", "run"]
 
@@ -55,7 +51,9 @@ def run(args: argparse.Namespace) -> None:
     plan = [(DEFAULT_SOLVERS[model.process.kind], args.steps), ("ddpm", args.ancestral_steps)]
     calls = sum(steps for _, steps in plan)
     if args.num is None:
-        each = calls * _seconds(model, tabulate(None, model.process, steps=1), args.batch)
+        timed = partial(draw, model, tabulate(None, model.process, steps=1), num=args.batch, batch=args.batch)
+        timed()  # warms up
+        each = calls * timed().seconds / args.batch
         args.num = max(FEWEST, min(MOST, int((SECONDS - (time.monotonic() - began)) / each)))
         if args.num < MOST:
             print(f"{args.num} samples of each: on this machine {MOST} would take about {MOST * each / 60:.0f} minutes "
@@ -82,14 +80,6 @@ def run(args: argparse.Namespace) -> None:
     print(aligned(head, lines))
     print("\nSmaller is better; the last line is what a perfect model would reach with as many images.")
     print("Pictures: " + ", ".join(str(results.folder / record["sheet"]) for record in records))
-
-
-def _seconds(model: Model, table: Tableau, batch: int) -> float:
-    """Seconds of a network call for a sample, by the second of two batches of one call: the first warms up."""
-    from fewstep.model.draw import draw
-
-    draw(model, table, num=batch, batch=batch)
-    return draw(model, table, num=batch, batch=batch).seconds / batch
 
 
 def _line(name: str, calls: str, seconds: str, quality: Any) -> list[str]:

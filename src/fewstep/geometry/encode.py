@@ -77,8 +77,7 @@ def encode(
         )
     assert down.solver is not None
     up = down.solver.tabulate(process, down.grid.flip(0))
-    if z is None:
-        assert x is not None
+    if x is not None:
         eps = Noise(seed, first).normal("velocity", 0, tuple(x.shape), dtype=torch.float64).to(x)
         z, _ = lift(process, x, float(up.grid[0]), eps)
     return sample(denoiser, process, solver=up, x=z)

@@ -80,10 +80,7 @@ def inputs(
 ) -> dict[str, Tensor]:
     """What the graph is called with for samples 0 to `num` of a seed, which are then those of `fewstep.sample`.
 
-    Args:
-        model, table: as exported.
-        labels: one a sample; None is none.
-        seed: of `fewstep.Noise`.
+    `labels` are class numbers, one a sample; None is none.
     """
     shape, source = (num, *model.process.state_shape(model.shape)), noise_source(seed=seed)
     made = {"noise": source.initial(shape, torch.float32, "cpu")}

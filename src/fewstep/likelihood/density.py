@@ -1,6 +1,6 @@
 r"""Log densities by the instantaneous change of variables along the probability-flow ODE.
 
-$$ \frac{dz}{dt} = K z + B\, D(z, t), \qquad K = R' R^{-1}, \quad B = M' - K M, \qquad
+$$ \frac{dz}{dt} = K z + B\, D(z, t), \qquad K = R' R^{-1} = F + \tfrac12 G G^T \Sigma^{-1}, \quad B = M' - K M, \qquad
    \frac{d}{dt} \log p_t(z_t) = -\operatorname{tr} K - \operatorname{tr} \Big( B \frac{\partial D}{\partial z} \Big) $$
 
 so log p(z at t_min) is the log density of the law a run starts from, at the state the ODE carries z to, plus the
@@ -118,8 +118,12 @@ def log_prob(
     one_of("divergence", divergence, ("auto", "exact", "hutchinson"))
     inside("tolerance", tolerance, "(0, inf)")
     t, noise = data_time(process, t), Noise(seed, first)
-    if isinstance(process, Bridge):
-        denoiser, process, x = _given_y(denoiser, process, x, t)
+    if isinstance(process, Bridge):  # the density of z given y is that of u = z - n y
+        if (y := given_end(denoiser)) is None:
+            raise ValueError(f"got {type(process).__name__}, a bridge: give fewstep.bridged(denoiser, y)")
+        denoiser, x = placed(denoiser, process), x - process.seen(torch.zeros_like(x), t, y)
+        if process.log_snr(process.t_max) < NOISE:  # the part on which u is not yet noise alone
+            process = replace(process, t_max=float(process.inverse_log_snr(NOISE)))
     if prior is None:
         gaussian_start(process, "raise t_max, or give prior=, the log density there")
     block, dim = process.kind == "block", math.prod(x.shape[1:])
@@ -148,17 +152,6 @@ def log_prob(
     return Likelihood(nats=nats, error=error, calls=calls, z=end[:batch], t=t, dim=dim, says=says)
 
 
-def _given_y(denoiser: Denoises, process: Bridge, x: Tensor, t: float) -> tuple[Denoises, Bridge, Tensor]:
-    """The density of z given y is that of u = z - n y, on the part of a bridge where u is not yet noise alone."""
-    y = given_end(denoiser)
-    if y is None:
-        raise ValueError(f"got {type(process).__name__}, a bridge: give fewstep.bridged(denoiser, y)")
-    denoiser, u = placed(denoiser, process), x - process.seen(torch.zeros_like(x), t, y)
-    if process.log_snr(process.t_max) < NOISE:
-        process = replace(process, t_max=float(process.inverse_log_snr(NOISE)))
-    return denoiser, process, u
-
-
 def _carry(
     denoiser: Denoises,
     process: Process,
@@ -180,7 +173,10 @@ def _carry(
             time = time.clamp(min(t, process.t_max), max(t, process.t_max))  # rounding at the ends
         rate = 1 / derivative(lambda v: u.of(process, v), time)
         state = y[:, :n].reshape(-1, *shape)
-        k = _growth(process, time)
+        if process.kind == "scalar":
+            k = process.R_rate(time) * inverse(process.R(time))  # finite at alpha = 0
+        else:
+            k = process.F(time) + 0.5 * (process.GG(time) * inverse(process.Sigma(time)))
         b = process.M_rate(time) - k * process.M(time)
         here = None if signs is None else signs[:, which]
         own = denoiser if len(which) == len(z) else of_samples(denoiser, which, len(z))
@@ -192,13 +188,6 @@ def _carry(
     y = torch.cat([z.flatten(1), z.new_zeros(len(z), width)], 1)
     found, calls = integrate(slope, y, ends[0], ends[1], tolerance=tolerance, max_calls=max_calls, groups=n)
     return found[:, :n].reshape(-1, *shape), found[:, n:], calls
-
-
-def _growth(process: Process, t: Tensor) -> Coefficient:
-    """K = R' R^-1, which is F + 1/2 G G^T Sigma^-1; numbers take the first, which is finite at alpha = 0."""
-    if process.kind == "scalar":
-        return process.R_rate(t) * inverse(process.R(t))
-    return process.F(t) + 0.5 * (process.GG(t) * inverse(process.Sigma(t)))
 
 
 def _prediction_and_trace(

@@ -33,14 +33,10 @@ Features = Tensor | np.ndarray
 
 
 def frechet_distance(a: Features, b: Features) -> float:
-    r"""Squared Frechet (2-Wasserstein) distance of the Gaussians with the means and covariances of two sets.
+    r"""Squared Frechet (2-Wasserstein) distance of the Gaussians with the moments of two sets (n >= 2, d).
 
     Biased upward by about (terms) / n: compare only values at equal set sizes, and with the data-to-data floor at that
     size. Formula and source: `frechet_gaussians`.
-
-    Args:
-        a: features (n, d), n >= 2.
-        b: features (m, d), m >= 2.
     """
     a, b = _pair(a, b, least=2)
     return frechet_gaussians(
@@ -55,9 +51,7 @@ def frechet_gaussians(mean_a: Features, cov_a: Features, mean_b: Features, cov_b
 
     The last trace is the sum of the square roots of the eigenvalues of the symmetric C_a^{1/2} C_b C_a^{1/2}, which has
     the eigenvalues of C_a C_b: two symmetric eigendecompositions, no complex square root, singular covariances allowed.
-
-    Args:
-        mean_a: (d,); cov_a: (d, d) symmetric, positive semi-definite; likewise b.
+    Means are (d,), covariances (d, d) symmetric and positive semi-definite.
     """
     mean_a, cov_a, mean_b, cov_b = (torch.as_tensor(v, dtype=torch.float64) for v in (mean_a, cov_a, mean_b, cov_b))
     cross = _cross(_root(cov_a), cov_b)
@@ -216,14 +210,9 @@ class Quality:
 
 
 def compare(real: Features, fake: Features, *, k: int = 5) -> Quality:
-    """All metrics of this module: Frechet and kernel distance against the whole of `real`, neighbours at equal size.
+    """All metrics of features (m, d) against the whole of the `real` (n, d); neighbours at equal size, with their k.
 
     For the neighbour metrics the larger set is cut to the size of the smaller one (its first rows).
-
-    Args:
-        real: features (n, d) of the reference.
-        fake: features (m, d) of the samples.
-        k: as in `neighbours`.
     """
     real, fake = _pair(real, fake, least=4)
     n = min(len(real), len(fake))
@@ -248,11 +237,7 @@ def _pair(a: Features, b: Features, *, least: int) -> tuple[Tensor, Tensor]:
 
 
 class Yardstick:
-    r"""The Frechet distance of weighted sets to one real set X: see `fewstep.quality.frechet_gaussians`.
-
-    Args:
-        real: features (n, d), n >= 2.
-    """
+    """The Frechet distance of weighted sets to one real set X (n >= 2, d): see `fewstep.quality.frechet_gaussians`."""
 
     def __init__(self, real: Features) -> None:
         real = torch.as_tensor(real, dtype=torch.float64)
