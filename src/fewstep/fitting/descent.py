@@ -80,7 +80,9 @@ def descend(
         while (done := int(now["done"])) < descent.iterations:
             if len(now["looks"]) - 1 - int(now["looks"][:, 1].argmin()) >= descent.patience:
                 break
-            where = _batch(batches, done, task.seed)
+            rounds, place = divmod(done, len(batches))  # all batches in a new order each time round
+            generator = torch.Generator().manual_seed(task.seed * 65537 + rounds)
+            where = batches[int(torch.randperm(len(batches), generator=generator)[place])]
             gradient = now["metric"] @ _gradient(freedom, task, _vector(freedom, now), where, ends[where], objective)
             share = (1 + math.cos(math.pi * done / descent.iterations)) / 2
             _step(now, gradient, share * float(now["scale"]) * descent.rate / math.sqrt(len(gradient)))
@@ -174,10 +176,3 @@ def _look(now: dict[str, Tensor], loss: float) -> None:
         now |= {"q": now["best"].clone(), "scale": now["scale"] / 2}
         now |= {name: torch.zeros_like(now["q"]) for name in ("mean", "square")}
     now["looks"] = torch.cat([now["looks"], torch.tensor([[float(now["done"]), loss]], dtype=torch.float64)])
-
-
-def _batch(batches: list[slice], done: int, seed: int) -> slice:
-    """The batch of an iteration: all of them in a new order each time round."""
-    rounds, place = divmod(done, len(batches))
-    generator = torch.Generator().manual_seed(seed * 65537 + rounds)
-    return batches[int(torch.randperm(len(batches), generator=generator)[place])]

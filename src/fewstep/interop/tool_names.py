@@ -149,11 +149,6 @@ LABELS = {
 }
 
 
-def _to_clean(process: Process, steps: int) -> Tensor:
-    """Equal steps in time from t_max to 0, where sigma = 0."""
-    return torch.linspace(process.t_max, 0.0, steps + 1, dtype=torch.float64)
-
-
 def _ddim_uniform(process: Process, steps: int) -> Tensor:
     """Entries 1, 1 + s, 1 + 2 s, ... of a table of N = s n, from noise to data, and 0."""
     count = getattr(process, "count", 1000)
@@ -177,7 +172,7 @@ SCHEDULERS: dict[str, Grid] = {
     "karras": to_zero(GRIDS["karras"]),
     "exponential": to_zero(GRIDS["exponential"]),
     "sgm_uniform": to_zero(GRIDS["sgm-uniform"], append=False),
-    "simple": _to_clean,
+    "simple": lambda process, steps: torch.linspace(process.t_max, 0.0, steps + 1, dtype=torch.float64),
     "ddim_uniform": _ddim_uniform,
     "beta": to_zero(GRIDS["beta"], append=False),
     "linear_quadratic": _linear_quadratic,
