@@ -239,3 +239,46 @@ def test_a_state_of_another_shape_is_one_sentence(process, name):
     for other in ((3,), (), (1, 5, 5)):
         with pytest.raises(ValueError, match="got a state for data of shape .* and a denoiser of data of shape"):
             denoiser(torch.zeros(5, *process.state_shape(other)), 0.5)
+
+
+class Embeds(torch.nn.Module):
+    """A network that looks its time up."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = torch.nn.Embedding(1000, 2)
+
+    def forward(self, x, t):
+        return x + self.times(t)
+
+
+def test_a_network_that_looks_its_time_up_is_told_whole_numbers():
+    rows, net = torch.arange(2000.0).reshape(1000, 2), Embeds()
+    seen = []
+    d = fs.wrap(lambda x, t: seen.append(t) or rows[t], fs.VP(), "data", time="index-int")
+    for t, row in ((0.5, 499), (1.0, 999), (1e-5, 0)):
+        assert torch.equal(d(torch.zeros(1, 2), t)[0], rows[row])
+    assert {t.dtype for t in seen} == {torch.int64}
+    each = d(torch.zeros(2, 2), torch.tensor([0.25, 0.5], dtype=torch.float64))
+    assert torch.equal(each, rows[[249, 499]])
+    for wrong in (net, lambda x, t: x + rows[t]):
+        with pytest.raises(ValueError, match="time='index-int'"):
+            fs.sample(fs.wrap(wrong, fs.VP(), time="index"), fs.VP(), steps=2, shape=(3, 2), progress=False)
+    assert fs.sample(fs.wrap(net, fs.VP(), time="index-int"), fs.VP(), steps=2, shape=(3, 2)).isfinite().all()
+    with pytest.raises(ValueError, match="share of a table"):
+        fs.wrap(net, fs.EDM(), time="index-int")
+
+
+def test_a_dict_of_one_tensor_or_of_a_sample_is_read():
+    z = torch.randn(3, 2)
+    for out in ({"eps": z}, {"sample": z, "more": 1}):
+        assert torch.equal(fs.wrap(lambda x, t, out=out: out, fs.VP(), "data")(z, 0.5), z)
+    with pytest.raises(ValueError, match="dict of 'a', 'b'"):
+        fs.wrap(lambda x, t: {"a": z, "b": z}, fs.VP())(z, 0.5)
+
+
+def test_a_shape_without_a_batch_is_named():
+    model = fs.load()
+    for shape in ((1, 28, 28), (28, 28)):
+        with pytest.raises(ValueError, match="without a batch in front"):
+            fs.sample(model.denoiser(), model.process, steps=2, shape=shape, progress=False)

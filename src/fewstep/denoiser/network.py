@@ -15,8 +15,9 @@ and the time is put into the network's own convention:
 from __future__ import annotations
 
 import math
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -38,9 +39,13 @@ __all__ = ["TIMES", "NetworkError", "Wrapped", "wrap", "writes_into"]
 TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
     "t": lambda process, t: t,
     "index": lambda process, t: getattr(process, "count", 1000) * t - 1,
+    "index-int": lambda process, t: (getattr(process, "count", 1000) * t - 1).round().clamp(min=0.0),
     "sigma": lambda process, t: torch.exp(-process.log_snr(t)),
     "log-sigma/4": lambda process, t: -process.log_snr(t) / 4,
 }
+
+# What torch says of floats where whole numbers look something up.
+LOOKED_UP = re.compile(r"(indices.*Long|tensors used as indices must be|expected.*Long.*indices)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,16 +144,25 @@ class AtTime:
         scaled = d.predicts in EDM_LIKE or not (isinstance(self.c_in, float) and self.c_in == 1.0)
         x = (apply(self.c_in, z) if scaled else z).to(dtype)
         x = x.clone() if x is z else x  # a copy, which the network may write into or keep
-        times = [_told(v, z, dtype) for v in (self.label, self.there) if v is not None]
+        told = torch.int64 if d.time == "index-int" else torch.float64 if dtype == torch.float64 else torch.float32
+        times = [_told(v, z, told) for v in (self.label, self.there) if v is not None]
         try:
             out = called(net, x, *times)
         except (RuntimeError, IndexError) as error:
+            if LOOKED_UP.search(str(error)) and d.time != "index-int":
+                raise NetworkError(
+                    f"the network looks its time up in a table by whole numbers and gets time={d.time!r}: wrap it with "
+                    f"time='index-int' ({error})"
+                ) from error
             if isinstance(error, torch.OutOfMemoryError) or not (misfit := _misfit(net, len(z))):
                 raise
             raise NetworkError(f"{misfit}, and fails: {error}") from error
         out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
+        if isinstance(out, Mapping):
+            out = out["sample"] if "sample" in out else next(iter(out.values())) if len(out) == 1 else out
         if not isinstance(out, Tensor):
-            raise NetworkError(f"the network returned {type(out).__name__}: it must return a tensor")
+            keys = f" of {', '.join(map(repr, out))}" if isinstance(out, Mapping) else ""
+            raise NetworkError(f"the network returned {type(out).__name__}{keys}: it must return a tensor")
         shapes = self._shapes(z, x)
         if tuple(out.shape) not in shapes:
             misfit = _misfit(net, len(z))
@@ -172,8 +186,7 @@ class AtTime:
 
 
 def _told(label: float | Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
-    """A time for each sample, the network's own: in float32, or float64 for a network of that dtype."""
-    dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    """A time for each sample, the network's own."""
     if isinstance(label, Tensor):
         return label.to(z.device, dtype, copy=True)
     return torch.full((z.shape[0],), label, dtype=dtype, device=z.device)
@@ -195,7 +208,8 @@ def wrap(
     r"""Makes a denoiser out of a network.
 
     The network is called as `net(x, t)` with x (batch, *state) in its dtype and t (batch,) in float32 (float64 for a
-    float64 network). It returns a tensor, a tuple that starts with one, or an object with `.sample`. Bind conditions
+    float64 network; int64 with time="index-int", for one that looks its time up in a table). It returns a tensor, a
+    tuple that starts with one, a dict of one or with "sample", or an object with `.sample`. Bind conditions
     yourself: `partial(net, label=y)`.
 
     Args:
@@ -226,8 +240,8 @@ def wrap(
     time = time or ("log-sigma/4" if predicts in EDM_LIKE else "t")
     if isinstance(time, str):
         time = named(TIMES, time, "time")
-        if time == "index" and process.t_max > 1:
-            raise ValueError(f"got time='index' for {process}, whose time is no share of a table: use another")
+        if time.startswith("index") and process.t_max > 1:
+            raise ValueError(f"got time={time!r} for {process}, whose time is no share of a table: use another")
     if not within > 0:
         raise ValueError(f"got within={within}: give the largest size of the data's entries, above 0")
     if sigma_data is not None and not 0 < sigma_data < float("inf"):

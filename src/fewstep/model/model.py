@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.blueprint import check_arguments, describing
 from fewstep.denoiser import Wrapped, wrap
+from fewstep.denoiser.watch import NetworkError
 from fewstep.files import extra
 from fewstep.nets import MLP
 from fewstep.pace import Pace
@@ -179,6 +180,9 @@ def call_network(
         process: the process whose coordinates x has.
         s, w: the destination and the guidance, of a small network that is told them.
     """
+    if x.ndim < (2 if isinstance(net, MLP) else 4):
+        raise NetworkError(f"it is called with a state of shape {tuple(x.shape)}, without a batch in front: give shape="
+                           f"(4, {', '.join(map(str, x.shape))}) for four samples of that")  # fmt: skip
     t = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
     if isinstance(net, MLP):
         return net(x, t, s, class_labels=classes, w=None if w is None else torch.full_like(t, w))

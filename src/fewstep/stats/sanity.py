@@ -217,15 +217,16 @@ def _readings(d: Wrapped) -> Iterator[_Reading]:
     process, plain = d.process, "noise" if d.predicts == "edm" else d.predicts
     yield _Reading(wrapped=d)
     yield _Reading(wrapped=replace(d, time=partial(_turned, process, d.time)), changes=1, backwards=True)
-    for time in TIMES:
+    looked_up = d.time == "index-int"  # a network that is told whole numbers takes nothing else
+    for time in ("index-int",) if looked_up else (time for time in TIMES if time != "index-int"):
         if (time, plain) != (d.time, d.predicts) and (time != "index" or process.t_max <= 1):
             yield _Reading(wrapped=replace(d, time=time, predicts=plain), changes=int(time != d.time))
-    for time in dict.fromkeys((d.time, "log-sigma/4")):
+    for time in dict.fromkeys((d.time,) if looked_up else (d.time, "log-sigma/4")):
         if (time, "edm") != (d.time, d.predicts):
             yield _Reading(wrapped=replace(d, time=time, predicts="edm"), changes=int(time != d.time))
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2  # of Stable Diffusion
     for other in (VP(), Discrete(alphas_cumprod=tuple((1 - betas).cumprod(0).tolist())), Cosine(), Flow(), EDM(), VE()):
-        if other != process and (d.time != "index" or other.t_max <= 1):
+        if other != process and (not str(d.time).startswith("index") or other.t_max <= 1):
             yield _Reading(wrapped=replace(d, process=other), changes=1)
 
 

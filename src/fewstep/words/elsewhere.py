@@ -99,6 +99,8 @@ OTHERS: dict[str, dict[str, str]] = {
         "timestep": "index",
         "timesteps": "index",
         "discrete": "index",
+        "integer": "index-int",
+        "index-long": "index-int",
         "continuous": "t",
         "c-noise": "log-sigma/4",
         "sigmas": "sigma",

@@ -40,6 +40,8 @@ def asked_for(
 ) -> tuple[Tensor, Convention]:
     """The times of a run, and how its network is told of them; see `FewStepScheduler.set_timesteps`."""
     both = timesteps is not None and sigmas is not None
+    if timesteps is sigmas is None and calls == 0:
+        raise ValueError("got num_inference_steps=0: give a whole number of at least 1")
     if both and convention.steps != "share" or timesteps is sigmas is None and not calls:
         raise ValueError(
             f"got {'timesteps and sigmas' if both else 'no steps'}: give one of num_inference_steps, timesteps, sigmas"
