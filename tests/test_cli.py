@@ -171,7 +171,16 @@ def test_a_missing_extra_is_named(capsys, monkeypatch):
     from fewstep.files import extra
 
     monkeypatch.setattr(COMMANDS["list"], "run", lambda _args: extra("no_such_module", "train", "training"))
-    assert "pip install 'fewstep[train]'" in refused(capsys, "list", code=1)
+    said = refused(capsys, "list", code=1)
+    assert "pip install 'fewstep[train]'" in said
+    assert "in a checkout: pip install -c constraints.txt '.[train]'" in said
+
+
+def test_export_asks_for_its_own_extra_first(capsys, monkeypatch, tmp_path):
+    from fewstep import files
+
+    monkeypatch.setattr(files, "import_module", lambda name: (_ for _ in ()).throw(ModuleNotFoundError(name=name)))
+    assert "'fewstep[export]'" in refused(capsys, "export", "--out", str(tmp_path / "a.onnx"), code=1)
 
 
 def test_a_reader_that_goes_away_is_no_error():

@@ -45,7 +45,8 @@ def extra(module: str, extra_name: str, purpose: str) -> ModuleType:
         return import_module(module)
     except ModuleNotFoundError as error:
         name = (error.name or module).partition(".")[0]
-        sentence = f"{purpose} needs {name}, which is not installed; run pip install 'fewstep[{extra_name}]'."
+        sentence = f"{purpose} needs {name}, which is not installed; run pip install 'fewstep[{extra_name}]'"
+        sentence += f" (in a checkout: pip install -c constraints.txt '.[{extra_name}]')."
         raise ModuleNotFoundError(sentence, name=name) from error
 
 

@@ -91,6 +91,12 @@ def inputs(
     return made
 
 
+def needed() -> None:
+    """Refuses, before any work, where the packages that write a graph are not installed."""
+    for package in ("onnx", "onnxscript"):
+        extra(package, "export", "an ONNX graph")
+
+
 def export(model: Model, table: Tableau, path: str | Path, *, guidance: float = 1.0) -> Path:
     """Writes the graph to one file; the network is exported in float32.
 
@@ -102,8 +108,7 @@ def export(model: Model, table: Tableau, path: str | Path, *, guidance: float = 
     Raises:
         ValueError: for a table of another process, or with given rows beside its start.
     """
-    for package in ("onnx", "onnxscript"):
-        extra(package, "export", "an ONNX graph")
+    needed()
     if table.process != model.process:
         raise ValueError(f"got a table written for {table.process} and a model of {model.process}: give one of both")
     if len(table.given) > 1:
