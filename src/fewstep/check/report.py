@@ -118,6 +118,5 @@ def _number(value: float | None) -> str:
 
 
 def _padded(line: tuple[str, ...], wide: list[int]) -> str:
-    mark, name, measured, claimed, sentence = line
-    parts = (mark.ljust(wide[0]), name.ljust(wide[1]), measured.rjust(wide[2]), claimed.rjust(wide[3]), sentence)
-    return ("  " + "  ".join(parts)).rstrip()
+    (mark, name, measured, claimed, sentence), (a, b, c, d, _) = line, wide
+    return f"  {mark:<{a}}  {name:<{b}}  {measured:>{c}}  {claimed:>{d}}  {sentence}".rstrip()

@@ -19,25 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STYLE", "code", "image", "links", "plot", "refusal", "text", "words"]
 
-STYLE = """
-.gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; }
-.block:not(:has(input:focus)) ul[role=listbox] { display: none; } /* gradio leaves it open behind a quick Tab */
-figure.fs { margin: 0; }
-figure.fs img { display: block; width: 100%; height: auto; margin: 0; border-radius: 4px; }
-figure.fs img.pixels { image-rendering: pixelated; }
-figure.fs img.plot { background: white; }
-figure.fs figcaption { font-size: 0.9em; opacity: 0.8; padding: 0.3em 0; }
-pre.fs { overflow: auto; max-height: 28em; font-size: 12px; line-height: 1.45; margin: 0.3em 0 1.2em; padding: 0.6em;
-  border: 1px solid var(--border-color-primary); border-radius: 4px; }
-pre.fs.wrap { white-space: pre-wrap; overflow-wrap: anywhere; }
-pre.fs:focus-visible, .fs a:focus-visible, button.fs:focus-visible { outline: 2px solid var(--color-accent); }
-p.fs { margin: 0; min-height: 1.5em; }
-p.fs.refused { color: #b3261e; font-weight: 600; }
-.dark p.fs.refused { color: #ffb4ab; }
-ul.fs { display: flex; flex-wrap: wrap; gap: 0.2em 1.2em; list-style: none; margin: 0.2em 0 0.8em; padding: 0; }
-div.fs { display: flex; justify-content: space-between; align-items: center; }
-button.fs { font-size: 0.85em; padding: 0.2em 0.8em; border-radius: 4px; }
-"""
+STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 
 def image(samples: Tensor, caption: str) -> str:

@@ -42,13 +42,10 @@ OTHERS = {
     "scale_factors": "FlowMatchLCM's scale_factors change the resolution between steps",
     "sampling_eps": "the predictor-corrector of score_sde is a driver and not a table",
     "clip_denoised": "consistency models have a preconditioning of their own; see fewstep.denoiser.presets.consistency",
-    "mask_token_id": "its states are tokens and not numbers",
-    "num_vec_classes": "its states are tokens and not numbers",
-    "block_length": "its states are tokens and not numbers",
-    "corrector_k": "its states are tokens and not numbers",
-    "entropy_bound": "its states are tokens and not numbers",
+    **dict.fromkeys(("mask_token_id", "num_vec_classes", "block_length", "corrector_k", "entropy_bound"),
+                    "its states are tokens and not numbers"),
     "schedule_mode": "it moves proteins by rules of its own",
-}
+}  # fmt: skip
 # What numbers of a config may be, both ends included.
 RANGES = {
     "num_train_timesteps": (1, 10**6),

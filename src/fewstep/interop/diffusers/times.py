@@ -49,7 +49,9 @@ def asked_for(
     if sigmas is not None:
         times = from_levels(config, convention, sigmas, mu)
     elif timesteps is not None:
-        times = from_timesteps(config, convention, timesteps)
+        t, last = convention.time(_flat(timesteps)), torch.tensor([convention.process.t_min], dtype=torch.float64)
+        to_zero = _final(config, convention) == "zero" or bool(t[-1] <= last)
+        times = torch.cat([t, _zero(convention) if to_zero else last])
     else:
         times = spaced(config, convention, solver, calls or 0, mu)
     chosen = timesteps is sigmas is None, sigmas is None or convention.steps == "share" and bool(_flat(sigmas)[-1] > 0)
@@ -117,13 +119,6 @@ def from_levels(
     if convention.steps == "share":
         return torch.cat([shifted(config, given[given > 0], mu), _zero(convention)])
     return torch.where(given == 0, _zero(convention), convention.time_at(given))
-
-
-def from_timesteps(config: Mapping[str, Any], convention: Convention, timesteps: Sequence[float] | Tensor) -> Tensor:
-    """Times of given time steps and the end: sigma = 0 unless the config says otherwise."""
-    t = convention.time(_flat(timesteps))
-    zero, last = _zero(convention), torch.tensor([convention.process.t_min], dtype=torch.float64)
-    return torch.cat([t, zero if _final(config, convention) == "zero" or t[-1] <= last else last])
 
 
 def shifted(config: Mapping[str, Any], levels: Tensor, mu: float | None) -> Tensor:
