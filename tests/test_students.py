@@ -25,6 +25,7 @@ OPTIONS = {  # stages with borders, few pairs
     "guided": (("steps", 4), ("to", 2)),
     "reflow": (("pairs", 64), ("calls", 4)),
     "knowledge": (("pairs", 64), ("calls", 4)),
+    "bridge": (("degrade", "noise0.2"),),
 }
 
 

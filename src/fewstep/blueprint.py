@@ -45,16 +45,19 @@ def check_arguments(cls: type, config: Mapping[str, Any], where: str | Path, *, 
     return given
 
 
-def check_call(build: Callable[[], nn.Module], size: tuple[int, ...], where: str | Path, *, labelled: bool) -> None:
+def check_call(
+    build: Callable[[], nn.Module], size: tuple[int, ...], where: str | Path, *, labelled: bool, returns: int = 0
+) -> None:
     """Refuses a network that cannot be called as net(x, t, class_labels=y) on images (1, C, H, W), by shapes alone.
 
-    It is said with the file of its config and with what the network came upon.
+    It is said with the file of its config and with what the network came upon. It returns as many channels as it
+    takes, or `returns`.
     """
     try:
         with torch.device("meta"), torch.no_grad():
             classes = torch.zeros(1, dtype=torch.long) if labelled else None
             made: Any = build().eval()(torch.zeros(size), torch.zeros(1), class_labels=classes)
-            if tuple(made.sample.shape) != size:
+            if tuple(made.sample.shape) != (1, returns or size[1], *size[2:]):
                 raise ValueError(f"it returns {tuple(made.sample.shape)}")
     except Exception as error:  # whatever a network of odd options comes upon
         reason = " ".join(str(error).split())[:300]

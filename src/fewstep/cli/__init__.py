@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from textwrap import dedent
 from types import ModuleType
 
-from fewstep.cli import bench, check, demo, explain, export, fit, listing, sample, stats, train, ui
+from fewstep.cli import bench, check, demo, explain, export, fit, listing, restore, sample, stats, train, ui
 from fewstep.cli.common import Parser, Usage, pick
 from fewstep.signals import terminable
 from fewstep.systems import command as systems
@@ -24,12 +24,12 @@ from fewstep.words import VERSION, sentence
 
 __all__ = ["COMMANDS", "main"]
 
-PATHS = ("model", "out", "data", "words", "teacher")  # arguments that name a file or a folder
+PATHS = ("model", "out", "data", "words", "teacher", "files")  # arguments that name a file or a folder
 
 
 COMMANDS: dict[str, ModuleType] = {
     "sample": sample, "demo": demo, "explain": explain, "list": listing, "systems": systems, "check": check,
-    "train": train, "stats": stats, "fit": fit, "export": export, "bench": bench, "ui": ui,
+    "train": train, "restore": restore, "stats": stats, "fit": fit, "export": export, "bench": bench, "ui": ui,
 }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     larger --images or --hours it goes on. METHOD distils the --teacher, or learns from scratch, on images or points.
     """
     from fewstep.train import METHODS, train, train_student
-    from fewstep.train.students import floats
+    from fewstep.train.source import floats
 
     check_device(args.device)
     words, method = list(args.words), None
@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> None:
         shapes["channels"] = args.channels and tuple(args.channels)
         print(train(data, out, sheet_every=args.sheet_every or None, **shapes, **given))
     else:
-        print(train_student(data, out, method=method or "denoise", teacher=args.teacher, options=args.option, **given))
+        shapes = {name: value for name in ("channels", "layers", "patch") if (value := getattr(args, name)) is not None}
+        given |= {"method": method or "denoise", "teacher": args.teacher, "options": args.option}
+        print(train_student(data, out, **shapes, **given))
 
 
 def _mixed(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from fewstep.data.levels import check_room, levels
 from fewstep.files import extra
 
-__all__ = ["read_folder"]
+__all__ = ["pictures_in", "read_folder", "read_picture"]
 
 # What Pillow opens without running or asking another program.
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO",
@@ -60,6 +60,18 @@ def read_folder(folder: Path) -> tuple[np.ndarray, np.ndarray | None, tuple[str,
         return images, None, ()
     labels = np.array([k for k, (_, own) in enumerate(groups) for _ in own], dtype=np.int64)
     return images, labels, tuple(group.name for group, _ in groups)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The files of pictures in a folder or the folders of its classes, unread."""
+    return _files(folder)[1]
+
+
+def read_picture(file: Path) -> np.ndarray:
+    """One picture, uint8 (H, W) or (H, W, 3); a ValueError names the file."""
+    library = extra("PIL.Image", "diffusers", "reading pictures")
+    kinds = _kinds([file], library)
+    return levels(_pixels(file, kinds, library), f"the picture {file}", bits=16 if kinds == {DEEP} else 8)
 
 
 def _files(folder: Path) -> tuple[list[tuple[Path, list[Path]]], list[Path]]:

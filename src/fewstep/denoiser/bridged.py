@@ -6,6 +6,9 @@ $$ D(u, t) = p u + q F(u + n_t y, t) $$
 
 where F is what the network returns and x0 = p u + q F its conversion, so that noise, v and flow are those of u. What is
 around a network (guidance, thresholds, clocks) sees u, as on any scalar process.
+
+A network that was trained here (`fewstep train bridge`) is told y beside the state and learns the residual x0 - y, of
+which u - m y = m (x0 - y) + R eps is an ordinary state: D(u, t) = y + D'(u - m y, t).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from fewstep.denoiser.heads import VarianceHead
 from fewstep.denoiser.network import Wrapped
 from fewstep.process.base import Process, Time
 from fewstep.process.bridge import Bridge
+from fewstep.process.operator import apply
 from fewstep.words import typed
 
 __all__ = ["Bridged", "End", "bridged", "given_end", "placed"]
@@ -45,6 +49,7 @@ class Bridged(Around):
     denoiser: Denoiser
     end: End
     process: Any = None  # the bridge that it was made for; None where it does not tell
+    residual: bool = False  # its network is one of x0 - y, and sees u - m y
 
     @property
     def y(self) -> Tensor:
@@ -58,6 +63,9 @@ class Bridged(Around):
         """The denoiser at one time: u -> an output."""
         if output == "derivative":
             return self.beside(output, t)
+        if self.residual:
+            call, m, y = self.denoiser.toward(t, output, to), self.process.alpha(t), self.y
+            return lambda u: call(u - apply(m, y.to(u))) + (y.to(u) if output == "x0" else 0.0)
         shown = self._shown(t)
         if isinstance(self.denoiser, Wrapped) and output == "x0":
             ready = self.denoiser.ready(t, output, to)

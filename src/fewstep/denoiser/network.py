@@ -7,6 +7,8 @@ and the time is put into the network's own convention:
 |---------------|----------------------------------------------------------------|
 | `t`           | the process's time                                             |
 | `index`       | N t - 1: index 0..N-1 of an N-step table, fractional in between |
+| `share`       | t / t_max                                                      |
+| `thousandths` | 1000 t / t_max                                                 |
 | `sigma`       | sigma / alpha                                                  |
 | `log-sigma/4` | log(sigma / alpha) / 4 (EDM's c_noise)                         |
 | a function    | what it returns for a (batch,) float64 tensor of times         |
@@ -40,6 +42,8 @@ TIMES: dict[str, Callable[[Process, Tensor], Tensor]] = {
     "t": lambda process, t: t,
     "index": lambda process, t: getattr(process, "count", 1000) * t - 1,
     "index-int": lambda process, t: (getattr(process, "count", 1000) * t - 1).round().clamp(min=0.0),
+    "share": lambda process, t: t / process.t_max,
+    "thousandths": lambda process, t: 1000 * t / process.t_max,
     "sigma": lambda process, t: torch.exp(-process.log_snr(t)),
     "log-sigma/4": lambda process, t: -process.log_snr(t) / 4,
 }
@@ -217,7 +221,8 @@ def wrap(
         process: the process it was trained on.
         predicts: "noise", "data", "v", "flow", "score" (`fewstep.denoiser.PREDICTIONS`), or "edm": the raw F of EDM's
             preconditioning D = c_skip x + c_out F(c_in x, log(sigma)/4) with x = z/alpha, sigma = sigma/alpha (Karras
-            et al. 2022, eq. 7 and table 1), or "consistency", the same with x0 = x at t_min. On CLD "noise" and "score"
+            et al. 2022, eq. 7 and table 1), "consistency", the same with x0 = x at t_min, or "residual", the same with
+            a c_in that is finite at the pinned end of a bridge. On CLD "noise" and "score"
             are read through their velocity part, and a score network may return that part alone; with "v" and "flow"
             the network sees the state's `statistic` (see `fewstep.process.predict`) and data shapes.
         time: the network's time convention (`TIMES` or a function); None is "t", and "log-sigma/4" for "edm".

@@ -56,8 +56,10 @@ def draw(
     *,
     num: int,
     labels: Sequence[int] | None = None,
+    y: Tensor | None = None,
     guidance: float = 1.0,
     seed: int = 0,
+    begin: int = 0,
     batch: int = 64,
     final: str = "zero",
     device: str | torch.device = "cpu",
@@ -72,6 +74,8 @@ def draw(
     Args:
         solver: a table on the model's process, or a driver.
         labels: class numbers, (num,), or None for none.
+        y: (num, *shape), what a model is given that restores pictures.
+        begin: the number of the first sample.
         guidance: scale of classifier-free guidance, as in `fewstep.guide`; 1 is none.
         seed, final, device: as in `fewstep.sample`.
         batch: samples a network call.
@@ -89,12 +93,14 @@ def draw(
     with telling(progress, "sampling") as tell, model.pace.threaded():
         for first in range(0, num, batch):
             size = min(batch, num - first)
-            plain = conditioned(model, labels and labels[first : first + size], guidance)
+            here = slice(first, first + size)
+            plain = conditioned(model, labels and labels[here], guidance, None if y is None else y[here].to(device))
             within = range_of(plain)
             plain = with_networks(compiled(plain) if compile else plain, partial(_Tallied, tally=tally))
             denoiser = Counted(plain if room is None else InPieces(plain, room))
-            arguments: dict[str, Any] = {"solver": solver, "shape": (size, *model.shape), "seed": seed, "first": first,
-                                         "final": final, "device": device, **options}  # fmt: skip
+            arguments: dict[str, Any] = {"solver": solver, "shape": (size, *model.shape), "seed": seed,
+                                         "first": begin + first, "final": final, "device": device,
+                                         **options}  # fmt: skip
             outcome = solve(denoiser, model.process, **arguments,
                             progress=lambda share, k=first, n=size: tell((k + share * n) / num))  # fmt: skip
             found = _failed(outcome)
@@ -124,18 +130,23 @@ def _failed(outcome: Outcome) -> dict[int, str]:
     return {k: ENDS[status] for k, status in enumerate(ends) if status != end}
 
 
-def conditioned(model: Any, labels: Sequence[int] | None, guidance: float) -> Callable[[Tensor, Any], Any]:
+def conditioned(
+    model: Any, labels: Sequence[int] | None, guidance: float, y: Tensor | None = None
+) -> Callable[[Tensor, Any], Any]:
     """The denoiser of samples with these class numbers, guided (as in `fewstep.guide`) where the scale is not 1.
 
-    A model is what has `denoiser(labels)`, of which `denoiser(None)` is unconditional.
+    A model is what has `denoiser(labels)`, of which `denoiser(None)` is unconditional; y is what one that restores is
+    given.
     """
-    denoiser = model.denoiser(labels)
-    return denoiser if guidance == 1 else guide(denoiser, model.denoiser(None), guidance)
+    given = {} if y is None else {"y": y}
+    denoiser = model.denoiser(labels, **given)
+    return denoiser if guidance == 1 else guide(denoiser, model.denoiser(None, **given), guidance)
 
 
 def suited(solver: Any, model: Any, guidance: float) -> Any:
     """The default solver as it is for a model and a guidance scale; any other as it is."""
-    return informed(solver, conditioned(model, None, guidance), model.shape)
+    y = torch.zeros(1, *model.shape) if getattr(model, "given", False) else None
+    return informed(solver, conditioned(model, None, guidance, y), model.shape)
 
 
 @dataclass(eq=False)

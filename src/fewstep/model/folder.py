@@ -66,7 +66,7 @@ def load_own(folder: Path, given: Pace, device: torch.device) -> Model:
     _check_ends(net, known, folder)
     net.load_state_dict({name: t.float() for name, t in tensors.items()})
     net.eval().requires_grad_(False)
-    run = partial(_run, net, bool(known["labels"]), known["patch"], known["process"])
+    run = partial(_run, net, bool(known["labels"]), known["patch"], known["process"], known["given"])
     made = paced(net, run, known["shape"], given, device)
     nn.Module.to(net, device=device, dtype=made.dtype)  # not diffusers' own, which warns of nothing
     made.place(net)
@@ -93,6 +93,7 @@ def save_model(
     dtype: torch.dtype = torch.bfloat16,
     sigma_data: float = 0.5,
     destination: bool = False,
+    given: bool = False,
     tables: Mapping[str, Tableau] | None = None,
 ) -> Path:
     """Writes a model folder that `load` reads: whole in a folder beside it first, then renamed to `folder`.
@@ -104,7 +105,7 @@ def save_model(
         facts: "training", "quality" and "data", written into fewstep.json.
         card: the text of README.md.
         dtype: of the stored weights.
-        sigma_data, destination, tables: as in `Model`.
+        sigma_data, destination, given, tables: as in `Model`.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "fewstep.json").exists():
@@ -126,6 +127,7 @@ def save_model(
         }
         about |= {"sigma_data": sigma_data} if sigma_data != 0.5 else {}
         about |= {"destination": True} if destination else {}
+        about |= {"given": True} if given else {}
         about |= {"tables": list(tables)} if tables else {}
         for name, table in (tables or {}).items():
             table.save(part / f"table-{name}.safetensors")
@@ -159,7 +161,7 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
             isinstance(about.get("sigma_data", 0.5), float) and 0 < about.get("sigma_data", 0.5) < math.inf,
             "a number above 0",
         ),
-        "destination": (isinstance(about.get("destination", False), bool), "true or false"),
+        **{name: (isinstance(about.get(name, False), bool), "true or false") for name in ("destination", "given")},
         "tables": (_names(about.get("tables", [])), "a list of numbers of calls, as words"),
         "quality": (isinstance(rows, list) and all(isinstance(row, dict) for row in rows), "a list of objects"),
     }
@@ -179,6 +181,7 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
         "labels": tuple(labels),
         "sigma_data": about.get("sigma_data", 0.5),
         "destination": about.get("destination", False),
+        "given": about.get("given", False),
     }
 
 
@@ -187,14 +190,18 @@ def _check_ends(net: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
     config: Mapping[str, Any] = net.config  # type: ignore[assignment] - set by diffusers
     where = folder / "fewstep.json"
     if isinstance(net, MLP):
-        if config["size"] != math.prod(known["shape"]) or config["classes"] != len(known["labels"]):
+        size = math.prod(known["shape"])
+        if config["beside"] != config["size"] * known["given"]:
+            takes = f"takes {config['beside']} numbers beside {config['size']}"
+            raise unfit(f"{where} has given {known['given']}; the network of config.json {takes}")
+        if config["size"] != size or config["classes"] != len(known["labels"]):
             takes = f"the network of config.json takes {config['size']} numbers and {config['classes']}"
             raise unfit(f"{where} has shape {known['shape']} and {len(known['labels'])} labels; {takes}")
         return
     if len(known["shape"]) != 3:
         raise unfit(f"{where} has shape {known['shape']}; a network of images has three axes")
     (channels, *sides), patch, labels = known["shape"], known["patch"], known["labels"]
-    folded, taken = channels * patch**2, config["in_channels"]
+    folded, taken = channels * (1 + known["given"]) * patch**2, config["in_channels"]
     if known["process"].kind != "block" and (any(side % patch for side in sides) or taken != folded):
         whose = f"{folded} channels for the network, whose config.json says in_channels={taken}"
         raise unfit(f"{where} has shape {known['shape']} and patch {patch}, which are {whose}")
@@ -211,7 +218,8 @@ def _check_ends(net: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
         size, built = (1, folded, *(side // patch for side in sides)), config_of(net)
         key = repr((built, size, bool(labels)))
         if key not in _CALLED:
-            check_call(partial(build_network, built), size, folder / "config.json", labelled=bool(labels))
+            check_call(partial(build_network, built), size, folder / "config.json", labelled=bool(labels),
+                       returns=channels * patch**2)  # fmt: skip
             _CALLED[key] = None
             while len(_CALLED) > 16:
                 _CALLED.pop(next(iter(_CALLED)))
@@ -221,10 +229,10 @@ def _names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) and v.isalnum() and len(v) < 16 for v in value)
 
 
-def _run(net: nn.Module, labelled: bool, patch: int, process: Process, x: Tensor) -> Tensor:
+def _run(net: nn.Module, labelled: bool, patch: int, process: Process, given: bool, x: Tensor) -> Tensor:
     """A call of the network at some time with no label."""
     classes = torch.zeros(len(x), dtype=torch.long) if labelled else None
-    return call_network(net, x, torch.tensor(0.5), classes, patch, process)
+    return call_network(net, x, torch.tensor(0.5), classes, patch, process, y=torch.zeros_like(x) if given else None)
 
 
 def paced(

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.blueprint import check_arguments, describing
-from fewstep.denoiser import Wrapped, wrap
+from fewstep.denoiser import Bridged, Wrapped, wrap
+from fewstep.denoiser.bridged import End
 from fewstep.denoiser.watch import NetworkError
 from fewstep.files import extra
 from fewstep.nets import MLP
 from fewstep.pace import Pace
-from fewstep.process import Process
+from fewstep.process import Bridge, Process
+from fewstep.process.predict import EDM_LIKE
 from fewstep.tableau import Tableau
 
 __all__ = ["NETWORKS", "Model", "build_network", "call_network", "check_batch", "checked_classes", "config_of",
@@ -52,6 +54,7 @@ class Model:
         error: of the network's output, as `fewstep stats` measured it beside the weights; 0 where it is not known.
         sigma_data: of the data that it was trained on, where it predicts "edm" or "consistency".
         destination: whether the network is told where a row leads, after the time.
+        given: whether the network sees another end y beside the state, as one that restores pictures does.
         tables: of a student, those that it was made for, by name.
     """
 
@@ -70,34 +73,58 @@ class Model:
     error: float = 0.0
     sigma_data: float = 0.5
     destination: bool = False
+    given: bool = False
     tables: Mapping[str, Tableau] = field(default_factory=dict)
 
     def denoiser(
-        self, label: int | str | Tensor | Sequence[int | str] | None = None, *, w: float | None = None
-    ) -> Wrapped:
+        self,
+        label: int | str | Tensor | Sequence[int | str] | None = None,
+        *,
+        w: float | None = None,
+        y: Tensor | None = None,
+    ) -> Any:
         """The denoiser (z, t) -> x0_hat for one label, for a label per sample, or for none.
 
         Args:
             label: an index or a name from `labels`; a (B,) integer tensor or a list of either, for batches of
                 B; or None.
             w: the guidance that a student was trained to be told, 0 for none.
+            y: (B, *shape) or (1, *shape), the other end, of a model that is given one.
         """
+        if self.given != (y is not None):
+            raise ValueError(
+                "got a model that restores what it is given, and no y: give denoiser(y=...), or `fewstep restore`"
+                if self.given
+                else "got y for a model that was trained without another end: leave it out"
+            )
+        if y is not None and tuple(y.shape[1:]) != tuple(self.shape):
+            raise ValueError(f"got y of shape {tuple(y.shape)} for a model of {self.shape}: give (batch, *that)")
         classes = self._classes(label)
         if classes is not None:
             classes = classes.to(next(self.net.parameters()).device)
 
-        labelled = partial(self._call, classes=classes, w=w)  # tensors of a partial go along with their samples
+        labelled = partial(self._call, classes=classes, w=w, y=y)  # tensors of a partial go along with their samples
         made = wrapped(labelled, self.process, self.predicts, self.time, self.sigma_data, destination=self.destination)
         within = 1.0 if len(self.shape) == 3 else math.inf
-        return replace(made, weights=self.weights, within=within, error=self.error)
+        made = replace(made, weights=self.weights, within=within, error=self.error)
+        if y is None or not isinstance(self.process, Bridge):
+            return made
+        return Bridged(made, End(y), self.process, residual=True)
 
     def _call(
-        self, x: Tensor, t: Tensor, s: Tensor | None = None, *, classes: Tensor | None, w: float | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        *,
+        classes: Tensor | None,
+        w: float | None = None,
+        y: Tensor | None = None,
     ) -> Tensor:
-        y = classes.expand(len(x)) if classes is not None and classes.ndim == 0 else classes
-        if y is not None:
-            check_batch(len(x), len(y))
-        return call_network(self.net, x, t, y, self.patch, self.process, s, w)
+        labels = classes.expand(len(x)) if classes is not None and classes.ndim == 0 else classes
+        if labels is not None:
+            check_batch(len(x), len(labels))
+        return call_network(self.net, x, t, labels, self.patch, self.process, s, w, y)
 
     def _classes(self, label: int | str | Tensor | Sequence[int | str] | None) -> Tensor | None:
         """The network's class numbers: a scalar, a (B,) tensor, or None for a network without classes."""
@@ -137,7 +164,7 @@ def wrapped(
     net: Callable[..., Tensor], process: Process, predicts: str, time: str, sigma_data: float, destination: bool = False
 ) -> Wrapped:
     """The denoiser of a network that was trained here; of images in [-1, 1] unless the deviation is told."""
-    data = sigma_data if predicts in ("edm", "consistency") else None
+    data = sigma_data if predicts in EDM_LIKE else None
     return wrap(net, process, predicts=predicts, time=time, dtype=torch.float32, sigma_data=data,
                 destination=destination)  # fmt: skip
 
@@ -166,6 +193,7 @@ def call_network(
     process: Process,
     s: Tensor | None = None,
     w: float | None = None,
+    y: Tensor | None = None,
 ) -> Tensor:
     """The network behind its door: (B, C, H, W) -> (B, C, H, W) with pixels folded into channels inside.
 
@@ -179,14 +207,16 @@ def call_network(
         patch: p, the side of the squares folded into channels.
         process: the process whose coordinates x has.
         s, w: the destination and the guidance, of a small network that is told them.
+        y: (B, C, H, W) or (1, C, H, W) in data space, what the network sees beside the state.
     """
     if x.ndim < (2 if isinstance(net, MLP) else 4):
         raise NetworkError(f"it is called with a state of shape {tuple(x.shape)}, without a batch in front: give shape="
                            f"(4, {', '.join(map(str, x.shape))}) for four samples of that")  # fmt: skip
     t = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
     if isinstance(net, MLP):
-        return net(x, t, s, class_labels=classes, w=None if w is None else torch.full_like(t, w))
+        return net(x, t, s, class_labels=classes, w=None if w is None else torch.full_like(t, w), y=y)
     x = process.from_coordinates(x).to(next(net.parameters()).dtype)
+    x = x if y is None else torch.cat([x, y.to(x).expand(len(x), *y.shape[1:])], 1)
     x = nn.functional.pixel_unshuffle(x, patch) if patch > 1 else x
     out = net(x, t, class_labels=classes).sample
     out = nn.functional.pixel_shuffle(out, patch) if patch > 1 else out

@@ -44,6 +44,7 @@ class MLP(nn.Module):
         destination: it takes a second time s.
         guided: it takes a guidance w.
         outputs: tensors of the state's shape that it returns; with more than one, a tuple.
+        beside: numbers of a y that it sees beside the state; 0: it takes none.
     """
 
     def __init__(
@@ -55,16 +56,17 @@ class MLP(nn.Module):
         destination: bool = False,
         guided: bool = False,
         outputs: int = 1,
+        beside: int = 0,
     ) -> None:
         super().__init__()
         self.config = {"size": size, "width": width, "depth": depth, "classes": classes, "destination": destination,
-                       "guided": guided, "outputs": outputs}  # fmt: skip
+                       "guided": guided, "outputs": outputs, "beside": beside}  # fmt: skip
         self.outputs, self.features = (
             outputs,
             Features(2 if destination else 5),
         )  # derivatives along t ask for slow ones
         count = self.features.count
-        self.enter = nn.Linear(size + count, width)
+        self.enter = nn.Linear(size + beside + count, width)
         self.second = _zero(nn.Linear(count, width, bias=False)) if destination else None
         self.guide = _zero(nn.Linear(count, width, bias=False)) if guided else None
         self.classes = nn.Embedding(classes + 1, width) if classes else None
@@ -79,9 +81,11 @@ class MLP(nn.Module):
         *,
         class_labels: Tensor | None = None,
         w: Tensor | None = None,
+        y: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """The output at states x (batch, *shape), times t and s, labels (batch,) and guidance w (batch,)."""
-        h = self.enter(torch.cat([x.flatten(1), self.features(t)], 1))
+        seen = x if y is None else torch.cat([x.flatten(1), y.to(x).expand(len(x), *y.shape[1:]).flatten(1)], 1)
+        h = self.enter(torch.cat([seen.flatten(1), self.features(t)], 1))
         if self.second is not None and s is not None:
             h = h + self.second(self.features(s))
         if self.guide is not None and w is not None:

@@ -19,6 +19,7 @@ alpha^2 + sigma^2 = 1 or alpha + sigma = 1, and predicts what it would there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -30,7 +31,7 @@ from fewstep.words import one_of
 
 __all__ = ["EDM_LIKE", "PREDICTIONS", "VARIANCES", "conversion", "preconditioning", "statistic", "view"]
 
-EDM_LIKE = ("edm", "consistency")  # preconditionings of x = z / alpha, which have the data's deviation in them
+EDM_LIKE = ("edm", "consistency", "residual")  # preconditionings, which have the data's deviation in them
 VARIANCES = ("sn", "npr")  # heads that predict the variance of every coordinate of the noise
 Conversion = Callable[[Process, Time], tuple[Coefficient, Coefficient]]
 
@@ -107,12 +108,17 @@ def preconditioning(
 
     `view` and `conversion`, or for "edm" EDM's preconditioning of x = z / alpha at sigma / alpha (Karras et al. 2022,
     table 1), on scalar processes. "consistency" is the same with x0 = x at t_min: c_skip and c_out of sigma - sigma_min
-    (Song et al. 2023, appendix C).
+    (Song et al. 2023, appendix C). "residual" is "edm" with c_in = (sigma^2 + sigma_data^2)^-1/2, which is finite where
+    a bridge is pinned, alpha = sigma = 0: there x0 = sigma_data F.
     """
     if prediction not in EDM_LIKE:
         return view(prediction, process, t), *conversion(prediction, process, t)
     assert isinstance(process, ScalarProcess)
     alpha, sigma = process.alpha(t), process.sigma(t)
+    if prediction == "residual":
+        known = torch.sigmoid(2 * to_tensor(process.log_snr(t)) + 2 * math.log(sigma_data))
+        p = torch.where(known > 0, known / to_tensor(alpha), 0.0)
+        return (sigma**2 + sigma_data**2) ** -0.5, like(p, t), like(sigma_data * (1 - known).sqrt(), t)
     total = sigma**2 + (alpha * sigma_data) ** 2  # alpha^2 (sigma_edm^2 + sigma_data^2)
     if prediction == "edm":
         return total**-0.5, alpha * sigma_data**2 / total, sigma * sigma_data * total**-0.5

@@ -30,6 +30,7 @@ __all__ = [
     "Law",
     "LogitNormal",
     "Normal",
+    "Paired",
     "Recorded",
     "Start",
     "Steps",
@@ -123,6 +124,29 @@ class Transport(Coupling):
         assign = extra("scipy.optimize", "bench", "minibatch optimal transport").linear_sum_assignment
         cost = torch.cdist(x0.flatten(1), eps.flatten(1)) ** 2
         return x0, eps[torch.from_numpy(assign(cost.numpy(force=True))[1]).to(eps.device)]
+
+
+@dataclass(frozen=True)
+class Paired(Coupling):
+    """Data with another end y, which the network is told: that of the batch, or a degradation of its data.
+
+    Args:
+        degrade: (x0, the draw) -> y; None: the batch has y.
+        residual: what is learned is x0 - y.
+    """
+
+    degrade: Callable[[Tensor, Draw], Tensor] | None = None
+    residual: bool = True
+
+    def __call__(self, draw: Draw, shape: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        x0, eps = Independent()(draw, shape)
+        return (x0 - self.conditions(draw)["y"] if self.residual else x0), eps
+
+    def conditions(self, draw: Draw) -> dict[str, Tensor]:
+        given = draw.batch.conditions.get("y") if self.degrade is None else self.degrade(draw.batch.x0, draw)
+        if given is None:
+            raise ValueError("got data without another end y: give degrade=, as downscale4, or pairs (x, y)")
+        return {"y": given}
 
 
 @dataclass(frozen=True)

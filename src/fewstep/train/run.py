@@ -32,7 +32,7 @@ from fewstep.train.loop import BUDGET, Stopped, TrainConfig, Trainer, read_heade
 from fewstep.train.progress import Progress, duration
 from fewstep.words import typed, usable_device
 
-__all__ = ["TRAINABLE", "export", "network_config", "train", "write_sheet"]
+__all__ = ["TRAINABLE", "Setup", "check_sides", "export", "network_config", "train", "write_sheet"]
 
 MOST_CHANNELS, MOST_LAYERS = 16_384, 64  # of a resolution
 
@@ -355,8 +355,13 @@ def _check(config: TrainConfig, setup: Setup, data: Images, save_every: float, s
     for name, (value, good, allowed) in checks.items():
         if not good:
             raise ValueError(f"{name} came as {value}; allowed is {allowed}; change it.")
+    check_sides(setup, data.shape)
+
+
+def check_sides(setup: Setup, shape: tuple[int, int, int]) -> None:
+    """Refuses sides that a UNet does not halve to whole numbers, or halves to nothing."""
     factor = setup.patch * 2 ** (len(setup.channels) - 1)
-    _, h, w = data.shape
+    _, h, w = shape
     if h % factor or w % factor:
         raise ValueError(
             f"images of {h}x{w} came for patch {setup.patch} and {len(setup.channels)} resolutions; both sides must be "

@@ -9,12 +9,10 @@ OUT/model/                   the model folder, with the tables that the student 
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,89 +20,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.data import Images, read_images
+from fewstep.data import Images
 from fewstep.denoiser import Denoiser, as_denoiser
 from fewstep.denoiser.base import same_process, told
 from fewstep.files import save_tensors
 from fewstep.fitting.teacher import Task, record
 from fewstep.interop.load import load
 from fewstep.loop import tabulate
-from fewstep.model import Model, call_network, save_model
+from fewstep.model import Model, build_network, call_network, save_model
 from fewstep.model.model import NETWORKS
 from fewstep.nets import MLP
 from fewstep.pace import Pace
-from fewstep.process import PROCESSES, Process
+from fewstep.process import ALL_PROCESSES, Bridge, Process
 from fewstep.process.operator import apply, inverse
 from fewstep.saved import Saved
 from fewstep.train.methods import METHODS, Method, Setting
 from fewstep.train.objective import Stage
-from fewstep.train.pairs import Batch, Draw
+from fewstep.train.pairs import Batch
 from fewstep.train.player import EMA, Asked, Denoises, Player, Players, Reads, Student
 from fewstep.train.progress import Progress
-from fewstep.train.run import train
-from fewstep.train.trainer import BUDGET, Stopped, TrainConfig, Trainer, together
+from fewstep.train.run import Setup, check_sides, network_config, train
+from fewstep.train.source import Source, read_data, sourced
+from fewstep.train.trainer import BUDGET, Stopped, TrainConfig, Trainer
 from fewstep.words import build, pick, usable_device
 
-__all__ = ["Source", "train_student"]
+__all__ = ["train_student"]
 
 Teacher = Any  # a denoiser, a Model, the folder of one; for guided methods also (conditional, unconditional)
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """Data in memory, drawn in epochs: a batch is a function of (seed, k).
-
-    Args:
-        data: (N, *shape), floats as they are or uint8 pictures (N, H, W) or (N, H, W, C).
-        labels: (N,) from 0, or None.
-        config: batch, seed, and the share of labels left out.
-        rank, world: which part of each batch is taken, by whom of how many.
-    """
-
-    data: np.ndarray
-    labels: np.ndarray | None
-    config: TrainConfig
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one sample, in data space."""
-        if self.data.dtype != np.uint8:
-            return self.data.shape[1:]
-        _, h, w, *c = self.data.shape
-        return (c[0] if c else 1, h, w)
-
-    @cached_property
-    def deviation(self) -> float:
-        """Of the data's entries."""
-        return float(self._floats(slice(0, 4096)).std())
-
-    @property
-    def digest(self) -> str:
-        """Of data and labels."""
-        whole = hashlib.sha256(np.ascontiguousarray(self.data).tobytes())
-        whole.update(b"" if self.labels is None else np.ascontiguousarray(self.labels).tobytes())
-        return whole.hexdigest()[:16]
-
-    def __call__(self, k: int, share: float) -> Draw:
-        c, n = self.config, len(self.data)
-        per_epoch = n // c.batch
-        order = np.random.default_rng([c.seed, 1, k // per_epoch]).permutation(n)
-        part = c.batch // self.world
-        first = self.rank * part
-        rows = order[(k % per_epoch) * c.batch :][: c.batch][first : first + part]
-        conditions = {}
-        if self.labels is not None:
-            dropped = np.random.default_rng([c.seed, 2, k]).random(c.batch)[first : first + part] < c.drop_label
-            conditions["class_labels"] = torch.from_numpy(np.where(dropped, 0, self.labels[rows].astype(np.int64) + 1))
-        return Draw(Batch(self._floats(rows), conditions), k, share, c.seed, first, c.batch)
-
-    def _floats(self, rows: Any) -> Tensor:
-        x = torch.from_numpy(self.data[rows].astype(np.float64))
-        if self.data.dtype != np.uint8:
-            return x
-        return (x[:, None] if x.ndim == 3 else x.movedim(-1, 1)) / 127.5 - 1
 
 
 def train_student(
@@ -121,6 +63,9 @@ def train_student(
     options: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
     width: int = 96,
     depth: int = 3,
+    channels: Sequence[int] = (32, 64),
+    layers: int = 1,
+    patch: int = 2,
     steps: int | None = None,
     images: int | None = None,
     hours: float | None = None,
@@ -143,13 +88,15 @@ def train_student(
     a teacher or a network of their own are trained as `fewstep train` does (`fewstep.train.train`).
 
     Args:
-        data: floats (N, *shape), uint8 pictures, `Images`, an npz file of either, a folder of pictures; None where a
-            model is the teacher of a method that looks at no data.
+        data: floats (N, *shape), uint8 pictures, `Images`, an npz file of either, a folder of pictures; for `bridge`
+            a pair (x, y) of such arrays too, an npz file of x and y, or a folder of folders x and y; None where a model
+            is the teacher of a method that looks at no data.
         out: the run's folder.
         method: a key of `METHODS`, or a method.
         teacher: who is imitated: a model folder, a `Model`, a denoiser; for `guided` a pair of denoisers too.
         net: a module called as net(x, t), or net(x, t, s) where the method tells the destination; it has the averaged
-            weights in the end. None: the teacher's own network, or a perceptron of `width` and `depth`.
+            weights in the end. None: the teacher's own network, or a perceptron of `width` and `depth`; for `bridge` on
+            pictures a UNet of `channels`, `layers` and `patch` (`fewstep.train.train`).
         labels: (N,) whole numbers from 0, told as class_labels; a share `drop_label` of them is left out.
         process, predicts, time: what is learned on and returned, and the network's time; None: the teacher's, or the
             method's.
@@ -179,11 +126,16 @@ def train_student(
                          lr=2e-3 if lr is None else lr, warmup=0 if warmup is None else warmup,
                          ema=0.999 if ema is None else ema, drop_label=0.1 if drop_label is None else drop_label,
                          seed=seed or 0)  # fmt: skip
-    source = _source(data, labels, config, taught)
-    student, reads, about = _student(made, on, taught, net, source, predicts, time, (width, depth), config.seed)
+    source = sourced(data, labels, config, taught)
+    _check_pairs(made, on, source)
+    deviation = made.deviation(source.first)
+    sizes = Sizes(width, depth, tuple(channels), layers, patch)
+    autocast = None if pace is None or pace.precision != "bfloat16" else torch.bfloat16
+    student, reads, about = _student(made, on, taught, net, source, predicts, time, sizes, config.seed, deviation,
+                                     autocast)  # fmt: skip
     student.to(usable_device(device))
     setting = Setting(process=on, size=math.prod(source.shape), taught=taught is not None,
-                      started=isinstance(taught, Model) and net is None, folder=out)  # fmt: skip
+                      started=isinstance(taught, Model) and net is None, folder=out, deviation=deviation)  # fmt: skip
     players = Players(
         {
             "net": Player(student, reads, averages=made.averages, optimiser=made.optimiser),
@@ -229,24 +181,8 @@ def train_student(
     return save_model(
         out / "model", average, process=on, predicts=about["predicts"], time=about["time"], shape=source.shape,
         patch=about["patch"], labels=about["labels"], facts=facts, dtype=torch.float32,
-        sigma_data=about["sigma_data"], destination=made.destination, tables=made.tables(on),
+        sigma_data=about["sigma_data"], destination=made.destination, given=made.given, tables=made.tables(on),
     )  # fmt: skip
-
-
-def floats(path: str | Path) -> np.ndarray | None:
-    """The points of an npz file: x, x_train, data or points where it is (N, D) of floats; None of any other file."""
-    if Path(path).suffix == ".npz" and Path(path).is_file():
-        with suppress(ValueError, OSError, KeyError), np.load(path, allow_pickle=False) as file:
-            for name in ("x", "x_train", "data", "points"):
-                if name in file.files and np.issubdtype((x := file[name]).dtype, np.floating) and x.ndim == 2:
-                    return x
-    return None
-
-
-def read_data(path: str | Path) -> Any:
-    """The points of a file, or else its pictures (`read_images`)."""
-    found = floats(path)
-    return read_images(path) if found is None else found
 
 
 def _taught(teacher: Teacher, method: Method) -> Any:
@@ -286,59 +222,74 @@ def _process(process: str | Process | None, taught: Any, method: Method) -> Proc
     known = (
         theirs.process if isinstance(theirs, Model) else None if theirs is None else told(theirs, "process", Process)
     )
-    wanted = pick(PROCESSES, process, "process")() if isinstance(process, str) else process
+    wanted = pick(ALL_PROCESSES, process, "process")() if isinstance(process, str) else process
     if wanted is not None and isinstance(theirs, Denoiser):
         same_process(theirs, wanted)
     if wanted is not None and known is not None and wanted != known:
         raise ValueError(f"got a teacher on {known} and a run on {wanted}: give both the same process")
-    return wanted or known or PROCESSES[method.process]()
+    return wanted or known or ALL_PROCESSES[method.process]()
 
 
-def _source(data: Any, labels: Any, config: TrainConfig, taught: Any) -> Source:
-    """The data as arrays, refused where they are no numbers or too few."""
-    if isinstance(data, Images):
-        data, labels = data.images, data.labels
-    if data is None and isinstance(taught, Model):
-        data = np.zeros((config.batch, *taught.shape))
-    x = data.numpy(force=True) if isinstance(data, Tensor) else np.asarray(data)
-    if x.dtype == object or x.ndim < 2 or (x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating)):
-        raise ValueError(f"got data of {x.dtype} and shape {x.shape}: give floats (N, ...) or uint8 pictures")
-    if not np.isfinite(x).all():
-        raise ValueError("got data with numbers that are not finite: clean them first")
-    if not 1 <= config.batch <= len(x):
-        raise ValueError(f"got batch={config.batch} for {len(x)} samples: give 1 to {len(x)}")
-    if isinstance(taught, Model) and tuple(taught.shape) != Source(x, None, config).shape:
-        raise ValueError(
-            f"got data of shape {Source(x, None, config).shape} and a teacher of {taught.shape}: give data like its own"
-        )
-    y = None if labels is None else np.asarray(labels)
-    if y is not None and (y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or y.min() < 0):
-        raise ValueError(f"got labels of {y.dtype} and shape {y.shape}: give whole numbers from 0, one a sample")
-    return Source(x, y, config, *together())
+def _check_pairs(method: Method, on: Process, source: Source) -> None:
+    """Refuses a bridge without another end, and another end without a bridge."""
+    name = type(method).__name__
+    if isinstance(on, Bridge) and not method.given:
+        raise ValueError(f"got {type(on).__name__}, a bridge, for {name}: give method='bridge'")
+    if source.ends is not None and not method.given:
+        raise ValueError(f"got pairs (x, y) for {name}: give method='bridge', or x alone")
+    if method.given and isinstance(on, Bridge) != (method.predicts == "residual"):
+        raise ValueError(f"got kind={method.process} on {on}: give the same of both")
 
 
 def _student(
     method: Method, on: Process, taught: Any, net: nn.Module | None, source: Source, predicts: str | None,
-    time: str | None, sizes: tuple[int, int], seed: int,
+    time: str | None, sizes: Sizes, seed: int, deviation: float, autocast: torch.dtype | None,
 ) -> tuple[nn.Module, Reads, dict[str, Any]]:  # fmt: skip
     """The network, how it is read, and what a checkpoint says of it."""
     classes = 0 if source.labels is None else int(source.labels.max()) + 1
     about: dict[str, Any] = {"patch": 1, "labels": tuple(map(str, range(classes)))}
     about["predicts"] = predicts or method.predicts or "v"
-    about["time"] = time or ("log-sigma/4" if on.t_max > 1 else "t")
-    about["sigma_data"] = source.deviation
+    about["time"] = time or ("share" if method.given else "log-sigma/4" if on.t_max > 1 else "t")
+    about["sigma_data"] = deviation
     if isinstance(taught, Model) and net is None and method.denoises:
         net = copy.deepcopy(taught.net).float().requires_grad_(True)
         about |= {**_reading(taught), "labels": taught.labels}
+    elif net is None and method.given and source.data.dtype == np.uint8:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net = _unet(source, sizes, about["labels"])
+        about |= {"patch": sizes.patch, "time": time or "thousandths"}
     elif net is None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            net = MLP(math.prod(source.shape), *sizes, classes=classes, destination=method.destination,
-                      guided=method.guided, outputs=method.outputs)  # fmt: skip
+            size = math.prod(source.shape)
+            net = MLP(size, sizes.width, sizes.depth, classes=classes, destination=method.destination,
+                      guided=method.guided, outputs=method.outputs, beside=size * method.given)  # fmt: skip
     elif not isinstance(net, nn.Module):
         raise ValueError(f"got a {type(net).__name__} as net: give a torch.nn.Module called as net(x, t)")
     about["network"] = f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters"
-    return net, reader(on, about, destination=method.destination), about
+    return net, reader(on, about, destination=method.destination, autocast=autocast), about
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a new network: a perceptron's, and a UNet's."""
+
+    width: int
+    depth: int
+    channels: tuple[int, ...]
+    layers: int
+    patch: int
+
+
+def _unet(source: Source, sizes: Sizes, labels: tuple[str, ...]) -> nn.Module:
+    """A UNet that sees y beside the state."""
+    images = Images(images=source.data[:1], labels=None, names=(), source="")
+    setup = Setup(channels=sizes.channels, layers=sizes.layers, patch=sizes.patch)
+    check_sides(setup, images.shape)
+    config = network_config(setup, images)
+    config |= {"in_channels": 2 * config["in_channels"], "num_class_embeds": len(labels) + 1 if labels else None}
+    return build_network(config)
 
 
 def _reading(model: Model) -> dict[str, Any]:
@@ -346,23 +297,29 @@ def _reading(model: Model) -> dict[str, Any]:
     return {name: getattr(model, name) for name in ("predicts", "time", "patch", "sigma_data")}
 
 
-def reader(process: Process, about: Mapping[str, Any], *, destination: bool = False) -> Reads:
+def reader(
+    process: Process, about: Mapping[str, Any], *, destination: bool = False, autocast: torch.dtype | None = None
+) -> Reads:
     """How the output of a network is read, for a batch's conditions."""
 
     def read(net: Any, batch: Batch) -> Student:
         if isinstance(net, MLP) or not hasattr(net, "config"):
             call = partial(net, **batch.conditions)
         else:
-            labels = batch.conditions.get("class_labels")
-            call = partial(_pictured, net, labels, about["patch"], process)
+            labels, y = batch.conditions.get("class_labels"), batch.conditions.get("y")
+            call = partial(_pictured, net, labels, about["patch"], process, y, autocast)
         return Student(net=call, process=process, predicts=about["predicts"], time=about["time"],
                        sigma_data=about["sigma_data"], destination=destination, dtype=torch.float32)  # fmt: skip
 
     return read
 
 
-def _pictured(net: nn.Module, labels: Tensor | None, patch: int, process: Process, x: Tensor, t: Tensor) -> Tensor:
-    return call_network(net, x, t, labels, patch, process)
+def _pictured(
+    net: nn.Module, labels: Tensor | None, patch: int, process: Process, y: Tensor | None,
+    autocast: torch.dtype | None, x: Tensor, t: Tensor,
+) -> Tensor:  # fmt: skip
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast is not None):
+        return call_network(net, x, t, labels, patch, process, y=y)
 
 
 def _record(trainer: Trainer, stage: Stage, k: int, out: Path, shape: tuple[int, ...], labels: Sequence[str]) -> None:

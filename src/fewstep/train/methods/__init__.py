@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from fewstep.train.methods.base import Method, Setting
+from fewstep.train.methods.bridge import Restoration
 from fewstep.train.methods.consistency import (
     Consistency,
     ConsistencyTraining,
@@ -48,4 +49,5 @@ METHODS: dict[str, Callable[..., Method]] = {
     "genie": Genie,
     "npr": Variance,
     "sn": partial(Variance, kind="sn"),
+    "bridge": Restoration,
 }

@@ -21,7 +21,7 @@ from fewstep.process import Process
 from fewstep.solver import TABLES
 from fewstep.tableau import Tableau
 from fewstep.train.objective import Stage
-from fewstep.train.pairs import Coupling, Independent, Transport
+from fewstep.train.pairs import Coupling, Draw, Independent, Transport
 from fewstep.train.player import Player, Reads
 from fewstep.words import Typed, pick
 
@@ -40,6 +40,7 @@ class Setting:
         taught: whether there is a teacher.
         started: whether the network begins as the teacher's.
         folder: of the run, where pairs are recorded.
+        deviation: of what is learned.
     """
 
     process: Process
@@ -47,6 +48,7 @@ class Setting:
     taught: bool = False
     started: bool = False
     folder: Path = Path()
+    deviation: float = 0.5
 
 
 class Method(Typed, ABC):
@@ -55,6 +57,7 @@ class Method(Typed, ABC):
     - `needs`: it imitates a teacher.
     - `destination`: its network is told the destination.
     - `guided`: it is told a guidance w; `outputs`: how many tensors it returns; `denoises`: it is a denoiser.
+    - `given`: it is told another end y beside the state, which `coupling` makes or the data have.
     - `averages`: of the network, beside the one that is saved.
     - `optimiser`, `predicts`, `process`: what it takes unless asked otherwise; None: the run's.
     """
@@ -62,6 +65,7 @@ class Method(Typed, ABC):
     needs: ClassVar[bool] = False
     destination: ClassVar[bool] = False
     guided: ClassVar[bool] = False
+    given: ClassVar[bool] = False
     denoises: ClassVar[bool] = True
     outputs: ClassVar[int] = 1
     averages: ClassVar[tuple[str, ...]] = ()
@@ -80,6 +84,10 @@ class Method(Typed, ABC):
     def others(self, on: Setting, net: nn.Module, reads: Reads) -> Mapping[str, Player]:  # noqa: ARG002
         """The players beside "net"."""
         return {}
+
+    def deviation(self, draw: Draw) -> float:
+        """Of what is learned of some data."""
+        return float(draw.batch.x0.std())
 
     def tables(self, process: Process) -> dict[str, Tableau]:  # noqa: ARG002
         """The tables that the student was made for, by a name that says the calls; none: any solver samples it."""

@@ -1,0 +1,152 @@
+"""The data of a training as arrays, and a batch of every step."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.data import Images, read_images
+from fewstep.model import Model
+from fewstep.train.pairs import Batch, Draw
+from fewstep.train.trainer import TrainConfig, together
+
+__all__ = ["Source", "floats", "pairs", "read_data", "sourced"]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Data in memory, drawn in epochs: a batch is a function of (seed, k).
+
+    Args:
+        data: (N, *shape), floats as they are or uint8 pictures (N, H, W) or (N, H, W, C).
+        labels: (N,) from 0, or None.
+        ends: like the data, the other end y of each, or None.
+        config: batch, seed, and the share of labels left out.
+        rank, world: which part of each batch is taken, by whom of how many.
+    """
+
+    data: np.ndarray
+    labels: np.ndarray | None
+    config: TrainConfig
+    ends: np.ndarray | None = None
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, in data space."""
+        if self.data.dtype != np.uint8:
+            return self.data.shape[1:]
+        _, h, w, *c = self.data.shape
+        return (c[0] if c else 1, h, w)
+
+    @cached_property
+    def first(self) -> Draw:
+        """The first samples, by which a method tells how large what it learns is."""
+        return Draw(Batch(self._floats(slice(0, 4096)), self._ends(slice(0, 4096))), 0, seed=self.config.seed)
+
+    @property
+    def digest(self) -> str:
+        """Of data and labels."""
+        whole = hashlib.sha256(np.ascontiguousarray(self.data).tobytes())
+        for more in (self.labels, self.ends):
+            whole.update(b"" if more is None else np.ascontiguousarray(more).tobytes())
+        return whole.hexdigest()[:16]
+
+    def __call__(self, k: int, share: float) -> Draw:
+        c, n = self.config, len(self.data)
+        per_epoch = n // c.batch
+        order = np.random.default_rng([c.seed, 1, k // per_epoch]).permutation(n)
+        part = c.batch // self.world
+        first = self.rank * part
+        rows = order[(k % per_epoch) * c.batch :][: c.batch][first : first + part]
+        conditions = self._ends(rows)
+        if self.labels is not None:
+            dropped = np.random.default_rng([c.seed, 2, k]).random(c.batch)[first : first + part] < c.drop_label
+            conditions["class_labels"] = torch.from_numpy(np.where(dropped, 0, self.labels[rows].astype(np.int64) + 1))
+        return Draw(Batch(self._floats(rows), conditions), k, share, c.seed, first, c.batch)
+
+    def _ends(self, rows: Any) -> dict[str, Tensor]:
+        return {} if self.ends is None else {"y": self._floats(rows, self.ends)}
+
+    def _floats(self, rows: Any, data: np.ndarray | None = None) -> Tensor:
+        data = self.data if data is None else data
+        x = torch.from_numpy(data[rows].astype(np.float64))
+        if data.dtype != np.uint8:
+            return x
+        return (x[:, None] if x.ndim == 3 else x.movedim(-1, 1)) / 127.5 - 1
+
+
+def floats(path: str | Path) -> np.ndarray | None:
+    """The points of an npz file: x, x_train, data or points where it is (N, D) of floats; None of any other file."""
+    if Path(path).suffix == ".npz" and Path(path).is_file():
+        with suppress(ValueError, OSError, KeyError), np.load(path, allow_pickle=False) as file:
+            for name in ("x", "x_train", "data", "points"):
+                if name in file.files and np.issubdtype((x := file[name]).dtype, np.floating) and x.ndim == 2:
+                    return x
+    return None
+
+
+def read_data(path: str | Path) -> Any:
+    """The pairs (x, y) or the points of a file, or else its pictures (`read_images`)."""
+    found = pairs(Path(path))
+    found = floats(path) if found is None else found
+    return read_images(path) if found is None else found
+
+
+def pairs(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """X and y of one shape in an npz file; the pictures of folders x and y, by their names; None of anything else."""
+    if path.is_dir() and {p.name for p in path.iterdir() if p.is_dir()} == {"x", "y"}:
+        names = [sorted(p.stem for p in (path / end).iterdir()) for end in ("x", "y")]
+        if names[0] != names[1]:
+            odd = sorted({*names[0]} ^ {*names[1]})[0]
+            raise ValueError(
+                f"{path} has folders x and y, and {odd} in one of them alone: name the two of a pair alike"
+            )
+        x, y = (read_images(path / end).images for end in ("x", "y"))
+        return x, y
+    if path.suffix == ".npz" and path.is_file():
+        with suppress(ValueError, OSError, KeyError), np.load(path, allow_pickle=False) as file:
+            for names in (("x", "y"), ("x_train", "y_train")):
+                if {*names} <= {*file.files}:
+                    x, y = (file[name] for name in names)
+                    if x.ndim > 1 and x.shape == y.shape:
+                        return x, y
+    return None
+
+
+def sourced(data: Any, labels: Any, config: TrainConfig, taught: Any) -> Source:
+    """The data as arrays, refused where they are no numbers or too few."""
+    if isinstance(data, Images):
+        data, labels = data.images, data.labels
+    data, ends = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
+    if data is None and isinstance(taught, Model):
+        data = np.zeros((config.batch, *taught.shape))
+    x = data.numpy(force=True) if isinstance(data, Tensor) else np.asarray(data)
+    if x.dtype == object or x.ndim < 2 or (x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating)):
+        raise ValueError(f"got data of {x.dtype} and shape {x.shape}: give floats (N, ...) or uint8 pictures")
+    if not np.isfinite(x).all():
+        raise ValueError("got data with numbers that are not finite: clean them first")
+    if not 1 <= config.batch <= len(x):
+        raise ValueError(f"got batch={config.batch} for {len(x)} samples: give 1 to {len(x)}")
+    if isinstance(taught, Model) and tuple(taught.shape) != Source(x, None, config).shape:
+        raise ValueError(
+            f"got data of shape {Source(x, None, config).shape} and a teacher of {taught.shape}: give data like its own"
+        )
+    if ends is not None:
+        ends = ends.numpy(force=True) if isinstance(ends, Tensor) else np.asarray(ends)
+        if (ends.shape, ends.dtype.kind) != (x.shape, x.dtype.kind) or not np.isfinite(ends).all():
+            what = f"x of {x.dtype} {x.shape} and y of {ends.dtype} {ends.shape}"
+            raise ValueError(f"got {what}: give finite pairs of one shape and kind")
+    y = None if labels is None else np.asarray(labels)
+    if y is not None and (y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or y.min() < 0):
+        raise ValueError(f"got labels of {y.dtype} and shape {y.shape}: give whole numbers from 0, one a sample")
+    return Source(x, y, config, ends, *together())
