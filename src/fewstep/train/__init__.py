@@ -6,9 +6,8 @@ import sys
 from types import ModuleType
 
 from fewstep.data import Images as Images, read_images as read_images
-from fewstep.train.card import add_quality, card
+from fewstep.train.card import add_quality, card, measure
 from fewstep.train.loop import Stopped, TrainConfig, Trainer
-from fewstep.train.measure import measure
 from fewstep.train.methods import METHODS
 from fewstep.train.run import TRAINABLE, train, write_sheet
 from fewstep.train.students import train_student

@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> None:
     if not 0 <= args.eta <= 1:
         raise Usage(f"got --eta {args.eta:g}: give a share of the noise from 0 to 1")
     check_device(args.device)
+    from fewstep.cli.restore.files import listed, restore
     from fewstep.interop.load import load
     from fewstep.loop import tabulate
-    from fewstep.model.restore import listed, restore
     from fewstep.solver import DDIM
 
     model = load(args.model, device=args.device, pace=pace_of(args))
