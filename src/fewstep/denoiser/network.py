@@ -266,16 +266,9 @@ def wrap(
             stacklevel=3,
         )
     return Wrapped(
-        net=net,
-        process=process,
-        predicts=predicts,
-        time=time,
-        dtype=dtype,
-        sigma_data=0.5 if sigma_data is None else float(sigma_data),
-        within=float(within),
-        needs_grad=needs_grad,
-        destination=destination,
-    )
+        net=net, process=process, predicts=predicts, time=time, dtype=dtype, within=float(within),
+        sigma_data=0.5 if sigma_data is None else float(sigma_data), needs_grad=needs_grad, destination=destination,
+    )  # fmt: skip
 
 
 def writes_into(call: Any) -> bool:

@@ -9,7 +9,6 @@ z_s = M_s D + R_s R_t^-1 (z_t - M_t D) runs on every process.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,18 +21,24 @@ __all__ = [
 ]  # fmt: skip
 
 
-class Operator(ABC):
-    """What `Diagonal` and `Block` share: they add, subtract and scale as their `values` do."""
+class Operator:
+    """What `Diagonal` and `Block` share: they add, subtract and scale as their `values` do.
+
+    No ABC, of which `isinstance` is slow: it is asked in every row of a run.
+    """
 
     values: Tensor
 
-    @abstractmethod
     def of(self, values: Tensor) -> Any:
         """One of the same kind with other values."""
 
-    @abstractmethod
-    def _added(self, other: Coefficient) -> Tensor | float:
+    def _added(self, other: Coefficient) -> Any:
         """Another coefficient as what is added to the values."""
+
+    def __mul__(self, other: Coefficient) -> Any: ...
+
+    def apply(self, x: Tensor) -> Any:
+        """The product with a batch of states, or data."""
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and torch.equal(self.values, other.values)
@@ -47,9 +52,6 @@ class Operator(ABC):
     def __neg__(self) -> Any:
         return self.of(-self.values)
 
-    @abstractmethod
-    def __mul__(self, other: Coefficient) -> Any: ...
-
     def __rmul__(self, other: Coefficient) -> Any:
         return self * other
 
@@ -62,10 +64,6 @@ class Operator(ABC):
     def to(self, x: Tensor) -> Any:
         """In the dtype and on the device of x."""
         return self.of(self.values.to(x))
-
-    @abstractmethod
-    def apply(self, x: Tensor) -> Tensor:
-        """The product with a batch of states, or data."""
 
 
 @dataclass(frozen=True, eq=False)

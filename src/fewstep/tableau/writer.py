@@ -96,14 +96,8 @@ class Writer:
         return Form.of(("root", j, label, index))
 
     def table(self, solver: Author) -> Tableau:
-        return Tableau(
-            rows=tuple(Row(*row) for row in self._rows),
-            noises=tuple(self._noises),
-            process=self.process,
-            grid=self.grid,
-            solver=solver,
-            heads=self._heads,
-        )
+        rows = tuple(Row(*row) for row in self._rows)
+        return Tableau(rows, tuple(self._noises), self.process, self.grid, solver, heads=self._heads)
 
     def _after(self, t: float) -> float:
         found = self._onward.get(t)
