@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Denoiser
+from fewstep.denoiser.base import Around
 from fewstep.denoiser.network import NetworkError, Wrapped, _dtype, wrap
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
@@ -31,15 +31,11 @@ __all__ = ["VarianceHead", "variance_head"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class VarianceHead(Denoiser):
+class VarianceHead(Around):
     """A denoiser made of a network with two outputs; see `variance_head`."""
 
     denoiser: Wrapped
     kind: str
-
-    @property
-    def predicts(self) -> str:  # type: ignore[override]
-        return self.denoiser.predicts
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
         """The denoiser and the head, by name, at one time, with every number of that time ready."""

@@ -147,8 +147,6 @@ class Driving:
         z = self.start
         noises = noises_of(table, self.source, tuple(z.shape), z.dtype, z.device)
         w = LiveRows(self, torch.arange(len(z)), z, lambda _: next(noises))
-        w.times = self.grid.tolist()
-        w.steps = list(zip(w.times[:-1], w.times[1:], strict=True))
         w.led = True
         return w
 

@@ -215,11 +215,6 @@ class Rows:
             for n, (j, i) in enumerate(chunk):
                 self._note(j, i, {h: v[n] for h, v in split.items()})
 
-    def forget(self, before: int) -> None:
-        """Lets go of the rows before a call, which are final for every sample and will not be walked again."""
-        for j in [j for j in self.known if j < before]:
-            del self.known[j]
-
     def _rests(self, j: int) -> Tensor:
         """Whether the state of call j is, to the tolerance, the one it was called at."""
         known = self.known.get(j)
@@ -300,7 +295,7 @@ class Sweep:
         drawn = max(s.draw for s in self.plan.instructions[:stop])
         del self._kept[: drawn - self._drawn]
         self._drawn, self._first, self._latest = drawn, stop, rows._latest
-        rows.forget(front)
+        rows.known = {j: known for j, known in rows.known.items() if j >= front}  # the others are walked no more
 
     def _walk(self, stop: int, live: dict[Symbol, Tensor]) -> Tensor:
         steps = self.plan.instructions[self._first : stop]

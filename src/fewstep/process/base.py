@@ -215,10 +215,12 @@ def _remembered(name: str, method: Callable[[Any, Time], Any]) -> Callable[[Any,
 class Process(Typed, ABC):
     """A linear Gaussian process. To write one, give the abstract methods; everything else follows from them.
 
-    `kind` is "scalar", "diagonal" or "block": what its coefficients are, which solvers declare.
+    - `kind`: "scalar", "diagonal" or "block": what its coefficients are, which solvers declare.
+    - `domain`: the times at which the formulas hold, beyond [t_min, t_max] where the mathematics allows.
     """
 
     kind: ClassVar[str]
+    domain: ClassVar[tuple[float, float]] = (0.0, 1.0)
     default_grid: ClassVar[str]
     t_max: float
     t_min: float
@@ -333,11 +335,6 @@ class Process(Typed, ABC):
                 f"got time {bad[0]:g} for {type(self).__name__}, which is defined on [{low:g}, {high:g}]: "
                 "give times inside"
             )
-
-    @property
-    def domain(self) -> tuple[float, float]:
-        """The times at which the formulas hold, beyond [t_min, t_max] where the mathematics allows."""
-        return (0.0, 1.0)
 
     @property
     def t_zero(self) -> float | None:

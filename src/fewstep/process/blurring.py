@@ -35,6 +35,8 @@ from fewstep.process.operator import Coefficient, Diagonal
 
 __all__ = ["Blurring", "HeatDissipation", "Masking", "VEBlur"]
 
+_SLOWEST = math.pi**2  # the least frequency of heat that fades, times the longer side to the power -2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Blurring(BlurProcess):
@@ -113,22 +115,18 @@ class HeatDissipation(BlurProcess):
 
     def log_snr(self, t: Time) -> Time:
         """log(d / noise) of the slowest frequency that fades; `log_snr_modes` gives all."""
-        left = (1 - self.min_scale) * torch.exp(-self._slowest * self._blur(to_tensor(t))) + self.min_scale
+        left = (1 - self.min_scale) * torch.exp(-_SLOWEST * self._blur(to_tensor(t))) + self.min_scale
         return like(left.log() - math.log(self.noise), t)
 
     def inverse_log_snr(self, lam: Time) -> Time:
         scale = self.noise * to_tensor(lam).exp()
-        blur2 = -2 * ((scale - self.min_scale) / (1 - self.min_scale)).log() / self._slowest
+        blur2 = -2 * ((scale - self.min_scale) / (1 - self.min_scale)).log() / _SLOWEST
         return like((blur2.log() / 2 - math.log(self.blur_min)) / math.log(self.blur_max / self.blur_min), lam)
 
     def path_clock(self, t: Time) -> Time:
         """The log-SNR, stretched to [-8, 8]: its few e-folds would crowd the path."""
         high, low = (self.log_snr(end) for end in self.domain)
         return 16 * (self.log_snr(t) - low) / (high - low) - 8
-
-    @property
-    def _slowest(self) -> Tensor:
-        return torch.tensor(math.pi**2, dtype=torch.float64)  # times the longer side to the power -2
 
     @property
     def _frequencies(self) -> Tensor:

@@ -49,6 +49,7 @@ class CLD(Process):
     t_min: float = 1e-3
 
     kind = "block"
+    domain = (1e-5, math.inf)  # at t = 0 the position is noiseless and the velocity is not: R is singular
     default_grid = "logistic"
 
     @property
@@ -80,7 +81,7 @@ class CLD(Process):
         return Block(matrix(0 * one, 0 * one, 0 * one, 2 * self.Gamma * self.beta * one))
 
     def log_snr(self, t: Time) -> Time:
-        return like(self._log_snr(to_tensor(t)), t)
+        return like(self._log_snr_and_rate(to_tensor(t))[0], t)
 
     def inverse_log_snr(self, lam: Time) -> Time:
         """By Newton's method in log t inside a shrinking bracket, to rounding: the log-SNR falls monotonically."""
@@ -122,10 +123,6 @@ class CLD(Process):
     def data_shape(self, state_shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(state_shape[1:])
 
-    @property
-    def domain(self) -> tuple[float, float]:
-        return (1e-5, math.inf)  # at t = 0 the position is noiseless and the velocity is not: R is singular
-
     def _psi(self, t: Tensor) -> Tensor:
         tau, k = self.beta * t, 2 / self.Gamma
         decay = (-k * tau).exp()
@@ -141,9 +138,6 @@ class CLD(Process):
         psi = self._psi(t)
         start = torch.tensor([self.offset, self.gamma * self.mass + self.offset], dtype=torch.float64)
         return noise + (psi * start) @ psi.mT
-
-    def _log_snr(self, t: Tensor) -> Tensor:
-        return self._log_snr_and_rate(t)[0]
 
     def _log_snr_and_rate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Log-SNR and its time derivative -1/2 |G^T Sigma^-1 M|^2 / (M^T Sigma^-1 M)."""
@@ -185,7 +179,7 @@ def _brackets(process: CLD) -> tuple[Tensor, Tensor]:
     """Places in log t, and minus the log-SNR there, between which `inverse_log_snr` begins."""
     with torch.inference_mode(False):
         places = torch.linspace(math.log(1e-12), math.log(4 * process.t_max), 512, dtype=torch.float64)
-        return places, -process._log_snr(places.exp()).cummin(0).values
+        return places, -process._log_snr_and_rate(places.exp())[0].cummin(0).values
 
 
 class _Gamma3(torch.autograd.Function):

@@ -101,6 +101,8 @@ class VP(ScalarProcess):
     t_max: float = 1.0
     t_min: float = 1e-3
 
+    domain = (0.0, math.inf)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.beta_min <= self.beta_max or self.beta_max == 0:
@@ -124,10 +126,6 @@ class VP(ScalarProcess):
     def _time(self, loss: Tensor) -> Tensor:
         """The time at which -2 log alpha is `loss`, by the root that does not cancel."""
         return 2 * loss / ((self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * loss).sqrt() + self.beta_min)
-
-    @property
-    def domain(self) -> tuple[float, float]:
-        return (0.0, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +186,8 @@ class VE(ScalarProcess):
     t_max: float = 1.0
     t_min: float = 0.0
 
+    domain = (-math.inf, math.inf)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.sigma_min < self.sigma_max:
@@ -200,10 +200,6 @@ class VE(ScalarProcess):
 
     def _sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * (t * math.log(self.sigma_max / self.sigma_min)).exp()
-
-    @property
-    def domain(self) -> tuple[float, float]:
-        return (-math.inf, math.inf)
 
     def _inverse_log_snr(self, lam: Tensor) -> Tensor:
         return (-lam - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
@@ -220,6 +216,8 @@ class EDM(ScalarProcess):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
+    domain = (0.0, math.inf)
+
     @property
     def t_max(self) -> float:
         return self.sigma_max
@@ -227,10 +225,6 @@ class EDM(ScalarProcess):
     @property
     def t_min(self) -> float:
         return self.sigma_min
-
-    @property
-    def domain(self) -> tuple[float, float]:
-        return (0.0, math.inf)
 
     def _alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
