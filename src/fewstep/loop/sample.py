@@ -137,17 +137,14 @@ def sample(denoiser: Denoises, process: Process, **options: Any) -> Tensor:
         denoiser: (z, t) -> x0_hat in data space, a tensor (or a mapping with "x0" and further heads). The state it is
             given is valid during the call only: later rows may be written into it.
         process: the process.
-        solver, grid, steps, nfe: see `tabulate`.
+        solver, grid, steps, nfe, final: see `tabulate`. Encoding, likelihoods and comparisons want final="state"; with
+            "denoise" the one more call for x0_hat is made here. Drivers that choose their times end where they end.
         shape: (batch, *data shape); the start is drawn from N(0, Sigma) at the grid's first time.
         x: the start state (batch, *state shape) instead of a shape; its dtype and device are kept.
         seed: the seed of the counter-based noise; sample i of a batch is number `first` + i of that seed.
         first: the number of the batch's first sample.
         noise: a `torch.Generator`, a ready tensor (n_noises, batch, *state) or a noise source instead of the seed.
         given: tensors for the table's given rows besides the start.
-        final: how the run ends. "zero": at sigma = 0, in the same number of calls, wherever process, solver and grid
-            have such an end, else in the state. "state": at the process's last time, where a little noise is left;
-            what encoding, likelihoods and comparisons want. "denoise": there, and one more call for x0_hat. Given
-            times, tables and drivers that choose theirs end where they end.
         dtype: of the state when `shape` is given (float32 or float64), whatever the network's is.
         device: where the state lives when `shape` is given.
         callback: called after each row that makes x0_hat with (row, t, state, x0_hat); treat the tensors as

@@ -95,9 +95,7 @@ class Default(Solver):
     def __post_init__(self) -> None:
         within(self, size="[1, inf]", std="[0, inf)", error="[0, inf)")
 
-    @property
-    def promise(self) -> Promise:
-        return Promise(1, point_mass=(), ends=GaussianSplit().ends)
+    promise = Promise(1, point_mass=(), ends=GaussianSplit().ends)  # type: ignore[assignment]
 
     @property
     def guided(self) -> bool:
@@ -116,10 +114,8 @@ class Default(Solver):
     def grid(self, name: str) -> Grid:
         return functools.partial(_grid, self) if name == "default" else super().grid(name)
 
-    @property
-    def one_row(self) -> bool:
-        """Its rule says of each process and number of calls how many rows there are."""
-        return False
+    # the rule says of each process and number of calls how many there are
+    one_row = False  # type: ignore[assignment]
 
     def write(self, w: Writer) -> None:
         w.on(self._from_the_first_call(w.process, w.times))

@@ -63,10 +63,8 @@ class ClassifierGuided(Typed, Split):
         check_interval(self.interval, self.process)
         finite("scale", self.scale)
 
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """Both parts; it has no derivative, as it differentiates inside."""
-        return ("base", "guidance")
+    # it has no derivative, as it differentiates inside
+    heads = ("base", "guidance")  # type: ignore[assignment]
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The guided denoiser, or `base`, the model alone, and `guidance` in the process's coordinates."""

@@ -114,10 +114,8 @@ class DDNM(Typed, Split):
         within(self, std="(0, inf)")
         settle(self, "denoiser")
 
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """Both parts; no derivative, as observations are transposed by autograd."""
-        return ("base", "guidance")
+    # no derivative, as observations are transposed by autograd
+    heads = ("base", "guidance")  # type: ignore[assignment]
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:
         """The denoiser given the observation, or `base` and `guidance`, its parts, in the process's coordinates."""

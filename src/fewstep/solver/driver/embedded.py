@@ -59,9 +59,7 @@ class RK45(Adaptive):
     def solver(self) -> Solver:
         return RungeKutta(method="dormand-prince5", form=self.form, clock=self.clock)
 
-    @property
-    def control(self) -> Control:
-        return Control((0.2, 0.0, 0.0), low=0.2, high=10.0, wait=True)
+    control = Control((0.2, 0.0, 0.0), low=0.2, high=10.0, wait=True)  # type: ignore[assignment]
 
     @property
     def steps_in(self) -> str:  # type: ignore[override]
@@ -197,9 +195,7 @@ class GottaGoFast(Adaptive):
     theta: float = 0.9
     r: float = 0.9
 
-    @property
-    def solver(self) -> Solver:
-        return StochasticHeun()
+    solver = StochasticHeun()  # type: ignore[assignment]
 
     @property
     def control(self) -> Control:

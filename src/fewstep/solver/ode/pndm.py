@@ -165,9 +165,7 @@ class HeunPP(Solver):
     https://github.com/Carzit/sd-webui-samplers-scheduler; there is no paper.
     """
 
-    @property
-    def promise(self) -> Promise:
-        return Promise(1, moments=Moments("noise", "rho", (0,)), ends=LAST)
+    promise = Promise(1, moments=Moments("noise", "rho", (0,)), ends=LAST)  # type: ignore[assignment]
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return max(1, 3 * steps - 3)

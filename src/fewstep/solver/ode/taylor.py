@@ -62,9 +62,7 @@ class Taylor(Solver):
         among(self, form=("data", "noise"))
         clock(self.clock)
 
-    @property
-    def promise(self) -> Promise:
-        return Promise(2, heads=("derivative",), ends=())
+    promise = Promise(2, heads=("derivative",), ends=())  # type: ignore[assignment]
 
     def write(self, w: Writer) -> None:
         z, p, u = w.start, w.process, clock(self.clock)

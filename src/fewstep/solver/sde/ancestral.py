@@ -179,9 +179,7 @@ class LCM(Solver):
     https://arxiv.org/abs/2303.01469; Luo et al., Latent consistency models, 2023, https://arxiv.org/abs/2310.04378.
     """
 
-    @property
-    def promise(self) -> Promise:
-        return Promise(0, stochastic=True)
+    promise = Promise(0, stochastic=True)  # type: ignore[assignment]
 
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process

@@ -129,9 +129,7 @@ class StochasticHeun(Solver):
     https://arxiv.org/abs/2105.14080.
     """
 
-    @property
-    def promise(self) -> Promise:
-        return Promise(1, stochastic=True, point_mass=(), ends=LAST)
+    promise = Promise(1, stochastic=True, point_mass=(), ends=LAST)  # type: ignore[assignment]
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return 2 * steps - to_zero

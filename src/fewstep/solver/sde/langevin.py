@@ -14,7 +14,7 @@ from typing import ClassVar
 from fewstep.process.operator import is_zero
 from fewstep.solver.sde.euler import PREDICTORS, ReverseSDE, predicted
 from fewstep.tableau import Form, Writer
-from fewstep.words import among
+from fewstep.words import among, whole, within
 
 __all__ = ["AnnealedLangevin", "PredictorCorrector", "langevin"]
 
@@ -43,7 +43,8 @@ class AnnealedLangevin(ReverseSDE):
     denoise: bool = True
 
     def __post_init__(self) -> None:
-        _check_langevin(self.inner, self.step)
+        whole("inner", self.inner)
+        within(self, step="(0, 4)")
 
     def calls(self, steps: int, *, to_zero: bool) -> int:  # noqa: ARG002
         return steps * self.inner
@@ -81,7 +82,8 @@ class PredictorCorrector(ReverseSDE):
 
     def __post_init__(self) -> None:
         among(self, predictor=PREDICTORS)
-        _check_langevin(self.inner, 4 * self.snr**2)
+        whole("inner", self.inner)
+        within(self, snr="(0, 1)")
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         return steps * (1 + self.inner) - self.inner * to_zero
@@ -100,8 +102,3 @@ def langevin(w: Writer, z: Form, t: float, a: float, *, noisy: bool) -> Form:
     r = w.process.R(t)
     form = z - 0.5 * a * r * w.eps(z)
     return form + math.sqrt(a) * r * w.fresh_noise(t, t, "langevin") if noisy else form
-
-
-def _check_langevin(inner: int, step: float) -> None:
-    if inner < 1 or not 0 < step < 4:
-        raise ValueError(f"got inner={inner} Langevin steps of size {step:g}: give at least 1, of a size in (0, 4)")
