@@ -25,7 +25,7 @@ from fewstep.tableau.file import to_bytes
 from fewstep.words import named
 from fewstep.words.elsewhere import spelt
 
-__all__ = ["FILE", "completed", "refuse_option", "scheduler_file", "solver_of"]
+__all__ = ["FILE", "completed", "refuse_option", "refuse_others", "scheduler_file", "solver_of"]
 
 FILE = "scheduler_config.json"
 NUMBERS = 2**14  # of a sample in pipelines, at least: latents of 4 x 64 x 64
@@ -142,6 +142,14 @@ def refuse_option(solver: Any, option: str, value: Any) -> None:
     if made is not None and option in (f.name for f in fields(made)):
         right = f"fs.{type(made).__name__}({option}={value!r})"
         raise ValueError(f"got {option}={value!r} beside solver={solver!r}, whose option it is: give solver={right}")
+
+
+def refuse_others(others: dict[str, Any], where: str) -> None:
+    """Refuses options of some scheduler of diffusers that say something."""
+    if strange := [name for name, value in others.items() if value is not None]:
+        raise ValueError(
+            f"got {strange[0]} in {where}, which no table can follow: leave the pipeline the scheduler it came with"
+        )
 
 
 def _unpacked(text: str) -> Tableau:

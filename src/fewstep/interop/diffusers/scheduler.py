@@ -21,7 +21,7 @@ from torch import Tensor
 from fewstep.files import read_json
 from fewstep.interop.diffusers.convention import convention_of, translated
 from fewstep.interop.diffusers.run import FewStepSchedulerOutput, Runs
-from fewstep.interop.diffusers.saved import completed, refuse_option, scheduler_file, solver_of
+from fewstep.interop.diffusers.saved import completed, refuse_option, refuse_others, scheduler_file, solver_of
 from fewstep.interop.diffusers.schedule import Schedule, clipping_of, from_row
 from fewstep.interop.diffusers.times import asked_for, is_ramp
 from fewstep.loop.excess import warn_of_excess
@@ -241,7 +241,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             mu: logarithm of a flow's shift (or, with time_shift_type="linear", the shift); no other shift reads it.
             others: what some scheduler of diffusers takes and none here.
         """
-        _none(others, "set_timesteps")
+        refuse_others(others, "set_timesteps")
         if self.convention.steps == "share" and timesteps is None and is_ramp(sigmas):
             num_inference_steps, sigmas = len(torch.as_tensor(sigmas)), None
         table, convention = self._table, self.convention
@@ -319,7 +319,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             ValueError: for a time step that no run is at, as when two runs that pipelines change are interleaved; for
                 an option without effect.
         """
-        _none(others, "step")
+        refuse_others(others, "step")
         if self._begin_index is None and self._runs.fresh(float(timestep)):
             self._begin_at(float(timestep))
         run = self._runs.at(float(timestep), sample, self._ready(float(eta or 0.0)))
@@ -392,14 +392,6 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         """Float64 times (n,) of time steps; those of the run are exact."""
         told = self._ready(begin=0) if self._made else self.convention
         return told.time(torch.as_tensor(timestep).detach().cpu().double().flatten())
-
-
-def _none(others: dict[str, Any], where: str) -> None:
-    """Refuses options of some scheduler of diffusers that say something."""
-    if strange := [name for name, value in others.items() if value is not None]:
-        raise ValueError(
-            f"got {strange[0]} in {where}, which no table can follow: leave the pipeline the scheduler it came with"
-        )
 
 
 FewStepScheduler.__module__ = "fewstep.interop.diffusers"  # the name that a saved pipeline imports it by
