@@ -239,7 +239,7 @@ def test_a_solver_that_adds_noise_has_no_exact_path():
     [
         ({"process": "blurring"}, "got process 'blurring', which is not known"),
         ({"solver": "rk45"}, "got solver 'rk45', which is not known"),
-        ({"process": "flow", "solver": "heun"}, "got a grid that starts at t = 1, where alpha = 0"),
+        ({"process": "flow", "solver": "deis-tab-2"}, "got a grid that starts at t = 1, where alpha = 0"),
         ({"grid": "nowhere"}, "got grid 'nowhere', which is not known"),
         ({"seed": None}, "got seed=None: give a whole number"),
         ({"steps": 1001}, "got steps=1001: give a number from 1 to 1000"),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fewstep.process.base import Process, Time
+from fewstep.process.bridge import boots
 from fewstep.process.clock import Clock, clock
 from fewstep.process.operator import Coefficient, cholesky, inverse
 from fewstep.solver.base import BOTH, LAST, Promise, Solver
@@ -173,8 +174,9 @@ class EDMHeun(Solver):
 
 
 def _only_noise(process: Process, grid: Tensor) -> bool:
-    """Whether a grid starts at alpha = 0."""
-    return len(grid) > 1 and float(process.log_snr(float(grid[0]))) == -math.inf
+    """Whether a grid starts at alpha = 0, and not with the boot of a bridge."""
+    start = float(grid[0])
+    return len(grid) > 1 and float(process.log_snr(start)) == -math.inf and not boots(process, start)
 
 
 def in_time(solver: RungeKutta | EDMHeun, process: Process, grid: Tensor) -> Tableau:
