@@ -207,7 +207,7 @@ def test_a_pipeline_and_a_folder_read_a_partial_file_alike(tmp_path: Path) -> No
     assert fs.load(tmp_path / "again").process == inside.process
 
 
-@pytest.mark.parametrize("solver", ["heun", "edm", "pndm", "dpm-2", "deis-tab-2", "rk4", "restart", "euler-maruyama"])
+@pytest.mark.parametrize("solver", ["edm-sde", "pndm", "dpm-2", "deis-tab-2", "restart", "euler-maruyama"])
 @pytest.mark.parametrize(
     ("config", "given"),
     [
