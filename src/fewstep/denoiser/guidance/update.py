@@ -83,7 +83,7 @@ class APG(Typed):
     parallel: float = 0.0
     norm: float | None = None
     momentum: float = 0.0
-    _run: list[_Memory] = field(default_factory=lambda: [_Memory()], init=False, repr=False)
+    _run: list[dict[str, Tensor]] = field(default_factory=lambda: [{}], init=False, repr=False)  # the last update
 
     def __post_init__(self) -> None:
         if not -1.0 < self.momentum < 1.0:
@@ -104,14 +104,15 @@ class APG(Typed):
         """(conditional, unconditional, scale) -> D at a time; the rows of one run are bound before its first call."""
         if self.momentum and isinstance(t, Tensor) and t.ndim:
             raise ValueError("got momentum with a time for each sample (a driver, or parallel): use a sequential table")
-        if self._run[0].used:
-            self._run[0] = _Memory()
+        if self._run[0]:
+            self._run[0] = {}
         memory = self._run[0]
 
         def combine(conditional: Tensor, unconditional: Tensor, scale: Any) -> Tensor:
             delta = conditional - unconditional
             if self.momentum:
-                delta = memory.update(delta, self.momentum)
+                delta = delta + self.momentum * memory["last"] if memory else delta
+                memory["last"] = delta
             if self.norm is not None:
                 size = wide(delta.flatten(1).norm(dim=1), delta)
                 delta = delta * (self.norm / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(max=1.0)
@@ -119,19 +120,6 @@ class APG(Typed):
             return conditional + (scale - 1) * (delta - (1 - self.parallel) * along)
 
         return combine
-
-
-class _Memory:
-    """The running update of one run."""
-
-    def __init__(self) -> None:
-        self.last: Tensor | None = None
-        self.used = False
-
-    def update(self, delta: Tensor, momentum: float) -> Tensor:
-        self.last = delta if self.last is None else delta + momentum * self.last
-        self.used = True
-        return self.last
 
 
 def along_of(v: Tensor, direction: Tensor) -> Tensor:

@@ -92,20 +92,13 @@ class FirstLast(Outer):
     @property
     def promise(self) -> Promise:
         s = self._inner
-        order, analytic = s.order, self.first == "analytic"
-        if analytic:
-            order = min(1, order)
-        else:
-            if self.first == "order" and not (isinstance(s, DPMMultistep) and not s.corrected):
-                order = min(4, s.points + getattr(s, "corrector", False))
-            order = min(order, 2) if self.last == "lower" or getattr(s, "final_ramp", None) else order
-        return replace(
-            s.promise,
-            order=order,
-            point_mass=() if analytic else s.point_mass,
-            moments=None if analytic else s.moments,
-            ends=tuple(e for e in s.ends if e == "sigma=0" or not self._start[0]),
-        )
+        ends = tuple(e for e in s.ends if e == "sigma=0" or not self._start[0])
+        if self.first == "analytic":
+            return replace(s.promise, order=min(1, s.order), point_mass=(), moments=None, ends=ends)
+        preserved = self.first == "order" and getattr(s, "corrected", True)
+        order = min(4, s.points + getattr(s, "corrector", False)) if preserved else s.order
+        lower = self.last == "lower" or getattr(s, "final_ramp", None)
+        return replace(s.promise, order=min(order, 2) if lower else order, ends=ends)
 
     def calls(self, steps: int, *, to_zero: bool) -> int:
         """A run of one call keeps it."""
