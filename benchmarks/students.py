@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
+from fewstep.pace import hardware
 from fewstep.train.methods import recorded
 from fewstep.train.students import train_student
 
@@ -75,8 +77,8 @@ class Problem:
 
     def run(self, denoiser: Any, solver: Any, **options: Any) -> Tensor:
         """Samples of one set of noises."""
-        options = {"final": "state", **options}
-        z = fs.sample(denoiser, self.process, solver=solver, shape=(COUNT, self.dim), seed=3, dtype=torch.float64,
+        options = {"final": "state", "seed": 3, **options}
+        z = fs.sample(denoiser, self.process, solver=solver, shape=(COUNT, self.dim), dtype=torch.float64,
                       progress=False, **options)  # fmt: skip
         return self.process.to_data(z)
 
@@ -241,11 +243,13 @@ def main(methods: dict[str, Callable[[Path], dict[str, Any]]], about: str | None
     found = {}
     for name in args.names or methods:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = methods[name](Path(folder))
+            made = methods[name](Path(folder))
+        found[name] = {row: {k: float(f"{v:.4g}") for k, v in figures.items()} for row, figures in made.items()}
         for row, figures in found[name].items():
             print(f"{name:14} {row:32}", "  ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
     if args.out is not None:
-        args.out.write_text(json.dumps(found, indent=2) + "\n")
+        about = {"date": str(date.today()), "torch": torch.__version__, "machine": hardware()}
+        args.out.write_text(json.dumps(about | {"figures": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

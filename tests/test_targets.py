@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fewstep as fs
 from fewstep.process.operator import apply, inverse
-from fewstep.train.methods import consistency
+from fewstep.train.methods import consistency, curvature, heads, vdm
 from fewstep.train.methods.base import Setting
 from fewstep.train.methods.scores import ScoreMatching
 from fewstep.train.pairs import Batch, Draw, Uniform
@@ -237,3 +239,84 @@ def test_the_fake_score_sees_noise_that_joins_the_modes() -> None:
     objective = ScoreMatching().stages(Setting(process=process, size=2, taught=True, started=True))[0].objective
     next(iter(objective.losses(players, Draw(Batch(torch.zeros(1000, 2, dtype=torch.float64)), 0))))
     assert float((seen[-1] > 1).double().mean()) > 0.5
+
+
+def test_the_head_of_genie_is_told_the_predicted_noise_in_training_as_in_sampling() -> None:
+    process, told = fs.VP(), []
+    teacher = fs.Mixture(process, torch.tensor([[0.5, 0.5], [-0.5, 0.0]]), 0.2)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, x: Tensor, t: Tensor, *, y: Tensor) -> tuple[Tensor, ...]:
+            told.append((x, t, y))
+            return (self.scale * x,) * 3
+
+    def reads(net: nn.Module, batch: Batch) -> Student:
+        return Student(net=partial(net, **batch.conditions), process=process, predicts="noise")
+
+    players = Players({"net": Player(Net(), reads)}, lambda batch, conditional: teacher)
+    draw = Draw(Batch(teacher.sample(8, torch.Generator().manual_seed(0))), 0)
+    (losses,) = heads.Heads(process=process, kind="genie").losses(players, draw)
+    head = Student(net=Net(), process=process, predicts="noise")
+    options = {"solver": "taylor-2", "grid": [0.4, 0.2], "final": "state", "progress": False}
+    fs.sample(heads.Rate(teacher, head), process, x=normal(1, 8, 2), **options)
+    for x, times, noise in told:
+        torch.testing.assert_close(noise, heads.noise_of(process, teacher, x, times))
+    # the loss is that of a step's end: gamma^2 (1 + gamma^2) |.|^2
+    x, times, _ = told[0]
+    g = heads.gamma(process, times)
+    off = heads.assembled((x,) * 3, g) - heads.noise_rate(process, teacher, x, times)
+    torch.testing.assert_close(losses["net"], g**2 * (1 + g**2) * (off**2).mean(1))
+    assert len(told) == 2
+
+
+def test_a_pinned_schedule_keeps_its_ends_and_moves_its_inside() -> None:
+    torch.manual_seed(0)
+    net = vdm.Monotone(64, -9.0, 10.0)
+    optimiser = torch.optim.Adam(net.parameters(), lr=2e-3, betas=(0.9, 0.99))
+
+    def second() -> Tensor:
+        u = torch.linspace(0.001, 0.999, 400).requires_grad_()
+        gamma = net(u)
+        (rate,) = torch.autograd.grad(gamma.sum(), u, create_graph=True)
+        return (rate / (1 + gamma**2)).square().mean()  # an error that is large about 0 alone
+
+    before = float(second().detach())
+    for _ in range(400):
+        optimiser.zero_grad()
+        second().backward()
+        optimiser.step()
+    assert float(second().detach()) < 0.7 * before
+    torch.testing.assert_close(net(torch.tensor([0.0, 1.0])).detach(), torch.tensor([-9.0, 10.0]))
+    assert bool((net(torch.linspace(0, 1, 100)).detach().diff() > 0).all())
+
+
+def test_an_encoders_noise_has_the_spread_that_sampling_starts_from() -> None:
+    eps = curvature.standard(0.4 * normal(0, 64, 2, 3) + 2)
+    torch.testing.assert_close(eps.mean(0), torch.zeros(2, 3, dtype=torch.float64))
+    torch.testing.assert_close(eps.std(0, correction=0), torch.ones(2, 3, dtype=torch.float64))
+    assert torch.equal(curvature.standard(eps[:1]), eps[:1])
+    asked: list[Tensor] = []
+
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+            return self.scale * x, self.scale * x - 4
+
+    x0 = normal(1, 64, 2)
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        asked.append((x - (1 - t[:, None]) * x0) / t[:, None])
+        return x
+
+    reads = lambda player, batch: Student(net=net, process=fs.Flow(), predicts="flow")  # noqa: ARG005, E731
+    players = Players({"net": Player(nn.Linear(1, 1), reads)})
+    players["encoder"] = Player(Narrow())
+    next(curvature.Encoded(process=fs.Flow(), beta=5.0).losses(players, Draw(Batch(x0), 0)))
+    torch.testing.assert_close(asked[0].std(0, correction=0), torch.ones(2, dtype=torch.float64))

@@ -263,8 +263,9 @@ def _student(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             size = math.prod(source.shape)
+            beside = size * (method.given or method.noise)
             net = MLP(size, sizes.width, sizes.depth, classes=classes, destination=method.destination,
-                      guided=method.guided, outputs=method.outputs, beside=size * method.given)  # fmt: skip
+                      guided=method.guided, outputs=method.outputs, beside=beside)  # fmt: skip
     elif not isinstance(net, nn.Module):
         raise ValueError(f"got a {type(net).__name__} as net: give a torch.nn.Module called as net(x, t)")
     about["network"] = f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters"

@@ -57,6 +57,7 @@ class Method(Typed, ABC):
     - `needs`: it imitates a teacher.
     - `destination`: its network is told the destination.
     - `guided`: it is told a guidance w; `outputs`: how many tensors it returns; `denoises`: it is a denoiser.
+    - `noise`: it is told a predicted noise, as y.
     - `given`: it is told another end y beside the state, which `coupling` makes or the data have.
     - `averages`: of the network, beside the one that is saved.
     - `optimiser`, `predicts`, `process`: what it takes unless asked otherwise; None: the run's.
@@ -66,6 +67,7 @@ class Method(Typed, ABC):
     destination: ClassVar[bool] = False
     guided: ClassVar[bool] = False
     given: ClassVar[bool] = False
+    noise: ClassVar[bool] = False
     denoises: ClassVar[bool] = True
     outputs: ClassVar[int] = 1
     averages: ClassVar[tuple[str, ...]] = ()

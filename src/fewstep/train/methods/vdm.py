@@ -42,27 +42,33 @@ __all__ = [
 
 
 class Monotone(nn.Module):
-    """|w1| u + b1 + sum |w3| (2 sigmoid(|w2| 2 (u - 1/2) + b2) - 1) / n, pinned to its ends where `low` is given."""
+    """|w1| u + b1 + sum |w3| (2 sigmoid(|w2| 2 (u - 1/2) + b2) - 1) / n; or pinned to `low` and `high`.
+
+    Pinned, w1 is 1 and b1 nothing, and the whole is moved and scaled to its ends, so that the steps, which are spread
+    over u, weigh as much as the line: beside a line of size high - low they would need as many updates more.
+    """
 
     def __init__(self, count: int = 256, low: float | None = None, high: float = 5.0) -> None:
         super().__init__()
-        width = 18.3 if low is None else high - low
-        self.w1, self.b1 = nn.Parameter(torch.tensor(width)), nn.Parameter(torch.tensor(-13.3 if low is None else low))
+        self.ends = None if low is None else (low, high)
         self.w2, self.b2 = nn.Parameter(torch.randn(count)), nn.Parameter(torch.zeros(count))
         self.w3 = nn.Parameter(0.1 * torch.randn(count))
-        self.pinned = low is not None
+        if low is None:
+            self.w1, self.b1 = nn.Parameter(torch.tensor(18.3)), nn.Parameter(torch.tensor(-13.3))
+            return
+        self.w2.data = 6 + self.w2.data.abs()
+        self.b2.data = -2 * self.w2.data * (torch.linspace(0, 1, count) - 0.5)
 
     def forward(self, u: Tensor) -> Tensor:
         """Gamma at shares u (B,)."""
-        if not self.pinned:
-            return self._free(u)
-        zero, one = self._free(torch.zeros_like(u[:1])), self._free(torch.ones_like(u[:1]))
-        return self.b1 + self.w1.abs() * (self._free(u) - zero) / (one - zero)
+        if self.ends is None:
+            return self.w1.abs() * u + self.b1 + self._steps(u)
+        zero, one = (v + self._steps(u.new_full((1,), v)) for v in (0.0, 1.0))
+        return self.ends[0] + (self.ends[1] - self.ends[0]) * (u + self._steps(u) - zero) / (one - zero)
 
-    def _free(self, u: Tensor) -> Tensor:
+    def _steps(self, u: Tensor) -> Tensor:
         h = torch.sigmoid(2 * (u[:, None] - 0.5) * self.w2.abs() + self.b2)
-        inner = linear(2 * (h - 0.5), self.w3.abs()[None])[:, 0] / len(self.w3)
-        return self.w1.abs() * u + self.b1 + inner
+        return linear(2 * (h - 0.5), self.w3.abs()[None])[:, 0] / len(self.w3)
 
 
 def diffusion(rate: Tensor, off: Tensor) -> Tensor:
