@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.grid import GRIDS
     from fewstep.interop import onnx
     from fewstep.interop.load import load
-    from fewstep.loop import tabulate
-    from fewstep.model.draw import suited
+    from fewstep.model.draw import table_for
     from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Driver
     from fewstep.solver.config import Tableau
     from fewstep.stats import attach
@@ -59,12 +58,12 @@ def run(args: argparse.Namespace) -> None:
     model = load(args.model, dtype=torch.float32)
     if solver is None:
         solver = build(SOLVERS, DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
-    guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels))
+    guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels) or model.takes_w)
     if isinstance(solver, Tableau):
-        table = tabulate(solver, model.process)
+        table = table_for(model, solver, guidance)
     else:
-        solver, final = suited(attach(solver, model.path), model, guidance), args.final or "zero"
-        table = tabulate(solver, model.process, grid=grid, steps=args.steps, nfe=args.nfe, final=final)
+        table = table_for(model, attach(solver, model.path), guidance, grid=grid, steps=args.steps, nfe=args.nfe,
+                          final=args.final or "zero")  # fmt: skip
     print(f"writing {table.nfe} network calls as a graph, some seconds each", file=sys.stderr)
     path = onnx.export(model, table, args.out, guidance=guidance)
     far = onnx.difference(model, table, path, guidance=guidance)

@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.files import json_text
     from fewstep.grid import GRIDS
     from fewstep.interop.load import load
-    from fewstep.loop import tabulate
-    from fewstep.model.draw import suited
+    from fewstep.loop.tabulate import right_for
+    from fewstep.model.draw import conditioned, table_for
     from fewstep.model.record import WRITERS, class_labels, describe
     from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Driver
     from fewstep.solver.config import Tableau
@@ -76,10 +76,10 @@ def run(args: argparse.Namespace) -> None:
     check_device(args.device)
     pick(GRIDS, args.grid or "default", "grid")
     model = load(args.model, device=args.device, pace=pace_of(args))
-    guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels))
+    guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels) or model.takes_w)
     if solver is None:
         solver = build(SOLVERS, DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
-    solver = suited(attach(solver, model.path), model, guidance)
+    solver = attach(solver, model.path)
     if getattr(solver, "statistics", "") is None:
         print(f"no statistics of this model for {type(solver).__name__}, which runs as the method they improve: "
               "measure them with fewstep stats", file=sys.stderr)  # fmt: skip
@@ -89,12 +89,13 @@ def run(args: argparse.Namespace) -> None:
         labels = class_labels(args.label, model.labels, args.num)
     grid, driven = args.grid or "default", {}
     if isinstance(solver, Driver):
+        right_for(conditioned(model, None, guidance), model.process, solver)
         most = args.steps or (None if args.nfe or solver.own_times else STEPS)
         table, driven = solver, {"grid": grid, "steps": most, "nfe": args.nfe}
         end = "zero" if not solver.own_times and solver.reaches_zero(model.process) else "state"
     else:
         count = {} if isinstance(solver, Tableau) else {"grid": grid, "steps": args.steps, "nfe": args.nfe}
-        table = tabulate(solver, model.process, **count, final=args.final or "zero")
+        table = table_for(model, solver, guidance, **count, final=args.final or "zero")
         end = table.final
     if args.final == "zero" and end != "zero":
         raise Usage(f"got --final zero for {args.solver}, which takes no step to sigma = 0 here: leave --final out")

@@ -46,8 +46,8 @@ from fewstep.denoiser.watch import called, kept as owned
 from fewstep.process.base import Process, Time
 
 __all__ = [
-    "Around", "Counted", "Denoiser", "Denoises", "Split", "as_denoiser", "fingerprint", "layers", "leaves", "mapped",
-    "of_samples", "parts", "range_of", "same_process", "told"
+    "Around", "Counted", "Denoiser", "Denoises", "Split", "all_told", "as_denoiser", "fingerprint", "layers", "leaves",
+    "mapped", "of_samples", "parts", "range_of", "same_process", "told"
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -286,8 +286,13 @@ def leaves(denoiser: Any) -> Iterator[Denoiser]:
 
 def told(denoiser: Any, name: str, kind: type[T]) -> T | None:
     """What a denoiser, or else what it wraps, says under a name."""
+    return next(all_told(denoiser, name, kind), None)
+
+
+def all_told(denoiser: Any, name: str, kind: type[T]) -> Iterator[T]:
+    """The same of each that says something, from the outside in."""
     found = (getattr(_itself(layer), name, None) for layer in layers(denoiser))
-    return next((value for value in found if isinstance(value, kind)), None)
+    return (value for value in found if isinstance(value, kind))
 
 
 def range_of(denoiser: Any) -> float:

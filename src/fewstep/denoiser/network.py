@@ -33,6 +33,7 @@ from fewstep.process import Flow
 from fewstep.process.base import Process, Time, like, once, to_tensor
 from fewstep.process.operator import Coefficient, apply
 from fewstep.process.predict import EDM_LIKE, PREDICTIONS, conversion, preconditioning, view
+from fewstep.tableau import MadeFor
 from fewstep.words import named, typed
 
 __all__ = ["TIMES", "NetworkError", "Wrapped", "wrap", "writes_into"]
@@ -67,6 +68,7 @@ class Wrapped(Denoiser):
     within: float = math.inf  # the largest size of the data's entries, where it is known
     destination: bool = False  # type: ignore[override]
     error: float = 0.0  # of the network's output, as `fewstep stats` measures it; 0 where it is not known
+    made_for: MadeFor | None = None  # of a student, the tables that it brings
     heads: ClassVar[tuple[str, ...]] = ()  # type: ignore[override]
 
     def at(self, t: Time, output: str = "x0", *, to: Time | None = None) -> Callable[[Tensor], Tensor]:

@@ -17,7 +17,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +30,7 @@ from fewstep.loop import sample
 from fewstep.loop.drive import noises_of
 from fewstep.loop.ends import limit_of
 from fewstep.loop.plan import Plan
+from fewstep.loop.tabulate import right_for
 from fewstep.loop.walk import walk
 from fewstep.model import Model, call_network
 from fewstep.model.draw import conditioned
@@ -55,14 +55,17 @@ class Sampler(nn.Module):
         root = model.process.R(table.rows[0].t)
         self.root = root if isinstance(root, float) else root.to(torch.zeros(1))
         self.classes: list[Tensor | None] = []  # of the call under way
-        call = partial(call_network, model.net, patch=model.patch, process=model.process)
+        w = guidance - 1 if model.takes_w else None
 
         def of(classes: Callable[[], Tensor | None]) -> Wrapped:
-            net = lambda x, t, s=None: call(x, t, classes(), s=s)  # noqa: E731
-            return wrapped(net, model.process, model.predicts, model.time, model.sigma_data, model.destination)
+            def net(x: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+                return call_network(model.net, x, t, classes(), model.patch, model.process, s, w)
+
+            return wrapped(net, model.process, model.predicts, model.time, model.sigma_data,
+                           destination=model.destination)  # fmt: skip
 
         denoiser: Any = of(lambda: self.classes[-1])
-        if guidance != 1:
+        if guidance != 1 and w is None:
             denoiser = guide(denoiser, of(lambda: torch.zeros_like(cast(Tensor, self.classes[-1]))), guidance)
         self.plan = Plan.of(table, denoiser, like=torch.zeros(1), reuse=False)
         self.limit = limit_of(table.process, float(table.grid[-1]), range_of(model.denoiser()), table.solver)
@@ -111,6 +114,7 @@ def export(model: Model, table: Tableau, path: str | Path, *, guidance: float = 
     needed()
     if table.process != model.process:
         raise ValueError(f"got a table written for {table.process} and a model of {model.process}: give one of both")
+    right_for(model.denoiser(), model.process, table)
     if len(table.given) > 1:
         raise ValueError(f"got a table that is given {', '.join(table.given[1:])}, which a graph has no input for")
     sampler, example = Sampler(model, table, guidance).eval(), inputs(model, table, 2)

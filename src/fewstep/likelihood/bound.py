@@ -38,7 +38,7 @@ from fewstep.grid import Grid
 from fewstep.likelihood.bits import BIN, bits_per_dim, checked
 from fewstep.likelihood.lift import gaussian_start
 from fewstep.loop.drive import predict
-from fewstep.loop.tabulate import tabulate
+from fewstep.loop.tabulate import right_for, tabulate
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.process.operator import Coefficient, apply, cholesky, inverse, is_zero, log_det, trace, transpose
@@ -118,6 +118,7 @@ def elbo(
     """
     bin = None if bin is None else checked(bin)
     same_process(denoiser, process)
+    right_for(denoiser, process, "a likelihood")
     gaussian_start(process)
     table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe, final="state")
     kernels, times, noise = _kernels(table), [row.t for row in table.rows], Noise(seed, first)

@@ -30,6 +30,7 @@ from fewstep.likelihood.bits import BIN, bits_per_dim
 from fewstep.likelihood.closed_form import gaussian_log_prob
 from fewstep.likelihood.lift import data_time, gaussian_start, lift
 from fewstep.likelihood.ode import integrate
+from fewstep.loop.tabulate import right_for
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.process.base import derivative
@@ -115,6 +116,7 @@ def log_prob(
         seed, first: of the signs and velocities; sample i is number `first` + i.
     """
     same_process(denoiser, process)
+    right_for(denoiser, process, "a likelihood")
     one_of("divergence", divergence, ("auto", "exact", "hutchinson"))
     inside("tolerance", tolerance, "(0, inf)")
     t, noise = data_time(process, t), Noise(seed, first)

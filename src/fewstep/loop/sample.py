@@ -28,7 +28,7 @@ from fewstep.loop.memory import Room, in_pieces
 from fewstep.loop.parallel import Parallel, picard
 from fewstep.loop.plan import SMALL, Plan, on_raw_outputs
 from fewstep.loop.seen import Seen
-from fewstep.loop.tabulate import as_driver, informed, left_of, sample_shape, tabulate, times_of
+from fewstep.loop.tabulate import as_driver, left_of, right_for, sample_shape, table_of, times_of
 from fewstep.loop.walk import After, Callback, look_at, walk
 from fewstep.noise import Noise, NoiseSource, noise_source
 from fewstep.process import Process
@@ -90,9 +90,10 @@ def solve(
         if parallel or given:
             raise ValueError(f"got parallel or given for {type(driver).__name__}, a driver: these are for tables")
         table, (driver, times) = None, _placed(driver, process, grid, steps, nfe, final)
+        right_for(denoiser, process, driver)
     else:
-        own = informed(solver, denoiser, sample_shape(process, shape, x))
-        table = tabulate(own, process, grid=grid, steps=steps, nfe=nfe, final=final)
+        table = table_of(denoiser, process, solver, sample_shape(process, shape, x), grid=grid, steps=steps, nfe=nfe,
+                         final=final)  # fmt: skip
         times = table.grid
         same_model(denoiser, table)
         warn_of_excess(table)

@@ -6,7 +6,7 @@ process -> grid -> solver (writes a table, float64, before the run) -> sample (t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Denoiser, as_denoiser, parts
+from fewstep.denoiser.base import Denoiser, all_told, as_denoiser, fingerprint, parts
 from fewstep.denoiser.network import Wrapped
 from fewstep.grid import GRIDS, Grid, as_grid
 from fewstep.grid.spacing import ToZero
@@ -26,11 +26,12 @@ from fewstep.process.bridge import boots
 from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, SOLVERS, Default, Solver
 from fewstep.solver.base import Outer, calls_of
 from fewstep.solver.driver.base import Driver
-from fewstep.tableau import Tableau
+from fewstep.tableau import MadeFor, Tableau
 from fewstep.tableau.kept import kept
 from fewstep.words import one_of, pick, placed, typed, whole
 
-__all__ = ["about", "as_driver", "informed", "intervals", "left_of", "sample_shape", "tabulate", "times_of"]
+__all__ = ["about", "as_driver", "informed", "intervals", "left_of", "own_of", "right_for", "sample_shape", "table_of",
+           "tabulate", "times_of"]  # fmt: skip
 
 FINALS = ("zero", "state", "denoise")
 STEPS = 10  # the most network calls where none are named
@@ -131,6 +132,77 @@ def times_of(
     return as_grid(grid, process, count(to_zero=there, exact=nfe is not None))
 
 
+def table_of(
+    denoiser: Any,
+    process: Process,
+    solver: Any,
+    shape: Sequence[int],
+    *,
+    grid: str | Tensor | Grid = "default",
+    steps: int | None = None,
+    nfe: int | None = None,
+    final: str = "zero",
+) -> Tableau:
+    """The table that a denoiser runs by: of a student its own unless another is asked for, else as `tabulate` says.
+
+    Args:
+        denoiser: what is run.
+        solver, grid, steps, nfe, final: as in `tabulate`; the default solver is `informed` by the denoiser.
+        shape: of one sample, in data space.
+
+    Raises:
+        ValueError: also where a student is asked to run by what it was not made for (`fewstep.tableau.MadeFor`).
+    """
+    made, asked = next(_brought(denoiser, process), None), {"grid": grid, "steps": steps, "nfe": nfe, "final": final}
+    if made is None or not _is_default(solver) or (made.rows == "any" and (steps or nfe or grid != "default")):
+        table = tabulate(informed(solver, denoiser, shape), process, **asked)
+    else:
+        table = own_of(made, process, **asked)
+    right_for(denoiser, process, table, final=final)
+    return table
+
+
+def own_of(
+    made: MadeFor,
+    process: Process,
+    *,
+    grid: str | Tensor | Grid = "default",
+    steps: int | None = None,
+    nfe: int | None = None,
+    final: str = "zero",
+) -> Tableau:
+    """The table that a student brings for what is asked, or that its solver writes where it runs in any number."""
+    named = isinstance(grid, str) and grid == "default"
+    if named and (own := made.of(nfe or steps, final)) is not None:
+        return own
+    asked = {"grid": made.grid if named else grid, "steps": steps, "nfe": nfe, "final": final}
+    if made.rows == "own" and isinstance(asked["grid"], str):
+        ask = "".join(f" {name}={value}" for name, value in asked.items() if value not in (None, "default", "zero"))
+        raise ValueError(f"got{ask} for {made}: {made.instead}")
+    return tabulate(made.solver, process, **asked)
+
+
+def right_for(denoiser: Any, process: Process, run: Tableau | Driver | str, *, final: str = "zero") -> None:
+    """Refuses a table, a driver, or anything else that reads means of the data, where a student's network has none."""
+    for made in _brought(denoiser, process):
+        good = made.rows == "any"
+        if isinstance(run, Tableau):
+            good = made.fits(run, fingerprint(denoiser)) and (final != "denoise" or made.rows != "own")
+        if not good:
+            what = run if isinstance(run, str) else type(run).__name__
+            if isinstance(run, Tableau):
+                what = f"a table of {type(run.solver).__name__} in {run.nfe} calls" + " and one more" * (
+                    final == "denoise"
+                )
+            raise ValueError(f"got {what} for {made}: {made.instead}")
+
+
+def _brought(denoiser: Any, process: Process) -> Iterator[MadeFor]:
+    """What the networks in a denoiser were made for, on the process of a run; each once."""
+    found = {id(made): made for made in all_told(as_denoiser(denoiser), "made_for", MadeFor)}
+    return (made.on(process) for made in found.values())
+
+
 def sample_shape(process: Process, shape: tuple[int, ...] | None, x: Tensor | None) -> Sequence[int]:
     """The shape of a sample in data space; () where neither a shape nor a start says it."""
     if shape is not None or x is None or x.ndim < 2 or not len(x):
@@ -143,13 +215,18 @@ def informed(solver: Any, denoiser: Any, shape: Sequence[int]) -> Any:
 
     A default whose options are set already is another.
     """
-    if solver in (None, "default", Default, Default()):
+    if _is_default(solver):
         size = math.prod(shape) if shape else Default().size
         return Default(size=max(size, 1), **about(denoiser))
     if isinstance(solver, Outer) and (inside := informed(solver.inside, denoiser, shape)) is not solver.inside:
         inside = replace(inside, guidance=1.0) if "guidance" in solver.heads else inside  # which is taken apart
         return replace(cast(Any, solver), **{solver.field: inside})
     return solver
+
+
+def _is_default(solver: Any) -> bool:
+    """Whether no solver is asked for but the default, as it is."""
+    return solver in (None, "default", Default, Default())
 
 
 def about(denoiser: Any) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from fewstep.denoiser.compiled import compiled, with_networks
 from fewstep.loop import solve
 from fewstep.loop.ends import Beyond, beyond
 from fewstep.loop.memory import InPieces, Room
-from fewstep.loop.tabulate import informed
+from fewstep.loop.tabulate import informed, table_of
 from fewstep.model import Model
 from fewstep.solver import Driver
 from fewstep.solver.driver.base import ENDS, Outcome
 from fewstep.tableau import Tableau
 from fewstep.terminal import telling
 
-__all__ = ["Drawn", "conditioned", "draw", "suited"]
+__all__ = ["Drawn", "conditioned", "draw", "suited", "table_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +139,8 @@ def conditioned(
     given.
     """
     given = {} if y is None else {"y": y}
+    if getattr(model, "takes_w", False):  # a student of guided calls is told how far
+        return model.denoiser(labels, w=guidance - 1, **given)
     denoiser = model.denoiser(labels, **given)
     return denoiser if guidance == 1 else guide(denoiser, model.denoiser(None, **given), guidance)
 
@@ -147,6 +149,12 @@ def suited(solver: Any, model: Any, guidance: float) -> Any:
     """The default solver as it is for a model and a guidance scale; any other as it is."""
     y = torch.zeros(1, *model.shape) if getattr(model, "given", False) else None
     return informed(solver, conditioned(model, None, guidance, y), model.shape)
+
+
+def table_for(model: Any, solver: Any, guidance: float, **options: Any) -> Tableau:
+    """The table that a model runs by (`fewstep.loop.tabulate.table_of`); options: its grid, steps, nfe, final."""
+    y = torch.zeros(1, *model.shape) if getattr(model, "given", False) else None
+    return table_of(conditioned(model, None, guidance, y), model.process, solver, model.shape, **options)
 
 
 @dataclass(eq=False)

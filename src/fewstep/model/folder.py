@@ -38,6 +38,7 @@ from fewstep.files import (
     write_json,
     write_text,
 )
+from fewstep.grid import GRIDS
 from fewstep.model.model import Model, build_network, call_network, config_of, wrapped
 from fewstep.nets import MLP
 from fewstep.pace import Pace, choose
@@ -46,8 +47,10 @@ from fewstep.process.config import process_from_json, process_to_json
 from fewstep.process.predict import EDM_LIKE, PREDICTIONS
 from fewstep.solver.config import Tableau
 from fewstep.stats.errors import known_error
+from fewstep.tableau import MadeFor
+from fewstep.tableau.made_for import ROWS
 
-__all__ = ["SIDE", "load_own", "paced", "save_model"]
+__all__ = ["SIDE", "about_of", "load_own", "paced", "save_model"]
 
 FORMAT = 1
 _CALLED: dict[str, None] = {}  # networks of the latest configs, which take what they are called with
@@ -73,9 +76,15 @@ def load_own(folder: Path, given: Pace, device: torch.device) -> Model:
     facts = {name: about[name] for name in ("training", "quality", "data") if name in about}
     weights = sha256(folder / WEIGHTS)
     error = known_error(folder, weights)
-    tables = {name: Tableau.load(folder / f"table-{name}.safetensors") for name in about.get("tables", [])}
     return Model(net=net, dtype=made.dtype, pace=made, path=folder, weights=weights, facts=facts, error=error,
-                 tables=tables, **known)  # fmt: skip
+                 made_for=_made_for(about, folder, known["process"]), **known)  # fmt: skip
+
+
+def about_of(folder: Path) -> dict[str, Any]:
+    """The fields of `Model` that a folder's fewstep.json tells, without its network."""
+    about, where = read_json(folder / "fewstep.json", "a model folder"), folder / "fewstep.json"
+    known = _check_about(about, where)
+    return {**known, "made_for": _made_for(about, folder, known["process"])}
 
 
 def save_model(
@@ -94,7 +103,7 @@ def save_model(
     sigma_data: float = 0.5,
     destination: bool = False,
     given: bool = False,
-    tables: Mapping[str, Tableau] | None = None,
+    made_for: MadeFor | None = None,
 ) -> Path:
     """Writes a model folder that `load` reads: whole in a folder beside it first, then renamed to `folder`.
 
@@ -105,7 +114,7 @@ def save_model(
         facts: "training", "quality" and "data", written into fewstep.json.
         card: the text of README.md.
         dtype: of the stored weights.
-        sigma_data, destination, given, tables: as in `Model`.
+        sigma_data, destination, given, made_for: as in `Model`.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "fewstep.json").exists():
@@ -128,9 +137,10 @@ def save_model(
         about |= {"sigma_data": sigma_data} if sigma_data != 0.5 else {}
         about |= {"destination": True} if destination else {}
         about |= {"given": True} if given else {}
-        about |= {"tables": list(tables)} if tables else {}
-        for name, table in (tables or {}).items():
-            table.save(part / f"table-{name}.safetensors")
+        if made_for is not None:
+            about |= {"tables": list(made_for.tables), "rows": made_for.rows, "grid": made_for.grid}
+            for name, table in made_for.tables.items():
+                table.save(part / f"table-{name}.safetensors")
         write_json(part / "fewstep.json", about | dict(facts or {}))
         write_text(part / "README.md", card)
     return folder
@@ -163,6 +173,8 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
         ),
         **{name: (isinstance(about.get(name, False), bool), "true or false") for name in ("destination", "given")},
         "tables": (_names(about.get("tables", [])), "a list of numbers of calls, as words"),
+        "rows": (about.get("rows", "own") in [*ROWS], f"one of {', '.join(ROWS)}"),
+        "grid": (about.get("grid", "default") in [*GRIDS], "the name of a grid"),
         "quality": (isinstance(rows, list) and all(isinstance(row, dict) for row in rows), "a list of objects"),
     }
     for name, (good, allowed) in checks.items():
@@ -223,6 +235,16 @@ def _check_ends(net: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
             _CALLED[key] = None
             while len(_CALLED) > 16:
                 _CALLED.pop(next(iter(_CALLED)))
+
+
+def _made_for(about: Mapping[str, Any], folder: Path, process: Process) -> MadeFor | None:
+    """What a student's folder brings; a table of another process is none of it."""
+    tables = {name: Tableau.load(folder / f"table-{name}.safetensors") for name in about.get("tables", [])}
+    for name, table in tables.items():
+        if table.process != process:
+            raise unfit(f"{folder} has table-{name} for {table.process} and a network for {process}; they must be one")
+    rest = {name: about[name] for name in ("rows", "grid") if name in about}
+    return MadeFor(tables=tables, **rest) if tables else None
 
 
 def _names(value: Any) -> bool:

@@ -21,7 +21,7 @@ from fewstep.nets import MLP
 from fewstep.pace import Pace
 from fewstep.process import Bridge, Process
 from fewstep.process.predict import EDM_LIKE
-from fewstep.tableau import Tableau
+from fewstep.tableau import MadeFor, Tableau
 
 __all__ = ["NETWORKS", "Model", "build_network", "call_network", "check_batch", "checked_classes", "config_of",
            "wrapped"]  # fmt: skip
@@ -55,7 +55,7 @@ class Model:
         sigma_data: of the data that it was trained on, where it predicts "edm" or "consistency".
         destination: whether the network is told where a row leads, after the time.
         given: whether the network sees another end y beside the state, as one that restores pictures does.
-        tables: of a student, those that it was made for, by name.
+        made_for: of a student, the tables that it brings, and which others are right for it.
     """
 
     net: nn.Module
@@ -74,7 +74,17 @@ class Model:
     sigma_data: float = 0.5
     destination: bool = False
     given: bool = False
-    tables: Mapping[str, Tableau] = field(default_factory=dict)
+    made_for: MadeFor | None = None
+
+    @property
+    def tables(self) -> Mapping[str, Tableau]:
+        """Of a student, those that it was made for, by a name that says the calls."""
+        return {} if self.made_for is None else self.made_for.tables
+
+    @property
+    def takes_w(self) -> bool:
+        """Whether the network is told the guidance, as a student of `guided` is."""
+        return bool(getattr(self.net, "config", {}).get("guided"))
 
     def denoiser(
         self,
@@ -106,7 +116,7 @@ class Model:
         labelled = partial(self._call, classes=classes, w=w, y=y)  # tensors of a partial go along with their samples
         made = wrapped(labelled, self.process, self.predicts, self.time, self.sigma_data, destination=self.destination)
         within = 1.0 if len(self.shape) == 3 else math.inf
-        made = replace(made, weights=self.weights, within=within, error=self.error)
+        made = replace(made, weights=self.weights, within=within, error=self.error, made_for=self.made_for)
         if y is None or not isinstance(self.process, Bridge):
             return made
         return Bridged(made, End(y), self.process, residual=True)

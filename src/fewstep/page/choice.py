@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fewstep.grid import GRIDS
 from fewstep.interop.load import SHIPPED
-from fewstep.loop import solve, tabulate
+from fewstep.loop import solve
+from fewstep.loop.tabulate import right_for
 from fewstep.model import Model
-from fewstep.model.draw import conditioned, suited
+from fewstep.model.draw import conditioned, table_for
 from fewstep.model.record import class_labels, describe
 from fewstep.solver import ALIASES, DEFAULT_SOLVERS, SOLVERS, Default, Driver, Outcome
 from fewstep.stats import attach
@@ -90,15 +91,16 @@ class Job:
         if labels is None and choice.scale != 1:
             raise ValueError(f"got guidance {choice.scale:g} without classes, where it has no effect: set it to 1")
         name = DEFAULT_SOLVERS[model.process.kind] if choice.solver == DEFAULT else choice.solver
-        solver = suited(attach(_built(name, written(choice.options)), model.path), model, choice.scale)
+        solver = attach(_built(name, written(choice.options)), model.path)
         final = "state"
         if isinstance(solver, Driver):
             if solver.own_times and choice.grid != DEFAULT:
                 raise ValueError(
                     f"got the grid {choice.grid} for {name}, which takes its own times: set it to {DEFAULT}"
                 )
+            right_for(model.denoiser(), model.process, solver)
         else:
-            solver = tabulate(solver, model.process, grid=choice.grid, steps=choice.steps)
+            solver = table_for(model, solver, choice.scale, grid=choice.grid, steps=choice.steps)
             final = solver.final
         denoiser = conditioned(model, labels, choice.scale)
         return Job(model=model, choice=choice, name=name, solver=solver, labels=labels, final=final, denoiser=denoiser)
@@ -128,13 +130,15 @@ class Job:
         if choice.scale != 1:
             denoiser = f"fs.guide({denoiser}, model.denoiser(), {choice.scale!r})"
         placed = f"grid={choice.grid!r}, steps={choice.steps}"
+        brought = self.model.made_for is not None and choice.solver == DEFAULT  # what `sample` takes of itself
+        made = f"fs.tabulate({solver}, {process}, {placed})" if table else solver
         lines = [
             "import fewstep as fs",
             f"model = fs.load({'' if path == SHIPPED else repr(str(path))})",
             f"denoiser = {denoiser}",
-            f"solver = fs.tabulate({solver}, {process}, {placed})" if table else f"solver = {solver}",
-            f"x = fs.sample(denoiser, {process}, solver=solver, {'' if table else placed + ', '}"
-            f"shape=({choice.num}, *model.shape), seed={choice.seed})",
+            *(() if brought else (f"solver = {made}",)),
+            f"x = fs.sample(denoiser, {process}, {'' if brought else 'solver=solver, '}"
+            f"{placed + ', ' if brought or not table else ''}shape=({choice.num}, *model.shape), seed={choice.seed})",
         ]
         if self.model.process.kind != "scalar":
             lines.append(f"x = {process}.to_data(x)")

@@ -68,7 +68,9 @@ def _samples(gr: Any, models: Mapping[str, str | Path | None], folder: Path) -> 
             options = gr.Textbox("", label="Options of the solver", placeholder="eta=0.5", max_lines=1)
             second = gr.Dropdown([NOTHING, *offered(SOLVERS)], value=NOTHING, label="Beside it, from the same noise")
             grid = gr.Dropdown(list(GRIDS), value=DEFAULT, label="Grid")
-            steps = gr.Slider(1, 100, value=10, step=1, label="Network calls, at most")
+            brought = _model(models, first).made_for
+            calls = 10 if brought is None else max(brought.by_calls)
+            steps = gr.Slider(1, 100, value=calls, step=1, label="Network calls, at most")
             label = gr.Dropdown(_labels(_model(models, first)), value=EACH, label="Class")
             scale = gr.Slider(0, 10, value=1, step=0.25, label="Guidance scale", info="1 is none")
             with gr.Row():
@@ -107,15 +109,17 @@ def _samples(gr: Any, models: Mapping[str, str | Path | None], folder: Path) -> 
 
     def chosen(name: str) -> Any:
         with suppress(Exception):  # said when it is run
-            return gr.update(choices=_labels(_model(models, name)), value=EACH)
-        return gr.skip()
+            one = _model(models, name)
+            calls = gr.skip() if one.made_for is None else max(one.made_for.by_calls)
+            return gr.update(choices=_labels(one), value=EACH), calls
+        return gr.skip(), gr.skip()
 
     outputs = [status, placement, *sides[0].parts, *sides[1].parts]
     choices = [model, solver, second, options, grid, steps, label, scale, seed, num]
     running = go.click(_said(run, status), choices, outputs, show_progress="hidden")
     stopped = stop.click(None, cancels=running, show_progress="hidden")
     stopped.then(lambda: html.words("Stopped."), None, status, show_progress="hidden")
-    model.change(chosen, model, label, show_progress="hidden")
+    model.change(chosen, model, [label, steps], show_progress="hidden")
 
 
 class _Side:

@@ -181,7 +181,7 @@ def train_student(
     return save_model(
         out / "model", average, process=on, predicts=about["predicts"], time=about["time"], shape=source.shape,
         patch=about["patch"], labels=about["labels"], facts=facts, dtype=torch.float32,
-        sigma_data=about["sigma_data"], destination=made.destination, given=made.given, tables=made.tables(on),
+        sigma_data=about["sigma_data"], destination=made.destination, given=made.given, made_for=made.made_for(on),
     )  # fmt: skip
 
 

@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.files import read_json
+from fewstep.interop.diffusers.convention import PREDICTIONS
+from fewstep.model import Model
+from fewstep.model.folder import about_of
 from fewstep.process import ScalarProcess
 from fewstep.solver import DRIVERS, SOLVERS, TABLES, Default, Solver
 from fewstep.solver.config import solver_from_config
-from fewstep.tableau import Tableau
+from fewstep.tableau import MadeFor, Tableau
 from fewstep.tableau.file import to_bytes
 from fewstep.words import named
 from fewstep.words.elsewhere import spelt
 
-__all__ = ["FILE", "completed", "refuse_option", "refuse_others", "scheduler_file", "solver_of"]
+__all__ = ["FILE", "completed", "refuse_option", "refuse_others", "scheduler_file", "solver_of", "student_of"]
 
 FILE = "scheduler_config.json"
 NUMBERS = 2**14  # of a sample in pipelines, at least: latents of 4 x 64 x 64
@@ -95,13 +98,33 @@ def _signature(cls: type) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
-def solver_of(solver: Any, process: ScalarProcess) -> tuple[Solver | None, Tableau | None, Any]:
-    """The solver or the table, and its form in a config: a name, {"class": ...}, or {"table": a file in base64}.
+def student_of(solver: Any) -> dict[str, Any] | None:
+    """What the model or the model folder of a student says: its process, its prediction, what it was made for."""
+    if isinstance(solver, str | Path) and (Path(solver) / "fewstep.json").is_file():
+        told = about_of(Path(solver))
+    elif isinstance(solver, Model):
+        told = {name: getattr(solver, name) for name in ("process", "predicts", "time", "made_for")}
+    else:
+        return None
+    names = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+    if told["made_for"] is None or told["time"] != "index" or told["predicts"] not in names:
+        raise ValueError(
+            f"got a model that predicts {told['predicts']!r} with time {told['time']!r} as solver of a scheduler: give "
+            f"a student that brings tables, with time 'index' and a prediction out of {', '.join(names)}, or a solver"
+        )
+    return told | {"predicts": names[told["predicts"]]}
+
+
+def solver_of(solver: Any, process: ScalarProcess) -> tuple[Solver | None, MadeFor | None, Any]:
+    """The solver or the tables, and their form in a config: a name, {"class": ...}, or files in base64.
 
     None is the default for a network of latents that is called at the start, as pipelines do, whatever it predicts. Of
     guidance, which pipelines apply, a scheduler knows nothing.
     """
-    if isinstance(solver, Mapping):
+    if isinstance(solver, Mapping) and "tables" in solver:
+        tables = {name: _unpacked(text) for name, text in solver["tables"].items()}
+        solver = MadeFor(tables=tables, rows=solver["rows"], grid=solver["grid"])
+    elif isinstance(solver, Mapping):
         solver = _unpacked(solver["table"]) if "table" in solver else solver_from_config(dict(solver))
     if isinstance(solver, Path) or isinstance(solver, str) and solver not in TABLES and Path(solver).is_file():
         solver = Tableau.load(solver)
@@ -111,7 +134,11 @@ def solver_of(solver: Any, process: ScalarProcess) -> tuple[Solver | None, Table
                 f"got a table written for {solver.process} to run on {process}: fit or tabulate it on the process of "
                 "this scheduler"
             )
-        return None, solver, {"table": base64.b64encode(to_bytes(solver)).decode()}
+        return None, MadeFor(tables={str(solver.nfe): solver}), {"table": _packed(solver)}
+    if isinstance(solver, MadeFor):
+        made, packed = solver.on(process), {name: _packed(table) for name, table in solver.tables.items()}
+        stored = {"tables": packed, "rows": solver.rows, "grid": solver.grid}
+        return made.solver if made.rows != "own" else None, made, stored
     stored = solver.config() if isinstance(solver, Solver) else solver
     solver = solver or Default(predicts="data", size=NUMBERS)
     if solver in DRIVERS if isinstance(solver, str) else not isinstance(solver, Solver):
@@ -150,6 +177,10 @@ def refuse_others(others: dict[str, Any], where: str) -> None:
         raise ValueError(
             f"got {strange[0]} in {where}, which no table can follow: leave the pipeline the scheduler it came with"
         )
+
+
+def _packed(table: Tableau) -> str:
+    return base64.b64encode(to_bytes(table)).decode()
 
 
 def _unpacked(text: str) -> Tableau:

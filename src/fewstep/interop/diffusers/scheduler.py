@@ -21,10 +21,18 @@ from torch import Tensor
 from fewstep.files import read_json
 from fewstep.interop.diffusers.convention import convention_of, translated
 from fewstep.interop.diffusers.run import FewStepSchedulerOutput, Runs
-from fewstep.interop.diffusers.saved import completed, refuse_option, refuse_others, scheduler_file, solver_of
+from fewstep.interop.diffusers.saved import (
+    completed,
+    refuse_option,
+    refuse_others,
+    scheduler_file,
+    solver_of,
+    student_of,
+)
 from fewstep.interop.diffusers.schedule import Schedule, clipping_of, from_row
 from fewstep.interop.diffusers.times import asked_for, is_ramp
 from fewstep.loop.excess import warn_of_excess
+from fewstep.loop.tabulate import own_of
 from fewstep.process import Process
 from fewstep.process.config import process_to_json
 from fewstep.solver import SOLVERS
@@ -42,7 +50,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
     `process`; `fewstep.sample(denoiser, process, solver=scheduler.table, ...)` runs the same.
 
     Args:
-        solver: a name in `fewstep.TABLES`, a solver, a table or the path of a saved one; None is the default solver.
+        solver: a name in `fewstep.TABLES`, a solver, a table or the path of a saved one; a student (`fewstep.Model`) or
+            its folder, whose own tables run on its own process; None is the default solver.
         grid: a name in `fewstep.GRIDS`; None is what the config asks for (`use_karras_sigmas`, ..., a flow's shift)
             and else the process's default grid.
         process: one of this library's scalar processes, for networks trained with it; None reads the config.
@@ -110,11 +119,16 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
     ) -> None:
+        if (student := student_of(solver)) is not None:
+            process = process or student["process"]
+            self.register_to_config(process=process, prediction_type=prediction_type or student["predicts"])
         self.convention = convention_of(self.config)
-        if isinstance(solver, str):
+        if student is not None:
+            solver = student["made_for"]
+        elif isinstance(solver, str):
             solver, named = placed(SOLVERS, solver, grid or "default")
             grid = grid if named == "default" else named
-        self._solver, self._table, stored = solver_of(solver, self.process)
+        self._solver, self._student, stored = solver_of(solver, self.process)
         self.register_to_config(
             solver=stored,
             grid=grid,
@@ -129,8 +143,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         t = torch.linspace(self.process.t_max, self.process.t_min, self.convention.count, dtype=torch.float64)
         self.timesteps = self.convention.timestep(t).float()
-        if self._table is not None:
-            self._take(Schedule.of(self._table, self.convention, self._clipping), None)
+        if self._student is not None:
+            self._take(Schedule.of(own_of(self._student, self.process), self.convention, self._clipping), None)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -244,17 +258,20 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
         refuse_others(others, "set_timesteps")
         if self.convention.steps == "share" and timesteps is None and is_ramp(sigmas):
             num_inference_steps, sigmas = len(torch.as_tensor(sigmas)), None
-        table, convention = self._table, self.convention
-        if table is None:
+        made, convention, given = self._student, self.convention, not (timesteps is sigmas is None)
+        if made is None or (given and made.rows != "own"):
             assert self._solver is not None
             asked = (num_inference_steps, timesteps, sigmas, mu)
             times, convention = asked_for(self.config, self.convention, self._solver, *asked)
             table = self._solver.tabulate(self.process, times)
-        elif timesteps is not None or sigmas is not None or num_inference_steps != table.nfe:
+        elif made.rows == "own" and (given or num_inference_steps not in made.by_calls):
+            calls = " or ".join(map(str, sorted(made.by_calls)))
             raise ValueError(
-                f"got other steps than the {table.nfe} of the table this scheduler runs, which has its own times: give "
-                f"num_inference_steps={table.nfe}"
+                f"got other steps than the {calls} of the table this scheduler runs, which has its own times: give "
+                f"num_inference_steps={calls}"
             )
+        else:
+            table = own_of(made, self.process, steps=num_inference_steps)
         warn_of_excess(table)
         self._take(Schedule.of(table, convention, self._clipping), device)
 
@@ -367,7 +384,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("got a scheduler without time steps: call set_timesteps first")
         if (eta, begin) not in self._made:
             solver: Any = self._solver
-            if eta and not hasattr(solver, "eta"):
+            if eta and (self._student is not None or not hasattr(solver, "eta")):
                 name = "a table" if solver is None else type(solver).__name__
                 raise ValueError(f"got eta={eta:g} for {name}, which has no eta: leave it out, or choose ddim")
             solver = replace(solver, eta=eta) if eta else solver

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fewstep.grid import GRIDS, to_zero
 from fewstep.process import Process
 from fewstep.solver import TABLES
-from fewstep.tableau import Tableau
+from fewstep.tableau import MadeFor, Tableau
 from fewstep.train.objective import Stage
 from fewstep.train.pairs import Coupling, Draw, Independent, Transport
 from fewstep.train.player import Player, Reads
@@ -61,6 +61,7 @@ class Method(Typed, ABC):
     - `given`: it is told another end y beside the state, which `coupling` makes or the data have.
     - `averages`: of the network, beside the one that is saved.
     - `optimiser`, `predicts`, `process`: what it takes unless asked otherwise; None: the run's.
+    - `rows`, `spacing`: which tables beside its own are right for the student, and where they run (`MadeFor`).
     """
 
     needs: ClassVar[bool] = False
@@ -74,6 +75,8 @@ class Method(Typed, ABC):
     optimiser: ClassVar[str] = "adamw"
     process: ClassVar[str] = "vp"
     predicts: ClassVar[str | None] = None
+    rows: ClassVar[str] = "own"
+    spacing: ClassVar[str] = "default"
 
     def after(self, tables: Mapping[str, Tableau]) -> Method:  # noqa: ARG002
         """The method for a teacher that is a student itself, made for these tables."""
@@ -94,6 +97,11 @@ class Method(Typed, ABC):
     def tables(self, process: Process) -> dict[str, Tableau]:  # noqa: ARG002
         """The tables that the student was made for, by a name that says the calls; none: any solver samples it."""
         return {}
+
+    def made_for(self, process: Process) -> MadeFor | None:
+        """What the student's folder says of the tables that are right for it."""
+        tables = self.tables(process)
+        return MadeFor(tables=tables, rows=self.rows, grid=self.spacing) if tables else None
 
 
 def times(process: Process, grid: str, steps: int) -> Tensor:

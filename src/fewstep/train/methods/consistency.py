@@ -163,6 +163,7 @@ class Consistency(Method):
     averages: ClassVar[tuple[str, ...]] = ("target",)
     process: ClassVar[str] = "edm"
     predicts: ClassVar[str | None] = "edm"
+    rows: ClassVar[str] = "ends"
 
     def stages(self, on: Setting) -> list[Stage]:
         begins = [] if on.started or not self.start else [Stage(objective=Denoise().objective(on), share=self.start)]

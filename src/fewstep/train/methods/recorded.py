@@ -108,5 +108,9 @@ class Reflow(Method):
             found.append(replace(last, share=self.distil, promotes=True))
         return found
 
+    @property
+    def rows(self) -> str:  # type: ignore[override] - a flow until it is distilled
+        return "own" if self.distil else "any"
+
     def tables(self, process: Process) -> dict[str, Tableau]:
         return {"1": table("ddim", process, times(process, "uniform", 1))}

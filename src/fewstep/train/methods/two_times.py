@@ -89,9 +89,11 @@ class TwoTimes(Method):
     destination: ClassVar[bool] = True
     process: ClassVar[str] = "flow"
     predicts: ClassVar[str | None] = "flow"
+    rows: ClassVar[str] = "jumps"
+    spacing: ClassVar[str] = "uniform"
 
     def tables(self, process: Process) -> dict[str, Tableau]:
-        return {str(n): table("ddim", process, times(process, "uniform", n)) for n in (1, 2, 4)}
+        return {str(n): table("ddim", process, times(process, self.spacing, n)) for n in (1, 2, 4)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +173,10 @@ class Trajectory(TwoTimes):
     averages: ClassVar[tuple[str, ...]] = ("target",)
     process: ClassVar[str] = "edm"
     predicts: ClassVar[str | None] = "edm"
+    spacing: ClassVar[str] = "default"
 
     def stages(self, on: Setting) -> list[Stage]:
         return [Stage(objective=Trajectories(process=on.process, mu=self.mu))]
-
-    def tables(self, process: Process) -> dict[str, Tableau]:
-        return {str(n): table("ddim", process, times(process, "default", n)) for n in (1, 2, 4)}
 
 
 def tangent(x: Tensor, phi: Tensor, f: Tensor, f_rate: Tensor, x_rate: Tensor, sd: float, r: float = 1.0) -> Tensor:
