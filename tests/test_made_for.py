@@ -195,6 +195,8 @@ def test_a_damaged_folder_of_a_student_is_refused(folders: dict[str, Path], tmp_
 def test_the_command_line_samples_a_student_by_its_own_table(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["explain", "--model", str(folders["own"])]) == 0
+    assert "DDIM(eta=0.0) on VP: 4 steps, 4 network calls" in capsys.readouterr().out
     command = ["sample", str(folders["own"]), "--num", "3", "--out", str(tmp_path / "out"), "--threads", "1"]
     assert main(command) == 0
     record = json.loads((tmp_path / "out" / "run.json").read_text())

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.grid import GRIDS
     from fewstep.interop.load import load
     from fewstep.loop import tabulate
-    from fewstep.model.draw import suited
+    from fewstep.model.draw import table_for
     from fewstep.process import ALL_PROCESSES
     from fewstep.solver import DEFAULT_SOLVERS, SOLVERS
     from fewstep.solver.config import Tableau
@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> None:
         model = load(args.model) if args.model else None
         process = process if model is None else model.process
         table = table or SOLVERS[DEFAULT_SOLVERS[process.kind]]()
-        table = table if model is None else suited(table, model, 1.0)
-        table = tabulate(table, process, steps=args.steps or STEPS, grid=args.grid or "default",
-                         final=args.final or "zero")  # fmt: skip
+        steps = args.steps or (STEPS if model is None or model.made_for is None else None)
+        how = {"steps": steps, "grid": args.grid or "default", "final": args.final or "zero"}
+        table = tabulate(table, process, **how) if model is None else table_for(model, table, 1.0, **how)
     if args.save:
         table.save(args.save)
     print(json.dumps(numbers(table), indent=1) if args.json else table.explain())
