@@ -240,3 +240,49 @@ def test_a_folder_that_says_given_of_another_network_is_refused(trained, tmp_pat
     (folder / "fewstep.json").write_text(json.dumps(about | {"given": "yes"}))
     with pytest.raises(ValueError, match="given 'yes'; it must be true or false"):
         fs.load(folder)
+
+
+def test_cold_diffusion_is_a_table_where_the_degradation_is_diagonal_and_the_noise_the_same():
+    p = fs.HeatDissipation(size=(6, 6))
+    grid = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0], dtype=torch.float64)
+    x = torch.randn(3, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    start = p.diffuse(x, 1.0, torch.zeros_like(x))
+
+    def denoiser(z, t):
+        return 0.9 * p.from_coordinates(z) + 0.1 * t
+
+    def degrade(x0, k):
+        return p.from_coordinates(p.diffuse(x0, float(grid[4 - k]), torch.zeros_like(x0)))
+
+    def restore(x, k):
+        return denoiser(p.coordinates(x), float(grid[4 - k]))
+
+    for algorithm, solver in ((1, fs.LCM(noise=0.0)), (2, "ddim")):
+        table = fs.sample(denoiser, p, solver=solver, grid=grid, x=start, final="state")
+        made = fs.cold(p.from_coordinates(start), restore, degrade, steps=4, algorithm=algorithm)
+        torch.testing.assert_close(p.coordinates(made), table, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="got algorithm=3: give 1"):
+        fs.cold(x, restore, degrade, steps=4, algorithm=3)
+
+
+def test_noise_of_heat_dissipation_is_a_share_of_sigma():
+    p = fs.HeatDissipation(size=(4, 4))
+    x = torch.zeros(4000, 1, 4, 4, dtype=torch.float64)
+    z = fs.sample(lambda z, t: 0 * z, p, solver=fs.LCM(noise=1.5), steps=1, x=x, final="state", seed=2)
+    assert float(z.std()) == pytest.approx(1.5 * p.noise, rel=0.02)
+
+
+def test_the_soft_loss_is_the_error_that_the_corruption_leaves():
+    from fewstep.process.operator import apply
+    from fewstep.train.player import Student
+    from fewstep.train.regression import Regression
+    from fewstep.train.target import Point
+
+    p = fs.VEBlur(size=(4, 4))
+    x = torch.randn(5, 1, 4, 4, dtype=torch.float64)
+    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    student = Student(net=lambda z, t: 0 * z, process=p, predicts="data")
+    point = Point(p, Batch(x), p.diffuse(x, t, torch.zeros_like(x)), t, t, t, t < 0, x, torch.zeros_like(x))
+    loss = Regression(process=p, weight="soft").loss(student, point, x)
+    torch.testing.assert_close(loss, apply(p.M(t), p.coordinates(x)).square().flatten(1).mean(1))
+    assert bool((loss[1:] < Regression(process=p, weight="uniform").loss(student, point, x)[1:]).all())

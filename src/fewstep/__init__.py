@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import fewstep.denoiser.presets as presets  # noqa: F401
     import fewstep.stats as stats  # noqa: F401
     import fewstep.train as train  # noqa: F401
+    from fewstep.data import cold as cold, degradation as degradation
     from fewstep.denoiser import (
         Bridged as Bridged,
         Counted as Counted,
@@ -175,6 +176,7 @@ if TYPE_CHECKING:
 
 # Every public name, behind the module it lives in; a test holds this table and the imports above to be equal.
 _HOME = {
+    "fewstep.data": "cold degradation",
     "fewstep.denoiser": """
         Bridged Counted Dataset Denoiser Differentiated Gaussian Guided Mixture bridged guide retime
         variance_head wrap

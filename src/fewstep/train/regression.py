@@ -16,6 +16,7 @@ of an error of x0; None is that of the network's own output, |q|^-2 where x0 = p
 | `flow`      | (1 + e^lambda)^2              | the flow's velocity                   |
 | `score`     | alpha^2 / sigma^4             | the score                             |
 | `likelihood`| -lambda' e^{2 lambda}         | a bound on the likelihood, t uniform  |
+| `soft`      | M M^T, a mode at a time       | what the corruption leaves of data (Daras et al. 2022) |
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Regression(Objective):
     players: ClassVar[tuple[str, ...]] = ("net",)
 
     def __post_init__(self) -> None:
-        if self.weight is not None:
+        if self.weight not in (None, "soft"):
             pick(WEIGHTS, self.weight, "weight")
         pick(DISTANCES, self.distance, "distance")
 
@@ -133,8 +134,9 @@ class Regression(Objective):
     def loss(self, student: Student, point: Point, goal: Tensor) -> Tensor:
         """The weighted distance of every sample (B,)."""
         e = error(student, point.z, point.t, point.s, goal, own=self.weight is None)
+        e = apply(self.process.M(point.t), e) if self.weight == "soft" else e
         loss = DISTANCES[self.distance](e, self.scale)
-        if self.weight is not None:
+        if self.weight not in (None, "soft"):
             loss = loss * weigh(self.weight, self.process, point.t, student.sigma_data)
         if self.span:
             loss = loss / span(self.process, point.t, point.u)

@@ -169,23 +169,33 @@ class Ancestral(Solver):
 class LCM(Solver):
     r"""Multistep consistency sampling: jump to the data prediction, and noise it again to the next time.
 
-        z_s = M_s D + R_s xi
+        z_s = M_s D + noise R_s xi
 
     One call a step. It is made for consistency models, whose prediction is where the ODE ends: then every z_s has its
     law. A denoiser's prediction is a mean, so with one the data's variance is lost and no order is claimed (0). The
-    last step adds nothing where sigma = 0.
+    last step adds nothing where sigma = 0. noise = delta / sigma is inverse heat dissipation's sampler, noise = 0 cold
+    diffusion's first algorithm.
 
     References: Song, Dhariwal, Chen, Sutskever, Consistency models, 2023,
-    https://arxiv.org/abs/2303.01469; Luo et al., Latent consistency models, 2023, https://arxiv.org/abs/2310.04378.
+    https://arxiv.org/abs/2303.01469; Luo et al., Latent consistency models, 2023, https://arxiv.org/abs/2310.04378;
+    Rissanen et al. 2022, algorithm 2, https://arxiv.org/abs/2206.13397.
     """
 
-    promise = Promise(0, stochastic=True)  # type: ignore[assignment]
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        within(self, noise="[0, inf)")
+
+    @property
+    def promise(self) -> Promise:
+        return Promise(0, stochastic=self.noise > 0)
 
     def write(self, w: Writer) -> None:
         z, p = w.start, w.process
         for t, s in w.steps:
             form = p.M(s) * w.call(z, t, to=w.times[-1])
-            z = w.row(form if is_zero(p.Sigma(s)) else form + p.R(s) * w.noise(t, s), s)
+            still = is_zero(p.Sigma(s)) or self.noise == 0
+            z = w.row(form if still else form + self.noise * p.R(s) * w.noise(t, s), s)
 
 
 def posterior(process: Process, t: float, s: float) -> tuple[Coefficient, Coefficient]:
