@@ -194,3 +194,30 @@ def test_a_command_without_data_or_teacher_is_refused(tmp_path: Path, capsys: py
     assert main(["train", "flow", str(tmp_path / "out")]) == 2
     assert "METHOD --teacher MODEL OUT" in capsys.readouterr().err
     assert main(["train", "a", "b", "c"]) == 2
+
+
+def test_data_of_any_kind_trains(tmp_path: Path) -> None:
+    x, labels = points().astype(np.float32), np.arange(64) % 3
+    np.savez(tmp_path / "labelled.npz", x=x, y=labels)
+    np.save(tmp_path / "points.npy", x)
+    series = np.random.default_rng(1).normal(size=(64, 3, 2))
+    items = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(labels))
+    made = {name: fs.load(train_student(data, tmp_path / name, **options("flow")), dtype=torch.float32)
+            for name, data in {"a": tmp_path / "labelled.npz", "b": tmp_path / "points.npy", "c": series,
+                               "d": items}.items()}  # fmt: skip
+    assert [model.labels for model in made.values()] == [("0", "1", "2"), (), (), ("0", "1", "2")]
+    assert same(tensors(tmp_path / "a"), tensors(tmp_path / "d"))
+    assert made["c"].shape == (3, 2)
+    z = fs.sample(made["c"].denoiser(), made["c"].process, shape=(2, 3, 2), steps=2, progress=False)
+    assert z.isfinite().all()
+
+
+def test_data_of_another_range_than_the_teachers_is_refused_before_any_work(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    for data in (np.random.default_rng(0).random((64, 1, 28, 28)), np.full((64, 1, 28, 28), 255.0)):
+        with pytest.raises(ValueError, match=r"a teacher of pictures in \[-1, 1\]"):
+            train_student(data, tmp_path / "run", **options("progressive", teacher=fs.load(dtype=torch.float32)))
+    (tmp_path / "broken.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match="not a readable npy file"):
+        train_student(tmp_path / "broken.npy", tmp_path / "run", **options("flow"))
+    assert not (tmp_path / "run").exists()

@@ -159,8 +159,8 @@ def _check_about(about: Mapping[str, Any], where: Path) -> dict[str, Any]:
         "predicts": (about.get("predicts") in predictions, f"one of {', '.join(predictions)}"),
         "time": (about.get("time") in [*TIMES], f"one of {', '.join(TIMES)}"),
         "shape": (
-            isinstance(shape, list) and len(shape) in (1, 3) and all(is_whole(side, SIDE) for side in shape),
-            f"three positive whole numbers: channels, height, width, each at most {SIDE}; or one, of a vector",
+            isinstance(shape, list) and 1 <= len(shape) <= 3 and all(is_whole(side, SIDE) for side in shape),
+            f"positive whole numbers of at most {SIDE}: channels, height, width; one of a vector, two of a series",
         ),
         "patch": (is_whole(patch, SIDE), f"a positive whole number of at most {SIDE}"),
         "labels": (isinstance(labels, list) and all(isinstance(v, str) for v in labels), "a list of names"),

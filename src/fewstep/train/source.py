@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from fewstep.data import Images, read_images
 from fewstep.model import Model
@@ -19,6 +20,15 @@ from fewstep.train.pairs import Batch, Draw
 from fewstep.train.trainer import TrainConfig, together
 
 __all__ = ["Source", "floats", "pairs", "read_data", "sourced"]
+
+EDGE = 1e-3  # beyond the range of pictures, which resizing may leave by so much
+
+
+class Labelled(NamedTuple):
+    """Samples and the label of each."""
+
+    data: np.ndarray
+    labels: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,20 +95,41 @@ class Source:
         return (x[:, None] if x.ndim == 3 else x.movedim(-1, 1)) / 127.5 - 1
 
 
-def floats(path: str | Path) -> np.ndarray | None:
-    """The points of an npz file: x, x_train, data or points where it is (N, D) of floats; None of any other file."""
-    if Path(path).suffix == ".npz" and Path(path).is_file():
+def floats(path: str | Path) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """The array of an npy file; the points and labels of an npz file, floats (N, D); None of any other file.
+
+    Points are called x, x_train, data or points; labels, whole numbers (N,), y, y_train or labels.
+    """
+    path = Path(path)
+    if path.suffix == ".npy" and path.is_file():
+        try:
+            return np.load(path, allow_pickle=False), None
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"{path} is not a readable npy file ({error}): write it with numpy.save") from None
+    if path.suffix == ".npz" and path.is_file():
         with suppress(ValueError, OSError, KeyError), np.load(path, allow_pickle=False) as file:
             for name in ("x", "x_train", "data", "points"):
                 if name in file.files and np.issubdtype((x := file[name]).dtype, np.floating) and x.ndim == 2:
-                    return x
+                    labels = (file[name] for name in ("y", "y_train", "labels") if name in file.files)
+                    return x, next((y for y in labels if y.dtype.kind in "iu" and y.shape == x.shape[:1]), None)
     return None
 
 
+def collected(items: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """What a `torch.utils.data.Dataset` of a length holds: samples, or pairs of a sample and its label."""
+    parts = [items[k] for k in range(len(items))]
+    pairs = bool(parts) and all(isinstance(part, tuple | list) and len(part) == 2 for part in parts)
+    samples = [torch.as_tensor(part[0] if pairs else part).numpy(force=True) for part in parts]
+    if len({one.shape for one in samples}) != 1:
+        raise ValueError(f"got a data set of {len(samples)} samples that have not one shape: make them alike")
+    return np.stack(samples), np.array([int(part[1]) for part in parts]) if pairs else None
+
+
 def read_data(path: str | Path) -> Any:
-    """The pairs (x, y) or the points of a file, or else its pictures (`read_images`)."""
+    """The pairs (x, y), points or samples of a file, or else its pictures (`read_images`)."""
     found = pairs(Path(path))
-    found = floats(path) if found is None else found
+    if found is None and (read := floats(path)) is not None:
+        found = read[0] if read[1] is None else Labelled(*read)
     return read_images(path) if found is None else found
 
 
@@ -127,6 +158,11 @@ def sourced(data: Any, labels: Any, config: TrainConfig, taught: Any) -> Source:
     """The data as arrays, refused where they are no numbers or too few."""
     if isinstance(data, Images):
         data, labels = data.images, data.labels
+    elif isinstance(data, Labelled):
+        data, labels = data.data, data.labels if labels is None else labels
+    elif isinstance(data, Dataset):
+        data, found = collected(data)
+        labels = found if labels is None else labels
     data, ends = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
     if data is None and isinstance(taught, Model):
         data = np.zeros((config.batch, *taught.shape))
@@ -141,6 +177,13 @@ def sourced(data: Any, labels: Any, config: TrainConfig, taught: Any) -> Source:
         raise ValueError(
             f"got data of shape {Source(x, None, config).shape} and a teacher of {taught.shape}: give data like its own"
         )
+    if isinstance(taught, Model) and len(taught.shape) == 3 and x.dtype != np.uint8 and x.any():
+        low, high = float(x.min()), float(x.max())
+        if low < -1 - EDGE or high > 1 + EDGE or low >= 0:
+            raise ValueError(
+                f"got data from {low:g} to {high:g} and a teacher of pictures in [-1, 1]: give data in its range, or "
+                "uint8 pictures"
+            )
     if ends is not None:
         ends = ends.numpy(force=True) if isinstance(ends, Tensor) else np.asarray(ends)
         if (ends.shape, ends.dtype.kind) != (x.shape, x.dtype.kind) or not np.isfinite(ends).all():

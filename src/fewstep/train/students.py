@@ -88,9 +88,9 @@ def train_student(
     a teacher or a network of their own are trained as `fewstep train` does (`fewstep.train.train`).
 
     Args:
-        data: floats (N, *shape), uint8 pictures, `Images`, an npz file of either, a folder of pictures; for `bridge`
-            a pair (x, y) of such arrays too, an npz file of x and y, or a folder of folders x and y; None where a model
-            is the teacher of a method that looks at no data.
+        data: floats (N, *shape), uint8 pictures, `Images`, a torch Dataset of samples or (sample, label), an npz or npy
+            file, a folder of pictures; for `bridge` a pair (x, y) of such arrays too, an npz file of x and y, or a
+            folder of folders x and y; None where a model is the teacher of a method that looks at no data.
         out: the run's folder.
         method: a key of `METHODS`, or a method.
         teacher: who is imitated: a model folder, a `Model`, a denoiser; for `guided` a pair of denoisers too.
