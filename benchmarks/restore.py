@@ -19,6 +19,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from fewstep.pace import Pace, hardware
 from fewstep.quality import load_classifier, load_reference
 from fewstep.quality.metrics import frechet_distance
 from fewstep.train.pairs import Batch, Draw
+from fewstep.train.students import train_student
 
 HERE = Path(__file__).parent
 KINDS = {"i2sb": 1.0, "indi": 0.0, "ir-sde": 1.0, "vp": 1.0}  # eta of the method's own chain
@@ -49,13 +51,13 @@ def main() -> None:
     torch.set_num_threads(1)
     for kind in KINDS:
         if not (args.models / kind / "model").exists():
-            fs.train(args.data, args.models / kind, method="bridge", options={"kind": kind, "degrade": DEGRADE},
+            train_student(args.data, args.models / kind, method="bridge", options={"kind": kind, "degrade": DEGRADE},
                      pace=Pace(precision="bfloat16", threads=1), **TRAINING)  # fmt: skip
     with np.load(args.data) as file:
         x = torch.from_numpy(file["x_test"][: args.num].astype(np.float32) / 127.5 - 1)[:, None]
     y = degradation(DEGRADE)(x, Draw(Batch(x), 0))
     measure = Measure(x)
-    found: dict[str, dict[str, list[float]]] = {"y": {"0": measure(y)}, "other clothes": {"0": measure.floor}}
+    found: dict[str, dict[str, list[Any]]] = {"y": {"0": measure(y)}, "other clothes": {"0": measure.floor}}
     print(f"{'':10}" + "".join(f"{n:>16}" for n in (*CALLS, f"published {PUBLISHED}")), flush=True)
     for kind, eta in KINDS.items():
         model = fs.load(
@@ -88,7 +90,10 @@ class Measure:
     def __init__(self, x: Tensor) -> None:
         self.x, self.classifier, reference = x, load_classifier(), load_reference()
         self.test = reference.test.double()
-        self.floor = [float("nan"), round(float(frechet_distance(reference.held_out[: len(x)].double(), self.test)), 3)]
+        self.floor: list[Any] = [
+            None,
+            round(float(frechet_distance(reference.held_out[: len(x)].double(), self.test)), 3),
+        ]
 
     def __call__(self, made: Tensor) -> list[float]:
         made = made.clamp(-1, 1)
@@ -139,7 +144,7 @@ def drawn(found: dict[str, dict[str, list[float]]], path: Path) -> None:
         points = [found[kind][str(n)] for n in CALLS]
         (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=kind)
         for n, point in zip(CALLS, points, strict=True):
-            axes.annotate(str(n), point, textcoords="offset points", xytext=(4, 4), fontsize=8)
+            axes.annotate(str(n), (point[0], point[1]), textcoords="offset points", xytext=(4, 4), fontsize=8)
         axes.plot(*found[kind]["published"], marker="x", color=line.get_color(), linestyle="none")
     axes.axhline(found["other clothes"]["0"][1], color="grey", linewidth=0.8, linestyle=":")
     axes.set(xlabel="PSNR, dB (to the right: nearer to the picture)", ylabel="Frechet distance (below: sharper)")

@@ -51,7 +51,7 @@ class Spread(One):
 
 @dataclass(frozen=True, kw_only=True)
 class Restoration(Method):
-    """See the module's docstring.
+    """The residual x0 - y on any bridge, y made of the data (`degrade`) or given with them; or a conditional process.
 
     Args:
         kind: a bridge of `fewstep list bridges`, or a process for the conditional model.
