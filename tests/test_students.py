@@ -26,6 +26,7 @@ OPTIONS = {  # stages with borders, few pairs
     "reflow": (("pairs", 64), ("calls", 4)),
     "knowledge": (("pairs", 64), ("calls", 4)),
     "bridge": (("degrade", "noise0.2"),),
+    "operator": (("pairs", 64), ("calls", 8)),
 }
 
 
@@ -43,7 +44,7 @@ def mixture(method: str) -> fs.Mixture:
 
 def options(method: str, **more: object) -> dict:
     teacher = mixture(method) if METHODS[method]().needs else None
-    teacher = (teacher, teacher) if method == "guided" else teacher
+    teacher = (teacher, teacher) if METHODS[method]().guided else teacher
     return TINY | {"method": method, "teacher": teacher, "options": OPTIONS.get(method, ())} | more
 
 
@@ -91,7 +92,7 @@ def test_the_folder_of_a_student_samples_by_its_own_tables(method: str, tmp_path
     assert model.shape == (2,)
     tables = model.tables or {"10": None}
     for calls, table in tables.items():
-        told = {"y": torch.zeros(4, 2)} if model.given else {"w": 1.0} if method == "guided" else {}
+        told = {"y": torch.zeros(4, 2)} if model.given else {"w": 1.0} if METHODS[method]().guided else {}
         counted = fs.Counted(model.denoiser(**told))
         x = fs.sample(counted, model.process, solver=table, shape=(4, 2), progress=False)
         assert torch.isfinite(x).all()

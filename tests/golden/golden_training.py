@@ -20,6 +20,7 @@ from golden_store import HERE
 from torch import Tensor, nn
 
 import fewstep as fs
+from fewstep.nets import Temporal
 from fewstep.process import ScalarProcess
 from fewstep.train.methods import consistency as cm, curvature, guided, two_times, vdm
 from fewstep.train.methods.base import Setting
@@ -217,6 +218,16 @@ class Golden:
         return {"x_t": x, "dxdt": x_rate, "F_jvp": rate, "g": g, "df_dt": g / c,
                 "g_r0.25": two_times.tangent(x, t, f, rate, x_rate, 0.5, 0.25),
                 "g_norm": two_times.normalised(g), "g_norm_rms": two_times.normalised(g, rms=True)}  # fmt: skip
+
+    def scm_loss(self, which: str) -> Tensor:
+        """The adaptive loss at F = F_minus, where it is the tangent's alone; the reference divides by D twice."""
+        g, t = self.scm(which)["g_norm_rms"], self["scm.t"]
+        return two_times.adaptive(g, 1 / (0.5 * t.tan() * g.shape[1]), -self[f"in.scm.{which}.logvar"])
+
+    def spectral(self) -> Tensor:
+        mixing = Temporal(8, 2)
+        mixing.real.data, mixing.imaginary.data = self["in.dsno.W_re"], self["in.dsno.W_im"]
+        return mixing(self["in.dsno.h"])
 
     def mean_flow(self, *, own: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """The network's average velocity, its target, and the conditional velocity."""

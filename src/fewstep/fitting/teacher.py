@@ -34,6 +34,7 @@ class Task:
     seed: int  # of the noises
     dtype: torch.dtype = torch.float32  # of the states
     device: torch.device | str = "cpu"
+    along: tuple[int, ...] = ()  # rows whose first states are kept too
 
     def slices(self, *, held_out: bool) -> list[slice]:
         """The batches of the runs for the fit, or of those held out."""
@@ -47,9 +48,17 @@ class Task:
         return self.process.prior(noise, self.process.t_max)
 
     def run(self, table: Tableau, where: slice) -> Tensor:
-        """The end states of a table, in data space."""
-        z = sample(self.conditioned(where), self.process, solver=table, x=self.start(where), progress=False)
-        return self.process.to_data(z)
+        """The end states of a table, in data space; with `along` the states there too, the last one first."""
+        kept: dict[int, Tensor] = {}
+
+        def keep(row: int, t: object, z: Tensor, x0: object) -> None:  # noqa: ARG001
+            if row in self.along:
+                kept[row] = z.clone()
+
+        z = sample(self.conditioned(where), self.process, solver=table, x=self.start(where), progress=False,
+                   callback=keep if self.along else None)  # fmt: skip
+        end = self.process.to_data(z)
+        return torch.stack([end, *(kept[row] for row in sorted(kept, reverse=True))], 1) if kept else end
 
 
 def record(task: Task, table: Tableau, saved: Saved, *, progress: bool = True) -> Tensor:

@@ -1,5 +1,5 @@
 """Small networks of torch alone, for points and vectors."""
 
-from fewstep.nets.small import MLP
+from fewstep.nets.small import MLP, Temporal
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "Temporal"]

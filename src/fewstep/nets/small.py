@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "Features"]
+__all__ = ["MLP", "Features", "Temporal"]
 
 
 class Features(nn.Module):
@@ -45,6 +45,8 @@ class MLP(nn.Module):
         guided: it takes a guidance w.
         outputs: tensors of the state's shape that it returns; with more than one, a tuple.
         beside: numbers of a y that it sees beside the state; 0: it takes none.
+        modes: with more than one output, each has hidden states of its own, which are mixed by so many lowest
+            frequencies along them (`Temporal`); 0: they share all layers.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class MLP(nn.Module):
         guided: bool = False,
         outputs: int = 1,
         beside: int = 0,
+        modes: int = 0,
     ) -> None:
         super().__init__()
         self.config = {"size": size, "width": width, "depth": depth, "classes": classes, "destination": destination,
-                       "guided": guided, "outputs": outputs, "beside": beside}  # fmt: skip
+                       "guided": guided, "outputs": outputs, "beside": beside, "modes": modes}  # fmt: skip
         self.outputs, self.features = (
             outputs,
             Features(2 if destination else 5),
@@ -71,7 +74,9 @@ class MLP(nn.Module):
         self.guide = _zero(nn.Linear(count, width, bias=False)) if guided else None
         self.classes = nn.Embedding(classes + 1, width) if classes else None
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
-        self.leave = nn.Linear(width, size * outputs)
+        self.leave = nn.Linear(width, size if modes else size * outputs)
+        self.places = nn.Embedding(outputs, width) if modes else None
+        self.temporal = nn.ModuleList(Temporal(width, modes) for _ in range(depth - 1) if modes)
 
     def forward(
         self,
@@ -92,12 +97,35 @@ class MLP(nn.Module):
             h = h + self.guide(self.features(w.to(h.dtype) / 4))
         if self.classes is not None and class_labels is not None:
             h = h + self.classes(class_labels)
-        for layer in self.hidden:
-            h = layer(nn.functional.silu(h))
+        if self.places is not None:
+            h = h[:, None] + self.places.weight
+        for k, layer in enumerate(self.hidden):
+            h = nn.functional.silu(h)
+            h = layer(h) + self.temporal[k](h) if self.places is not None else layer(h)
         out = self.leave(nn.functional.silu(h))
+        if self.places is not None:
+            return tuple(part.reshape(x.shape) for part in out.unbind(1))
         if self.outputs == 1:
             return out.reshape(x.shape)
         return tuple(part.reshape(x.shape) for part in out.chunk(self.outputs, 1))
+
+
+class Temporal(nn.Module):
+    """irfft(W rfft(h)) along M hidden states (batch, M, width), on the lowest frequencies; it begins at zero.
+
+    References: Zheng et al., 2022, section 4.2, https://arxiv.org/abs/2211.13449.
+    """
+
+    def __init__(self, width: int, modes: int) -> None:
+        super().__init__()
+        self.real = nn.Parameter(torch.zeros(modes, width, width))
+        self.imaginary = nn.Parameter(torch.zeros(modes, width, width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """The mixed states, of the same shape."""
+        low = torch.fft.rfft(h, dim=1)[:, : len(self.real)]
+        mixed = torch.einsum("bkc,kcd->bkd", low, torch.complex(self.real, self.imaginary))
+        return torch.fft.irfft(mixed, n=h.shape[1], dim=1)
 
 
 def _zero(layer: nn.Linear) -> nn.Linear:

@@ -51,6 +51,7 @@ class Stage(Typed):
             student's average, with an optimiser without memory.
         pairs: how many (noise, end) pairs its teacher records before it begins; 0: none.
         solver, calls: of the teacher, for a pair.
+        along: rows of its table whose first states are recorded with the end.
         lr: the learning rate, over that of the run; it falls to zero linearly in every stage.
         ema: the decay of the saved average; None: the run's.
     """
@@ -62,5 +63,6 @@ class Stage(Typed):
     pairs: int = 0
     solver: str = "heun"
     calls: int = 63
+    along: tuple[int, ...] = ()
     lr: float = 1.0
     ema: float | None = None

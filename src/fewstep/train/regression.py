@@ -13,6 +13,7 @@ of an error of x0; None is that of the network's own output, |q|^-2 where x0 = p
 | `truncated` | max(e^{2 lambda}, 1)          | the worse of data and noise           |
 | `min-snr`   | min(e^{2 lambda}, 5)          | (Hang et al. 2023)                    |
 | `edm`       | e^{2 lambda} + 1/sigma_data^2 | EDM's F                               |
+| `root`      | the root of that              | between data and EDM's F              |
 | `flow`      | (1 + e^lambda)^2              | the flow's velocity                   |
 | `score`     | alpha^2 / sigma^4             | the score                             |
 | `likelihood`| -lambda' e^{2 lambda}         | a bound on the likelihood, t uniform  |
@@ -46,6 +47,7 @@ WEIGHTS: dict[str, Callable[[Process, Tensor, float], Tensor]] = {
     "truncated": lambda p, t, sd: torch.exp(2 * p.log_snr(t)).clamp(min=1),
     "min-snr": lambda p, t, sd: torch.exp(2 * p.log_snr(t)).clamp(max=5),
     "edm": lambda p, t, sd: torch.exp(2 * p.log_snr(t)) + sd**-2,
+    "root": lambda p, t, sd: (torch.exp(2 * p.log_snr(t)) + sd**-2).sqrt(),
     "flow": lambda p, t, sd: (1 + torch.exp(p.log_snr(t))) ** 2,
     "score": lambda p, t, sd: p.alpha(t) ** 2 / p.sigma(t) ** 4,  # type: ignore[attr-defined] - scalar processes
     "likelihood": lambda p, t, sd: -derivative(p.log_snr, t) * torch.exp(2 * p.log_snr(t)),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,8 @@ def train_student(
     autocast = None if pace is None or pace.precision != "bfloat16" else torch.bfloat16
     student, reads, about = _student(made, on, taught, net, source, predicts, time, sizes, config.seed, deviation,
                                      autocast)  # fmt: skip
+    if lr is None and isinstance(student, MLP):
+        config = replace(config, lr=max(config.lr, made.lr * 96 / max(96, student.config["width"])))
     student.to(usable_device(device))
     setting = Setting(process=on, size=math.prod(source.shape), taught=taught is not None,
                       started=isinstance(taught, Model) and net is None, folder=out, deviation=deviation)  # fmt: skip
@@ -265,7 +267,7 @@ def _student(
             size = math.prod(source.shape)
             beside = size * (method.given or method.noise)
             net = MLP(size, sizes.width, sizes.depth, classes=classes, destination=method.destination,
-                      guided=method.guided, outputs=method.outputs, beside=beside)  # fmt: skip
+                      guided=method.guided, outputs=method.outputs, beside=beside, modes=method.modes)  # fmt: skip
     elif not isinstance(net, nn.Module):
         raise ValueError(f"got a {type(net).__name__} as net: give a torch.nn.Module called as net(x, t)")
     about["network"] = f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters"
@@ -340,7 +342,7 @@ def _record(trainer: Trainer, stage: Stage, k: int, out: Path, shape: tuple[int,
             return trainer.players.teacher(Batch(torch.empty(0), told))
 
         task = Task(conditioned=conditioned, process=process, shape=shape, samples=stage.pairs, held_out=0,
-                    batch=1024, seed=seed, dtype=torch.float64)  # fmt: skip
+                    batch=1024, seed=seed, dtype=torch.float64, along=stage.along)  # fmt: skip
         table = tabulate(stage.solver, process, steps=calls)
         ends = record(task, table, saved, progress=False)
         starts = torch.cat([task.start(where) for where in task.slices(held_out=False)])

@@ -17,6 +17,8 @@ from fewstep.train.methods.curvature import Curvature
 from fewstep.train.methods.denoise import Denoise, Flow, Score
 from fewstep.train.methods.guided import Guided
 from fewstep.train.methods.heads import Genie, Variance
+from fewstep.train.methods.latent import LatentConsistency
+from fewstep.train.methods.operator import Operator
 from fewstep.train.methods.progressive import Progressive
 from fewstep.train.methods.recorded import Knowledge, Reflow
 from fewstep.train.methods.scores import ScoreMatching
@@ -34,12 +36,14 @@ METHODS: dict[str, Callable[..., Method]] = {
     "vdm": Variational,
     "reflow": Reflow,
     "knowledge": Knowledge,
+    "operator": Operator,
     "progressive": Progressive,
     "guided": Guided,
     "consistency": Consistency,
     "consistency-training": ConsistencyTraining,
     "improved-consistency": ImprovedConsistency,
     "easy-consistency": EasyConsistency,
+    "latent-consistency": LatentConsistency,
     "continuous": Continuous,
     "trajectory": Trajectory,
     "shortcut": Shortcut,

@@ -56,12 +56,14 @@ class Method(Typed, ABC):
 
     - `needs`: it imitates a teacher.
     - `destination`: its network is told the destination.
-    - `guided`: it is told a guidance w; `outputs`: how many tensors it returns; `denoises`: it is a denoiser.
+    - `guided`: it is told a guidance w; `denoises`: it is a denoiser.
+    - `outputs`: how many tensors it returns; `modes`: by how many frequencies a perceptron mixes them.
     - `noise`: it is told a predicted noise, as y.
     - `given`: it is told another end y beside the state, which `coupling` makes or the data have.
     - `averages`: of the network, beside the one that is saved.
     - `optimiser`, `predicts`, `process`: what it takes unless asked otherwise; None: the run's.
     - `rows`, `spacing`: which tables beside its own are right for the student, and where they run (`MadeFor`).
+    - `lr`: the learning rate of a perceptron of 96 units a layer, unless asked otherwise.
     """
 
     needs: ClassVar[bool] = False
@@ -71,12 +73,14 @@ class Method(Typed, ABC):
     noise: ClassVar[bool] = False
     denoises: ClassVar[bool] = True
     outputs: ClassVar[int] = 1
+    modes: ClassVar[int] = 0
     averages: ClassVar[tuple[str, ...]] = ()
     optimiser: ClassVar[str] = "adamw"
     process: ClassVar[str] = "vp"
     predicts: ClassVar[str | None] = None
     rows: ClassVar[str] = "own"
     spacing: ClassVar[str] = "default"
+    lr: ClassVar[float] = 2e-3
 
     def after(self, tables: Mapping[str, Tableau]) -> Method:  # noqa: ARG002
         """The method for a teacher that is a student itself, made for these tables."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
@@ -60,18 +60,27 @@ class Consistent(Target):
         return torch.where(column(p.last, f), p.process.from_coordinates(apply(inverse(p.process.M(p.u)), z)), f)
 
 
+@dataclass(frozen=True)
+class Imitated(Target):
+    """The teacher's D, which varies less than the data."""
+
+    def __call__(self, at: Players, point: Point) -> Tensor:
+        return at.teacher(point.batch)(point.z, point.t)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Discretised(Regression):
     """Neighbours on a Karras grid whose number of points follows the training: `count` of (k, K) by name."""
 
     count: str
     mu0: float = 0.0
+    even: float = 1.0
 
     averages: ClassVar[tuple[str, ...]] = ("target",)
 
     def times(self, draw: Draw) -> Times:
         points = COUNTS[self.count](int(draw.share * 2**20), 2**20)
-        return _neighbours(self.process, points, even=bool(self.mu0))(self.process, draw)
+        return _neighbours(self.process, points, self.even)(self.process, draw)
 
     def decays(self, draw: Draw) -> Mapping[str, float]:
         return {"target": ct_decay(COUNTS[self.count](int(draw.share * 2**20), 2**20), self.mu0)} if self.mu0 else {}
@@ -92,9 +101,10 @@ class Easy(Regression):
     """t log-normal, u = r(t) of the stage, which is nearer to t from stage to stage."""
 
     doublings: int = 8
+    even: float = 0.0
 
     def times(self, draw: Draw) -> Times:
-        t = Normal(-KARRAS["mean"], KARRAS["std"])(self.process, draw).t
+        t = evened(self.process, draw, Normal(-KARRAS["mean"], KARRAS["std"])(self.process, draw).t, self.even)
         rho = torch.exp(-self.process.log_snr(t))
         rho_u = easy_r(rho, int(draw.share * self.doublings))
         u = torch.where(rho_u > 0, self.process.inverse_log_snr(-rho_u.clamp(min=1e-9).log()), end(self.process))
@@ -102,11 +112,17 @@ class Easy(Regression):
 
 
 @lru_cache(maxsize=1)
-def _neighbours(process: Process, points: int, *, even: bool) -> Adjacent:
-    """The law of a grid of so many points: the same for many steps in a row."""
+def _neighbours(process: Process, points: int, even: float) -> Adjacent:
+    """The law of a grid of so many points, a share `even` of it alike: the same for many steps in a row."""
     grid = GRIDS["karras"](process, points - 1)
-    chances = () if even else interval_chances(torch.exp(-process.log_snr(grid)).flip(0)).flip(0)
-    return Adjacent(tuple(grid.tolist()), tuple(float(c) for c in chances))
+    normal = interval_chances(torch.exp(-process.log_snr(grid)).flip(0)).flip(0)
+    return Adjacent(tuple(grid.tolist()), tuple((even / len(normal) + (1 - even) * normal).tolist()))
+
+
+def evened(process: Process, draw: Draw, t: Tensor, even: float) -> Tensor:
+    """Times, a share of which are drawn anew, alike over Karras's grid: a normal law all but leaves out the start."""
+    grid = GRIDS["karras"](process, 256)
+    return torch.where(draw.uniform("even") < even, grid[(draw.uniform("place") * 256).long()], t)
 
 
 def ct_count(k: int, total: int, s0: int = 2, s1: int = 150) -> int:
@@ -152,28 +168,35 @@ class Consistency(Method):
         mu: the decay of the average at u.
         start: the share of the budget in which the network first learns the teacher's D, where it does not begin as it.
         middle: sigma / alpha where the second of two calls is.
+        weight: in `WEIGHTS`; published is "uniform", by which the small sigmas, where modes part, are learned last.
+        even: the share of steps drawn alike over the grid; the others are log-normal, which leaves out few that matter.
     """
 
     points: int = 18
-    mu: float = 0.95
-    start: float = 0.3
+    mu: float = 0.9
+    start: float = 0.2
     middle: float = 0.8
+    weight: str | None = "root"
+    even: float = 0.3
 
     needs: ClassVar[bool] = True
     averages: ClassVar[tuple[str, ...]] = ("target",)
     process: ClassVar[str] = "edm"
     predicts: ClassVar[str | None] = "edm"
     rows: ClassVar[str] = "ends"
+    lr: ClassVar[float] = 8e-3
 
     def stages(self, on: Setting) -> list[Stage]:
-        begins = [] if on.started or not self.start else [Stage(objective=Denoise().objective(on), share=self.start)]
+        first = Denoise().objective(on)
+        first = replace(first, target=Imitated()) if on.taught else first
+        begins = [] if on.started or not self.start else [Stage(objective=first, share=self.start)]
         stage = Stage(objective=self.objective(on), share=1 - self.start if begins else 1.0)
         return [*begins, stage]
 
     def objective(self, on: Setting) -> Regression:
         """That of the last stage."""
-        grid = tuple(GRIDS["karras"](on.process, self.points - 1).tolist())
-        return Distilled(process=on.process, law=Adjacent(grid), target=Consistent(), weight="uniform", mu=self.mu)
+        law = _neighbours(on.process, self.points, self.even)
+        return Distilled(process=on.process, law=law, target=Consistent(), weight=self.weight, mu=self.mu)
 
     def tables(self, process: Process) -> dict[str, Tableau]:
         ends, middle = times(process, "default", 1), float(process.inverse_log_snr(-math.log(self.middle)))
@@ -185,14 +208,13 @@ class Consistency(Method):
 class ConsistencyTraining(Consistency):
     """Consistency training: the same noise in place of a teacher; N(k) and mu(k) as published."""
 
-    mu: float = 0.9
     start: float = 0.0
 
     needs: ClassVar[bool] = False
 
     def objective(self, on: Setting) -> Regression:
-        return Discretised(process=on.process, target=Consistent(taught=False), weight="uniform", count="ct",
-                           mu0=self.mu)  # fmt: skip
+        return Discretised(process=on.process, target=Consistent(taught=False), weight=self.weight, count="ct",
+                           mu0=self.mu, even=self.even)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +229,8 @@ class ImprovedConsistency(Consistency):
 
     def objective(self, on: Setting) -> Regression:
         return Discretised(process=on.process, target=Consistent(taught=False, carrier=None), weight="uniform",
-                           distance="huber", scale=0.00054 * math.sqrt(on.size), span=True, count="ict")  # fmt: skip
+                           distance="huber", scale=0.00054 * math.sqrt(on.size), span=True, count="ict",
+                           even=self.even)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,4 +241,4 @@ class EasyConsistency(ImprovedConsistency):
 
     def objective(self, on: Setting) -> Regression:
         return Easy(process=on.process, target=Consistent(taught=False, carrier=None), weight="uniform",
-                    distance="norm", span=True)  # fmt: skip
+                    distance="norm", span=True, even=self.even)  # fmt: skip

@@ -58,6 +58,7 @@ class Guided(Method):
 
     needs: ClassVar[bool] = True
     guided: ClassVar[bool] = True
+    lr: ClassVar[float] = 8e-3
 
     def stages(self, on: Setting) -> list[Stage]:
         w = self.low, self.high

@@ -64,6 +64,7 @@ class Progressive(Method):
     times: tuple[float, ...] | None = None
 
     needs: ClassVar[bool] = True
+    lr: ClassVar[float] = 8e-3
 
     def __post_init__(self) -> None:
         ratio, rest = divmod(self.steps, max(self.to, 1))

@@ -22,21 +22,24 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fewstep.grid import GRIDS
+from fewstep.nets.small import Features
 from fewstep.process import Process
 from fewstep.process.base import derivative
 from fewstep.tableau import Tableau
 from fewstep.train.methods.base import Method, Setting, table, times
-from fewstep.train.methods.consistency import Consistency
+from fewstep.train.methods.consistency import Consistency, evened
 from fewstep.train.objective import Objective, Stage
 from fewstep.train.pairs import Draw, Dyadic, Independent, LogitNormal, Normal, TwoDraws, Uniform
-from fewstep.train.player import Players
+from fewstep.train.player import Player, Players, Reads
 from fewstep.train.regression import Regression, error, weigh
 from fewstep.train.target import Jumps, Point, Target, averaged, column, heun, jump, push, shortened
 
 __all__ = [
     "Averaged",
+    "adaptive",
     "Continuous",
     "Halves",
     "MeanFlow",
@@ -91,6 +94,7 @@ class TwoTimes(Method):
     predicts: ClassVar[str | None] = "flow"
     rows: ClassVar[str] = "jumps"
     spacing: ClassVar[str] = "uniform"
+    lr: ClassVar[float] = 8e-3
 
     def tables(self, process: Process) -> dict[str, Tableau]:
         return {str(n): table("ddim", process, times(process, self.spacing, n)) for n in (1, 2, 4)}
@@ -146,16 +150,16 @@ class Trajectories(Objective):
     def losses(self, at: Players, draw: Draw) -> Iterator[Mapping[str, Tensor]]:
         p, net = self.process, at["net"].at(draw.batch)
         x0, eps = Independent()(draw, torch.zeros_like)
-        three = torch.stack([Normal().times(p, draw.uniform(name)) for name in "tus"]).sort(0, descending=True)[0]
-        t, u, s = three
+        grid = GRIDS["karras"](p, 256)
+        t, u, s = grid[torch.stack([(draw.uniform(name) * 256).long() for name in "tus"]).sort(0)[0]]
         s = torch.where(draw.uniform("end") < 0.5, p.t_min, s)
         z, last = p.diffuse(x0, t, eps), torch.full_like(t, p.t_min)
         average = at["net"].at(draw.batch, "target")
         with torch.no_grad():
             there = heun(p, at.teacher(draw.batch), z, t, u)
-            goal = estimate(p, net, average, there, u, s, last)
+            goal, d = estimate(p, net, average, there, u, s, last), at.teacher(draw.batch)(z, t)
         made = estimate(p, net, average, z, t, s, last)
-        plain = error(net, z, t, t, x0)
+        plain = error(net, z, t, t, d)
         score = (plain**2).flatten(1).mean(1) * weigh("edm", p, t, net.sigma_data)
         yield {"net": ((made - goal) ** 2).flatten(1).mean(1) / net.sigma_data**2 + 0.1 * score}
 
@@ -188,23 +192,45 @@ def tangent(x: Tensor, phi: Tensor, f: Tensor, f_rate: Tensor, x_rate: Tensor, s
     return -(c**2) * (sd * f - x_rate) - r * (c * s * x + sd * f_rate)
 
 
+def adaptive(off: Tensor, prior: Tensor, log_weight: Tensor) -> Tensor:
+    """e^w / D |off|^2 times a prior weight, less w: at its least e^w is one over the mean loss at that time."""
+    return log_weight.exp() * prior * (off**2).flatten(1).mean(1) - log_weight
+
+
 def normalised(g: Tensor, c: float = 0.1, *, rms: bool = False) -> Tensor:
     """G / (|g| + c) over a sample, as published; `rms`: |g| over the root of its numbers, the same for every size."""
     size = g.flatten(1).norm(dim=1) / (g[0].numel() ** 0.5 if rms else 1.0)
     return g / column(size + c, g)
 
 
+class LogWeight(nn.Module):
+    """The logarithm of a weight by a time (B,), a perceptron of its features; 0 where it begins."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        features = Features(2)
+        self.layers = nn.Sequential(features, nn.Linear(features.count, width), nn.SiLU(), nn.Linear(width, 1))
+        nn.init.zeros_(self.layers[3].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.layers[3].bias)  # type: ignore[arg-type]
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.layers(t)[:, 0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ContinuousLoss(Objective):
-    """F + g, g the normalised tangent at phi = atan(sigma / (alpha sd)), weighed by 1 / (sd tan phi)."""
+    """F + g, g the normalised tangent at phi = atan(sigma / (alpha sd)), weighed by e^w / (sd tan phi), w learned."""
 
     process: Process
     taught: bool
+    even: float = 0.3  # the share of times drawn alike over Karras's grid
     warm: float = 0.4  # the share over which r rises to 1
+
+    players: ClassVar[tuple[str, ...]] = ("net", "weight")
 
     def losses(self, at: Players, draw: Draw) -> Iterator[Mapping[str, Tensor]]:
         p, net = self.process, at["net"].at(draw.batch)
-        sd, t = net.sigma_data, Normal(1.0, 1.4).times(self.process, draw.uniform("t"))
+        sd, t = net.sigma_data, evened(p, draw, Normal(1.0, 1.4).times(p, draw.uniform("t")), self.even)
         x0, eps = Independent()(draw, torch.zeros_like)
         z = p.diffuse(x0, t, eps)
 
@@ -221,7 +247,8 @@ class ContinuousLoss(Objective):
             g = tangent(x, phi, -raw, -c * s * rate * speed, (c * x - d) / s, sd, min(1.0, draw.share / self.warm))
             goal = raw - normalised(g, rms=True)
         off = net.raw(z, t, t) - goal
-        yield {"net": (off**2).flatten(1).mean(1) / (sd * phi.tan())}
+        loss = adaptive(off, 1 / (sd * phi.tan()), at["weight"].net((-p.log_snr(t) / 4).float()).to(off))
+        yield {"net": loss, "weight": loss}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,5 +260,10 @@ class Continuous(Consistency):
     needs: ClassVar[bool] = False
     averages: ClassVar[tuple[str, ...]] = ()
 
+    def others(self, on: Setting, net: nn.Module, reads: Reads) -> Mapping[str, Player]:  # noqa: ARG002
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return {"weight": Player(LogWeight())}
+
     def objective(self, on: Setting) -> Objective:  # type: ignore[override]
-        return ContinuousLoss(process=on.process, taught=on.taught)
+        return ContinuousLoss(process=on.process, taught=on.taught, even=self.even)
