@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fewstep as fs
 from fewstep.files import load_tensors
 from fewstep.nets import MLP, Temporal
-from fewstep.train.methods.latent import LatentConsistency, Skipped
+from fewstep.train.methods.guided import LatentConsistency, Skipped
 from fewstep.train.methods.operator import Operator, passed, weights
 from fewstep.train.methods.two_times import adaptive
 from fewstep.train.pairs import Batch

@@ -15,9 +15,8 @@ from fewstep.train.methods.consistency import (
 )
 from fewstep.train.methods.curvature import Curvature
 from fewstep.train.methods.denoise import Denoise, Flow, Score
-from fewstep.train.methods.guided import Guided
+from fewstep.train.methods.guided import Guided, LatentConsistency
 from fewstep.train.methods.heads import Genie, Variance
-from fewstep.train.methods.latent import LatentConsistency
 from fewstep.train.methods.operator import Operator
 from fewstep.train.methods.progressive import Progressive
 from fewstep.train.methods.recorded import Knowledge, Reflow

@@ -146,12 +146,15 @@ class Trajectories(Objective):
 
     process: Process
     mu: float = 0.95
+    points: int = 18
 
     def losses(self, at: Players, draw: Draw) -> Iterator[Mapping[str, Tensor]]:
         p, net = self.process, at["net"].at(draw.batch)
         x0, eps = Independent()(draw, torch.zeros_like)
-        grid = GRIDS["karras"](p, 256)
-        t, u, s = grid[torch.stack([(draw.uniform(name) * 256).long() for name in "tus"]).sort(0)[0]]
+        grid = GRIDS["karras"](p, self.points - 1)
+        i = (draw.uniform("t") * (self.points - 1)).long()
+        j = i + 1 + (draw.uniform("s") * (self.points - 1 - i)).long()
+        t, u, s = grid[i], grid[i + 1], grid[j]  # one step of the teacher is right over one interval alone
         s = torch.where(draw.uniform("end") < 0.5, p.t_min, s)
         z, last = p.diffuse(x0, t, eps), torch.full_like(t, p.t_min)
         average = at["net"].at(draw.batch, "target")
@@ -169,18 +172,25 @@ class Trajectories(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory(TwoTimes):
-    """Consistency trajectory models, without the adversarial part that published figures have."""
+    """Consistency trajectory models, without the adversarial part that published figures have.
+
+    Args:
+        mu: the decay of the average by which both are brought to the data.
+        points: the boundaries of Karras's grid, over an interval of which the teacher makes one step.
+    """
 
     mu: float = 0.95
+    points: int = 18
 
     needs: ClassVar[bool] = True
     averages: ClassVar[tuple[str, ...]] = ("target",)
     process: ClassVar[str] = "edm"
     predicts: ClassVar[str | None] = "edm"
     spacing: ClassVar[str] = "default"
+    lr: ClassVar[float] = 2e-3
 
     def stages(self, on: Setting) -> list[Stage]:
-        return [Stage(objective=Trajectories(process=on.process, mu=self.mu))]
+        return [Stage(objective=Trajectories(process=on.process, mu=self.mu, points=self.points))]
 
 
 def tangent(x: Tensor, phi: Tensor, f: Tensor, f_rate: Tensor, x_rate: Tensor, sd: float, r: float = 1.0) -> Tensor:
@@ -259,6 +269,7 @@ class Continuous(Consistency):
 
     needs: ClassVar[bool] = False
     averages: ClassVar[tuple[str, ...]] = ()
+    lr: ClassVar[float] = 2e-3
 
     def others(self, on: Setting, net: nn.Module, reads: Reads) -> Mapping[str, Player]:  # noqa: ARG002
         with torch.random.fork_rng():
