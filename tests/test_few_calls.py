@@ -13,7 +13,7 @@ import fewstep as fs
 from fewstep.files import load_tensors
 from fewstep.nets import MLP, Temporal
 from fewstep.train.methods.guided import LatentConsistency, Skipped
-from fewstep.train.methods.operator import Operator, passed, weights
+from fewstep.train.methods.recorded import Operator, passed, weights
 from fewstep.train.methods.two_times import adaptive
 from fewstep.train.pairs import Batch
 from fewstep.train.player import Player, Players, Student

@@ -62,7 +62,7 @@ class Normals(Draw):
 def drawn(normals: Tensor) -> Tensor:
     """The times of the method's law on a range that leaves none out."""
     wide = fs.EDM(sigma_min=1e-12, sigma_max=1e12)
-    return cm.EasyConsistency().objective(Setting(process=wide, size=8)).times(Normals(Batch(normals), 0)).t
+    return cm.EasyConsistency(even=0.0).objective(Setting(process=wide, size=8)).times(Normals(Batch(normals), 0)).t
 
 
 def stepped(g: Golden) -> Tensor:

@@ -17,9 +17,8 @@ from fewstep.train.methods.curvature import Curvature
 from fewstep.train.methods.denoise import Denoise, Flow, Score
 from fewstep.train.methods.guided import Guided, LatentConsistency
 from fewstep.train.methods.heads import Genie, Variance
-from fewstep.train.methods.operator import Operator
 from fewstep.train.methods.progressive import Progressive
-from fewstep.train.methods.recorded import Knowledge, Reflow
+from fewstep.train.methods.recorded import Knowledge, Operator, Reflow
 from fewstep.train.methods.scores import ScoreMatching
 from fewstep.train.methods.two_times import Continuous, MeanFlow, Shortcut, Trajectory
 from fewstep.train.methods.vdm import Variational
