@@ -9,9 +9,12 @@ import torch
 
 import fewstep as fs
 from bench_toy import D, every_peer, mixture, peer, study, the, toy
-from fewstep.bench.contender import exact, ours
+from fewstep.bench.cell import Cell
+from fewstep.bench.contender import STUDENTS, exact, ours, students
 from fewstep.bench.peers import LIBRARIES, peers
 from fewstep.bench.run import Entry, enter, make
+from fewstep.noise import noise_source
+from fewstep.tableau import MadeFor
 
 
 @pytest.mark.parametrize(
@@ -127,3 +130,19 @@ def test_names_may_hold_stars_and_every_library_is_named():
         f"unipc-{k}@{grid}" for k in (1, 2, 3) for grid in ("karras", "kl-optimal")
     ]
     assert {c.name.partition("/")[0] for c in every_peer().values()} <= set(LIBRARIES)
+
+
+def test_students_run_beside_the_model_by_their_own_tables(tmp_path) -> None:
+    tables = {str(n): fs.tabulate("ddim", fs.VP(), steps=n) for n in (2, 4)}
+    theirs = replace(toy(std=0.2), digest="student", made_for=MadeFor(tables=tables))
+    (student,) = students([str(tmp_path / "mine" / "model")], toy(), lambda _: theirs)
+    assert (student.name, student.group, student.counts) == ("mine", STUDENTS, (2, 4))
+    run = student.prepare(fs.VP(), 4)
+    assert run.calls == 4
+    assert run.subject is theirs
+    made = study(tmp_path).make(Cell(run=run, seed=0), 20)["shown"]
+    noise = noise_source(None, 0, 0).initial((20, 4), torch.float32, "cpu")
+    assert torch.equal(made, run.go(theirs.denoiser(None), noise, 0, 0))
+    for wrong in (replace(theirs, made_for=None), replace(theirs, shape=(5,))):
+        with pytest.raises(ValueError, match="give a student of this model"):
+            students(["mine"], toy(), lambda _, wrong=wrong: wrong)

@@ -11,9 +11,10 @@ from fewstep.files import extra
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BLUES", "DARK", "FAINT", "GREY", "ORANGE", "PALE", "style"]
+__all__ = ["BLUES", "DARK", "FAINT", "GREEN", "GREY", "ORANGE", "PALE", "style"]
 
 BLUES = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#7A5C00")
+GREEN = "#117733"
 ORANGE, DARK, GREY, PALE = "#D55E00", "#333333", "#8C8C8C", "#D0D0D0"
 FAINT = "#EEEEEE"  # of grids
 STYLE = {

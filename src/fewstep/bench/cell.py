@@ -105,7 +105,7 @@ class Study:
 
     def _sample(self, cell: Cell, first: int, size: int) -> tuple[Tensor, Tensor]:
         """Samples in data space, on the CPU, and the seconds they took."""
-        subject, parts, began = self.subject, [], time.perf_counter()
+        subject, parts, began = cell.run.subject or self.subject, [], time.perf_counter()
         for k, n in _parts(size, self.batch):
             denoiser = Counted(subject.of(first + k, n), on_call=lambda n=n: self.tick(n))
             shape = (n, *subject.process.state_shape(subject.shape))
@@ -116,7 +116,7 @@ class Study:
     def _at_zero(self, state: Tensor, first: int) -> Tensor:
         """x0_hat at the exact states of the last time: the ODE's end at sigma = 0, where some contenders stop."""
         process, subject = self.subject.process, self.subject
-        if not isinstance(process, ScalarProcess) or process.sigma(process.t_min) == 0:
+        if self.exact.end == "data" or not isinstance(process, ScalarProcess) or process.sigma(process.t_min) == 0:
             return state.clone()  # nobody stops elsewhere
         with torch.inference_mode():
             return torch.cat([

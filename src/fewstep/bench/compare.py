@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.bench.cell import Cell, Study
-from fewstep.bench.contender import Prepared, exact, ours, without
+from fewstep.bench.contender import Prepared, exact, ours, students, without
 from fewstep.bench.features import Real, features_of, real
 from fewstep.bench.measure import Meter, Row
 from fewstep.bench.peers import peers
@@ -41,6 +41,7 @@ class Asked:
     model: str | None = None  # a model folder, None (the shipped model) or file.py:object, see `fewstep.bench.subject`
     # NAME, NAME@GRID with * for any, table files, file.py:object; "default" is the process's own
     solvers: Sequence[str] = ("default",)
+    students: Sequence[str] = ()  # folders of students of the model, which run by their own tables
     peers: Sequence[str] | None = None  # patterns of other libraries' samplers; empty is all of them and None is none
     without: Sequence[str] = ()  # patterns of names to leave out
     guidance: float = 1.0  # scale of classifier-free guidance, for all contenders; 1 is none
@@ -168,6 +169,7 @@ def prepare(asked: Asked) -> Bench:
     kept = Path(asked.out) / "kept"
     features = features_of(asked.features, sampled)
     found, missing = ours(asked.solvers, sampled), {}
+    trained = students(asked.students, sampled, lambda path: subject(path, device=asked.device, pace=asked.pace))
     if asked.peers is not None:
         others, missing = peers(asked.peers)
         found += others
@@ -179,6 +181,7 @@ def prepare(asked: Asked) -> Bench:
     study = Study(subject=sampled, features=features, exact=exact(sampled, asked.exact), kept=kept,
                   batch=asked.batch, device=asked.device)  # fmt: skip
     entries = enter(found, sampled.process, asked.calls)
+    entries += [one for each in trained for one in enter([each], sampled.process, each.counts or ())]
     return Bench(asked=asked, study=study, real=known, entries=entries, missing=missing)
 
 

@@ -24,20 +24,34 @@ from fewstep.denoiser.base import Denoises
 from fewstep.grid import GRIDS, to_zero
 from fewstep.loop import sample, tabulate
 from fewstep.loop.sample import same_model
-from fewstep.loop.tabulate import informed
+from fewstep.loop.tabulate import informed, own_of, right_for, table_of
 from fewstep.process import Process
 from fewstep.solver import DEFAULT_SOLVERS, DRIVERS, TABLES, Driver, Solver
 from fewstep.stats import attach
-from fewstep.tableau import Tableau
+from fewstep.tableau import MadeFor, Tableau
 from fewstep.tableau.file import to_bytes
 from fewstep.words import named, pick, placed
 
 if TYPE_CHECKING:
     from fewstep.bench.subject import Subject
 
-__all__ = ["FITTED", "OURS", "PEERS", "SAME", "Contender", "Prepared", "exact", "is_table", "ours", "run_of", "without"]
+__all__ = [
+    "FITTED",
+    "OURS",
+    "PEERS",
+    "SAME",
+    "STUDENTS",
+    "Contender",
+    "Prepared",
+    "exact",
+    "is_table",
+    "ours",
+    "run_of",
+    "students",
+    "without",
+]
 
-OURS, FITTED, PEERS, SAME = "fewstep", "fitted", "peers", "peers on our grid"
+OURS, FITTED, STUDENTS, PEERS, SAME = "fewstep", "fitted", "students", "peers", "peers on our grid"
 ENDS: dict[str, None] = dict.fromkeys(("zero", "state", "then-zero"))  # behind the name of a grid and a plus
 _DRIVER = "got {} to compare at equal calls: it chooses its steps while it runs and takes no fixed number, leave it out"
 
@@ -51,6 +65,7 @@ class Prepared:
     end: str  # "state" or "data", see the module
     # (denoiser, standard normal noise (batch, *state), seed, number of the first sample) -> samples in data space
     go: Callable[[Denoises, Tensor, int, int], Tensor]
+    subject: Subject | None = None  # whose network it is, where that is another than the bench's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +106,39 @@ def ours(specs: Sequence[str], subject: Subject) -> list[Contender]:
     return list(found.values())
 
 
+def students(folders: Sequence[str], subject: Subject, load: Callable[[str], Subject]) -> list[Contender]:
+    """The students in these folders, each a contender by its own tables alone, on networks of their own."""
+    found = []
+    for folder in folders:
+        theirs = load(folder)
+        if theirs.made_for is None or (theirs.shape, theirs.classes) != (subject.shape, subject.classes):
+            what = "brings no table" if theirs.made_for is None else f"makes {theirs.shape} of {theirs.classes} classes"
+            raise ValueError(
+                f"got the student {folder}, which {what}, beside a model of {subject.shape} and {subject.classes} "
+                "classes: give a student of this model"
+            )
+        found.append(_student(Path(folder), theirs, theirs.made_for))
+    return found
+
+
+def _student(folder: Path, theirs: Subject, made: MadeFor) -> Contender:
+    name = folder.resolve().parent.name if folder.name == "model" else folder.name
+
+    def prepare(process: Process, calls: int) -> Prepared:  # noqa: ARG001 - it has a process of its own
+        run = run_of(made.by_calls[calls])
+        return replace(run, digest=f"{theirs.digest} {run.digest}", subject=theirs)
+
+    return Contender(name=name, group=STUDENTS, prepare=prepare, counts=tuple(sorted(made.by_calls)))
+
+
 def exact(subject: Subject, calls: int, grid: str = "default") -> Prepared:
-    """The run whose end stands for the exact one: a multistep method of order 3 with corrector at many calls."""
+    """The run whose end stands for the exact one: a multistep method of order 3 with corrector at many calls.
+
+    A student has no such run: it is its own at the most calls that it was made for.
+    """
+    if subject.made_for is not None and subject.made_for.rows != "any":
+        run = run_of(own_of(subject.made_for, subject.process))
+        return replace(run, digest=f"exact {run.digest}")
     run = _prepare("multistep-pc-3", f"{grid}+state", subject, subject.process, calls)
     return replace(run, digest=f"exact {run.digest}")  # other cells than that solver's as a contender
 
@@ -133,12 +179,16 @@ def _prepare(name: str, grid: str, subject: Subject, process: Process, calls: in
     solver = load_solver(name) if ":" in name else TABLES[name]()
     if isinstance(solver, Driver):
         raise ValueError(_DRIVER.format(name))
-    solver = informed(attach(solver, subject.path), subject.of(0, 1), subject.shape)
-    assert isinstance(solver, Solver)
+    denoiser = subject.of(0, 1)
     name, _, end = grid.partition("+")
     if end == "then-zero":
-        return run_of(tabulate(solver, process, grid=to_zero(solver.grid(name)), steps=calls))
-    table = tabulate(solver, process, grid=name, steps=calls, final=end or "zero")
+        solver = informed(attach(solver, subject.path), denoiser, subject.shape)
+        assert isinstance(solver, Solver)
+        table = tabulate(solver, process, grid=to_zero(solver.grid(name)), steps=calls)
+        right_for(denoiser, process, table)
+        return run_of(table)
+    solver = attach(solver, subject.path)
+    table = table_of(denoiser, process, solver, subject.shape, grid=name, steps=calls, final=end or "zero")
     if end == "zero" and table.final != end:
         label = type(solver).__name__
         raise ValueError(f"got {grid} for {label}, which takes no step to sigma = 0 here: leave +zero out")

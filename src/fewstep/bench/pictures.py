@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fewstep.bench.compare import Bench, Measured
-from fewstep.bench.contender import FITTED, OURS, PEERS, SAME
+from fewstep.bench.contender import FITTED, OURS, PEERS, SAME, STUDENTS
 from fewstep.bench.measure import Row
 from fewstep.bench.run import Made
-from fewstep.drawing import BLUES, DARK, FAINT, GREY, ORANGE, PALE, style
+from fewstep.drawing import BLUES, DARK, FAINT, GREEN, GREY, ORANGE, PALE, style
 from fewstep.terminal import pixels, sheet as tiled
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ def lines(rows: Sequence[Row], key: str) -> list[Line]:
     for k, name in reversed([*enumerate(dict.fromkeys(row["name"] for row in mine))]):
         of = [row for row in mine if row["name"] == name]
         found.append(Line(name, of, BLUES[min(k, len(BLUES) - 1)], 2.2 if k == 0 else 1.3, "o"))
+    trained = [row for row in rows if row["group"] == STUDENTS]
+    for name in dict.fromkeys(row["name"] for row in trained):
+        found.append(Line(name, [row for row in trained if row["name"] == name], GREEN, 1.8, "^"))
     if fitted := [row for row in rows if row["group"] == FITTED]:
         found.append(Line("fitted", fitted, ORANGE, 2.2, "D"))
     return found
@@ -138,7 +141,7 @@ def _draw(axes: Axes, line: Line, x: str, y: str) -> None:
 def _calls(axes: Axes, rows: Sequence[Row]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    counts = sorted({row["calls"] for row in rows if row["group"] in (OURS, PEERS, SAME, FITTED)})
+    counts = sorted({row["calls"] for row in rows if row["group"] in (OURS, PEERS, SAME, FITTED, STUDENTS)})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(counts))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -16,6 +16,7 @@ from fewstep.interop.load import load
 from fewstep.model.draw import conditioned
 from fewstep.pace import Pace
 from fewstep.process import Process
+from fewstep.tableau import MadeFor
 
 __all__ = ["Subject", "subject"]
 
@@ -36,6 +37,8 @@ class Subject:
     images: bool = False  # whether samples are pictures in [-1, 1], (1 or 3, H, W)
     data: Tensor | None = None  # real samples (n, *shape), where the object brings them
     pace: Pace = field(default_factory=Pace)  # how the network runs here
+    made_for: MadeFor | None = None  # of a student, the tables that it brings
+    takes_w: bool = False  # whether the network is told the guidance
 
     def of(self, first: int, size: int) -> Callable[[Tensor, Any], Any]:
         """The denoiser of samples `first` to `first + size`, with their labels and the guidance."""
@@ -45,7 +48,7 @@ class Subject:
         """The same, guided by this scale; refused without classes."""
         if scale == self.guidance:
             return self
-        if not self.classes:
+        if not self.classes and not self.takes_w:
             raise ValueError(f"got guidance {scale:g} for a model that was trained without classes: leave it out")
         return replace(self, guidance=scale, digest=f"{self.digest} guidance {scale}")
 
@@ -68,7 +71,8 @@ def subject(model: str | Path | None, *, device: str = "cpu", pace: Pace | None 
     format = "" if loaded.pace.memory_format == "contiguous" else f" {loaded.pace}"
     return Subject(name=loaded.path.resolve().name, digest=f"{' '.join(map(str, decides))} {loaded.dtype}{format}",
                    process=loaded.process, shape=loaded.shape, denoiser=loaded.denoiser, classes=len(loaded.labels),
-                   path=loaded.path, images=loaded.shape[0] in (1, 3), pace=loaded.pace)  # fmt: skip
+                   path=loaded.path, images=loaded.shape[0] in (1, 3), pace=loaded.pace,
+                   made_for=loaded.made_for, takes_w=loaded.takes_w)  # fmt: skip
 
 
 def _from_object(text: str) -> Subject:

@@ -23,6 +23,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     text = "NAME, NAME@GRID or NAME@GRID+zero, with * for any; a table file, as of fewstep fit; file.py:object "
     text += f"(default: {' '.join(SOLVERS)})"
     add("--solver", nargs="+", default=SOLVERS, metavar="SOLVER", help=text)
+    add("--students", nargs="+", default=[], metavar="STUDENT",
+        help="folders of students of the model, which run by their own tables")  # fmt: skip
     text = "also other libraries' samplers, all or those that fit, as 'diffusers/dpm++2m@*'"
     add("--peers", nargs="*", metavar="PATTERN", help=text)
     add("--without", nargs="+", default=[], metavar="PATTERN", help="leave out contenders whose names fit")
