@@ -225,3 +225,20 @@ def test_a_graph_of_a_student_is_its_own_table(
     assert about["network_calls"] == {"own": 4, "jumps": 2, "ends": 2}[rows]
     assert main(["export", str(folders[rows]), "--out", str(tmp_path / "no.onnx"), "--solver", "unipc-3"]) != 0
     assert not (tmp_path / "no.onnx").exists()
+
+
+def test_a_bench_of_a_student_runs_its_own_table_and_sets_students_beside_a_model(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--images", "8", "--threads", "1", "--resamples", "20"]
+    assert main(["bench", str(folders["own"]), *few, "--out", str(tmp_path / "alone")]) == 0
+    rows = json.loads((tmp_path / "alone" / "table.json").read_text())["rows"]
+    assert [(row["name"], row["calls"]) for row in rows if row["group"] == "fewstep"] == [("default", 4)]
+    assert not any(row.get("failed") for row in rows)
+    plain = train_student(points(), tmp_path / "plain", method="denoise", **TINY)
+    beside = ["--students", str(folders["own"]), str(folders["jumps"]), "--solver", "ddim", "--calls", "3"]
+    assert main(["bench", str(plain), *beside, *few, "--out", str(tmp_path / "beside")]) == 0
+    rows = json.loads((tmp_path / "beside" / "table.json").read_text())["rows"]
+    assert sorted(row["calls"] for row in rows if row["group"] == "students") == [1, 2, 4, 4]
+    assert main(["bench", str(plain), "--students", str(plain), *few, "--out", str(tmp_path / "no")]) != 0
+    assert "brings no table" in capsys.readouterr().err

@@ -30,6 +30,7 @@ from fewstep.words import pick
 
 __all__ = ["Asked", "Bench", "Measured", "prepare"]
 
+SOLVERS = ("default", "unipc-3", "dpmpp-2m", "ddim")
 OPTIONS = ("guidance", "calls", "images", "seeds", "select", "select_images", "select_by", "exact", "resamples",
            "batch", "device")  # fmt: skip
 
@@ -40,12 +41,12 @@ class Asked:
 
     model: str | None = None  # a model folder, None (the shipped model) or file.py:object, see `fewstep.bench.subject`
     # NAME, NAME@GRID with * for any, table files, file.py:object; "default" is the process's own
-    solvers: Sequence[str] = ("default",)
+    solvers: Sequence[str] = ()  # none: those of `SOLVERS`; of a student the default, which is its own table
     students: Sequence[str] = ()  # folders of students of the model, which run by their own tables
     peers: Sequence[str] | None = None  # patterns of other libraries' samplers; empty is all of them and None is none
     without: Sequence[str] = ()  # patterns of names to leave out
     guidance: float = 1.0  # scale of classifier-free guidance, for all contenders; 1 is none
-    calls: Sequence[int] = (5, 10, 20)  # network calls
+    calls: Sequence[int] = ()  # network calls; none: 5, 10 and 20; of a student those it was made for
     images: int = 512  # samples of each contender, number of calls and seed
     seeds: Sequence[int] = (0,)  # of noises and classes
     select: int | None = None  # how many of each group are measured at each number of calls; None is all
@@ -166,6 +167,9 @@ def prepare(asked: Asked) -> Bench:
     """Loads what is asked for and makes every contender ready; everything that is wrong with it is said here."""
     pick(dict.fromkeys(("rms", "frechet")), asked.select_by, "select_by")
     sampled = subject(asked.model, device=asked.device, pace=asked.pace).guided(asked.guidance)
+    made = None if sampled.made_for is None or sampled.made_for.rows == "any" else sampled.made_for
+    asked = replace(asked, calls=asked.calls or ((5, 10, 20) if made is None else tuple(sorted(made.by_calls))),
+                    solvers=asked.solvers or (SOLVERS if made is None else ("default",)))  # fmt: skip
     kept = Path(asked.out) / "kept"
     features = features_of(asked.features, sampled)
     found, missing = ours(asked.solvers, sampled), {}

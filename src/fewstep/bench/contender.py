@@ -117,7 +117,8 @@ def students(folders: Sequence[str], subject: Subject, load: Callable[[str], Sub
                 f"got the student {folder}, which {what}, beside a model of {subject.shape} and {subject.classes} "
                 "classes: give a student of this model"
             )
-        found.append(_student(Path(folder), theirs, theirs.made_for))
+        one = _student(Path(folder), theirs, theirs.made_for)
+        found.append(replace(one, name=folder) if one.name in [other.name for other in found] else one)
     return found
 
 

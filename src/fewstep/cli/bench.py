@@ -22,14 +22,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", help=text)
     text = "NAME, NAME@GRID or NAME@GRID+zero, with * for any; a table file, as of fewstep fit; file.py:object "
     text += f"(default: {' '.join(SOLVERS)})"
-    add("--solver", nargs="+", default=SOLVERS, metavar="SOLVER", help=text)
+    add("--solver", nargs="+", default=[], metavar="SOLVER", help=text)
     add("--students", nargs="+", default=[], metavar="STUDENT",
         help="folders of students of the model, which run by their own tables")  # fmt: skip
     text = "also other libraries' samplers, all or those that fit, as 'diffusers/dpm++2m@*'"
     add("--peers", nargs="*", metavar="PATTERN", help=text)
     add("--without", nargs="+", default=[], metavar="PATTERN", help="leave out contenders whose names fit")
     guidance_argument(parser)
-    add("--calls", type=several(1), default=[5, 10, 20], help="network calls, as 5,10,20 (default: 5,10,20)")
+    add(
+        "--calls",
+        type=several(1),
+        default=[],
+        help="network calls, as 5,10,20 (default: 5,10,20; of a student its own)",
+    )
     add("--images", type=at_least(4), default=512, help="samples of each contender, calls and seed (default: 512)")
     add("--seeds", type=several(0), default=[0], help="as 0,1,2; three or more give intervals over seeds (default: 0)")
     text = "measure only the N of each group that come nearest to the exact end states at each number of calls"
