@@ -16,7 +16,9 @@ from torch import Tensor
 import fewstep as fs
 from fewstep.cli import main
 from fewstep.loop.tabulate import table_of
+from fewstep.process import ALL_PROCESSES
 from fewstep.tableau import MadeFor
+from fewstep.train.methods import METHODS
 from fewstep.train.students import train_student
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -169,6 +171,17 @@ def test_means_are_not_asked_of_a_student(rows: str, models: dict[str, fs.Model]
     for ask in (fs.log_prob, fs.encode):
         with pytest.raises(ValueError, match="for a student made for"):
             ask(model.denoiser(), model.process, x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_says_which_rows_are_right(method: str) -> None:
+    made = METHODS[method]()
+    student = made.made_for(ALL_PROCESSES[made.process]())
+    assert (student is None) == (not made.tables(ALL_PROCESSES[made.process]()))
+    if student is not None:
+        assert all(student.fits(table) for table in student.tables.values())
+        assert (student.rows == "ends") == (type(student.solver) is fs.TABLES["lcm"])
+        assert (student.rows == "jumps") == made.destination
 
 
 def test_what_a_student_was_made_for_is_said() -> None:

@@ -120,6 +120,7 @@ class LatentConsistency(Method):
 
     needs: ClassVar[bool] = True
     guided: ClassVar[bool] = True
+    rows: ClassVar[str] = "ends"
     averages: ClassVar[tuple[str, ...]] = ("target",)
     lr: ClassVar[float] = 8e-3
 
