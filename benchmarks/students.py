@@ -201,8 +201,8 @@ def operator(out: Path) -> dict[str, Any]:
 def guided(out: Path) -> dict[str, Any]:
     """Guided students at w = 1 against the guided pair of exact denoisers, half of the modes being a class."""
     half = VP.modes // 2
-    label = fs.Mixture(VP.process, VP.teacher.means[:half], VP.teacher.stds[:half], VP.teacher.weights[:half])
-    pair, w = fs.cfg(label, VP.teacher, 2.0), 1.0
+    label = fs.Mixture(VP.process, VP.teacher.means[:half], VP.teacher.stds[:half], VP.teacher.log_weights[:half].exp())
+    pair, w = fs.guide(label, VP.teacher, 2.0), 1.0
     base, found = VP.run(pair, "dpmpp-2m", steps=400), {}
     for method, steps in (("guided", 4000), ("latent-consistency", 4000)):
         model, seconds = student(VP, method, out / method, teacher=(label, VP.teacher), steps=steps)
