@@ -4,11 +4,15 @@
     python benchmarks/kills.py --points all    # also every create, flush and delete
     python benchmarks/kills.py --signal TERM   # stopped instead of killed
     python benchmarks/kills.py --most 12       # a thin selection, as in the tests
+    python benchmarks/kills.py --moments 20    # five methods of training, each killed at 20 random moments: 2 min
 
 A child of this process, forked once everything is imported, runs a command in a tiny configuration and is killed before
 or behind one call of os.replace and its kin. Then every file there must be whole by its reader and every record be that
 of the files beside it; the same command, undisturbed, must end with the bytes of a run that was never killed, and leave
 no other file. Clocks stand still, so that times are the same bytes too. The exit code is 1 where any of this fails.
+
+`--moments` asks no call: a training is killed wherever it is then, at a border of stages, among half-recorded pairs,
+within a save, and once more while it goes on; clocks run, and all tensors of all files must be those of a whole run.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -60,6 +65,13 @@ class Point:
     signal: int
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When a run is killed: so many seconds after it began."""
+
+    seconds: float
+
+
 class Figure:
     """Stands for a plot, which takes a second and has the date in it."""
 
@@ -97,21 +109,47 @@ def prepare(folder: Path) -> list[Case]:
     return cases
 
 
-def run(argv: tuple[str, ...], out: Path, log: Path, kinds: tuple[str, ...], stop: Point | None = None) -> int:
+def trainings(folder: Path) -> list[Case]:
+    """Methods whose runs have all that a kill can hit, and a teacher for them."""
+    points, teacher = str(folder / "points.npz"), str(folder / "teacher")
+    np.savez(points, x=np.random.default_rng(0).normal(size=(64, 2)))
+    tiny = ("--images", "640", "--batch", "16", "--save-every", "0.004", "--quiet")
+    assert main(["train", "denoise", points, teacher, "--process", "cosine", *tiny]) == 0  # imports for all
+    taught = ("--teacher", f"{teacher}/model")
+    stages = ("--option", "steps=16", "--option", "to=1")  # four, each with the teacher that the last one made
+    pairs = ("--option", "pairs=3000", "--option", "calls=3")  # three batches, recorded twice, of its own flow
+    lines = {
+        "denoise": taught,
+        "progressive": (*taught, *stages),
+        "consistency": taught,
+        "reflow": pairs,
+        "dmd": taught,
+    }
+    return [Case(name, ("train", name, points, "OUT", *more, *tiny), None) for name, more in lines.items()]
+
+
+def run(
+    argv: tuple[str, ...], out: Path, log: Path, kinds: tuple[str, ...] = (), stop: Point | Moment | None = None,
+    *, live: bool = False,
+) -> int:  # fmt: skip
     """Runs a command line in a forked child; returns its exit code, or minus the signal that killed it.
 
-    The log holds what it wrote, and in its last line how many calls that count it made.
+    The log holds what it wrote, and in its last line how many calls that count it made. Clocks stand unless it is live.
     """
     sys.stdout.flush()
     child = os.fork()
     if child:
+        if isinstance(stop, Moment):
+            time.sleep(stop.seconds)
+            os.kill(child, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     try:
         descriptor = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         calls = [0]
-        time.perf_counter = time.monotonic = clock
+        if not live:
+            time.perf_counter = time.monotonic = clock
         for kind in kinds:
             setattr(os, kind, watched(getattr(os, kind), calls, stop))
         code = main([word.replace("OUT", str(out)) for word in argv])
@@ -205,6 +243,47 @@ def judge(case: Case, stop: Point, start: Path | None, whole: dict[str, bytes], 
     return wrong
 
 
+def trained(out: Path) -> dict[str, Any]:
+    """Every tensor of every file below a folder; of other files that they are there."""
+    found: dict[str, Any] = {}
+    for path in sorted(out.rglob("*")):
+        name = str(path.relative_to(out))
+        if path.is_file() and path.suffix == ".safetensors" and "/." not in f"/{name}":
+            found |= {f"{name}: {key}": value for key, value in load_tensors(path).items() if key != "said"}
+        elif path.is_file():
+            found[name] = None
+    return found
+
+
+def moments(number: int, seed: int) -> Iterator[tuple[str, list[str]]]:
+    """Kills every training at so many random moments; yields its name and what is wrong, for each of them."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        out, log = root / "out", root / "log"
+        for case in trainings(root):
+            began = time.monotonic()
+            shutil.rmtree(out, ignore_errors=True)
+            assert run(case.argv, out, log, live=True) == 0, log.read_text()
+            seconds, whole = time.monotonic() - began, trained(out)
+            print(f"{case.name}: {seconds:.2f} s, {len(whole)} tensors and files", flush=True)
+            for _ in range(number):
+                shutil.rmtree(out, ignore_errors=True)
+                wrong, codes = [], []
+                while codes.count(-signal.SIGKILL) < 2 and 0 not in codes:
+                    moment = Moment(seconds * rng.uniform(0.02, 0.7))
+                    codes.append(run(case.argv, out, log, stop=moment, live=True))
+                    wrong += [f"half-written: {fault}" for fault in faults(out) if fault != "README.md: empty"]
+                codes.append(run(case.argv, out, log, live=True))
+                wrong += [f"ended with {code}: {log.read_text()[-300:]}" for code in codes if code not in (0, -9)]
+                ends = trained(out)
+                wrong += [f"left over: {key}" for key in ends.keys() - whole.keys()]
+                wrong += [f"lacks: {key}" for key in whole.keys() - ends.keys()]
+                wrong += [f"differs: {key}" for key, value in whole.items()
+                          if value is not None and key in ends and not torch.equal(value, ends[key])]  # fmt: skip
+                yield case.name, wrong if -signal.SIGKILL in codes else ["never killed"]
+
+
 def points(count: int, number: int) -> list[Point]:
     """Before and behind each of the calls."""
     return [Point(k, behind, number) for k in range(1, count + 1) for behind in (False, True)]
@@ -223,6 +302,13 @@ def go(args: argparse.Namespace) -> int:
     kinds = RENAMES + (OTHERS if args.points == "all" else ())
     number = signal.SIGTERM if args.signal == "TERM" else signal.SIGKILL
     began, tally, plans = time.monotonic(), Counter[str](), []
+    if args.moments:
+        for name, wrong in moments(args.moments, args.seed):
+            tally.update(["kills", *(fault.partition(":")[0] for fault in wrong)])
+            for fault in wrong:
+                print(f"{name}: {fault}")
+        print(json.dumps({**tally, "seconds": round(time.monotonic() - began)}))
+        return int(len(tally) > 1)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         os.environ["FEWSTEP_CACHE"] = str(root / "cache")
@@ -255,4 +341,6 @@ if __name__ == "__main__":
     parser.add_argument("--points", choices=("renames", "all"), default="renames", help="which calls count")
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL", help="what is sent (default: KILL)")
     parser.add_argument("--most", type=int, help="at most so many kills, spread evenly")
+    parser.add_argument("--moments", type=int, help="trainings instead, each killed at so many random moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
     sys.exit(go(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""Killed at a few of the points where files get their names, the commands leave whole files and end the same."""
+"""Killed where files get their names, or at any moment of a training, commands leave whole files and end the same."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ def killed(*options: str) -> dict[str, int]:
 
 def test_killed_commands_leave_whole_files_and_end_the_same():
     assert killed("--most", "8") == {"kills": 8}
+
+
+def test_killed_trainings_of_five_methods_end_in_the_same_weights():
+    assert killed("--moments", "1") == {"kills": 5}
+
+
+@pytest.mark.slow
+def test_trainings_killed_a_hundred_times_end_in_the_same_weights():
+    assert killed("--moments", "20") == {"kills": 100}
 
 
 @pytest.mark.slow

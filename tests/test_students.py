@@ -178,6 +178,44 @@ def test_a_run_goes_on_only_as_it_began(tmp_path: Path) -> None:
             train_student(given.pop("data"), tmp_path, **given)
 
 
+def test_a_run_goes_on_only_with_its_teacher_and_pairs_are_of_it(tmp_path: Path) -> None:
+    """Another teacher of the same kind, and a run begun anew whose own flow is another, have pairs of their own."""
+    for seed in (0, 1):
+        train_student(points(), tmp_path / f"teacher-{seed}", **options("denoise", seed=seed))
+    given = options("knowledge", teacher=tmp_path / "teacher-0" / "model")
+    train_student(points(), tmp_path / "run", **given)
+    before = load_tensors(tmp_path / "run" / "pairs-0.safetensors")["x0"]
+    other = given | {"teacher": tmp_path / "teacher-1" / "model"}
+    with pytest.raises(ValueError, match="teacher"):
+        train_student(points(), tmp_path / "run", **other)
+    train_student(points(), tmp_path / "run", **other, resume=False)
+    assert not torch.equal(load_tensors(tmp_path / "run" / "pairs-0.safetensors")["x0"], before)
+    ends = []
+    for lr in (2e-3, 4e-3):
+        train_student(points(), tmp_path / "own", **options("reflow", lr=lr), resume=False)
+        ends.append(load_tensors(tmp_path / "own" / "pairs-1.safetensors")["x0"])
+    assert not torch.equal(*ends)
+
+
+def test_a_student_that_is_told_more_begins_as_its_teacher(tmp_path: Path) -> None:
+    """The teacher's perceptron knows neither s nor w: the student's has both, and returns the same at first."""
+    teacher = fs.load(train_student(points(), tmp_path / "teacher", **options("flow")), dtype=torch.float32)
+    z, t = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)), torch.linspace(0.1, 0.9, 5)
+    for method, more in (("mean-flow", {}), ("guided", {"labels": np.arange(64) % 3})):
+        if more:
+            teacher = fs.load(train_student(points(), tmp_path / "labels", **options("flow", **more)))
+        given = options(method, teacher=teacher, steps=1, lr=1e-30, **more)
+        student = fs.load(train_student(points(), tmp_path / method, **given), dtype=torch.float32)
+        told = {"w": torch.ones(5)} if more else {}
+        args = (t,) if more else (t, t / 2)
+        label = {"class_labels": torch.tensor([0, 1, 2, 3, 0])} if more else {}
+        assert torch.equal(student.net(z, *args, **label, **told), teacher.net(z, t, **label))
+        made = fs.load(train_student(points(), tmp_path / f"{method}-far", **given | {"steps": 40, "lr": 1e-2}))
+        far = {"w": 4 * torch.ones(5)} if more else {}
+        away = (t,) if more else (t, t / 4)
+        assert not torch.equal(made.net(z, *args, **label, **told), made.net(z, *away, **label, **far))
+
+
 def test_the_command_trains_points_by_a_method_and_the_face_does_too(tmp_path: Path) -> None:
     np.savez(tmp_path / "points.npz", x=points())
     words = ["flow", str(tmp_path / "points.npz"), str(tmp_path / "flow"), "--images", "64", "--batch", "16", "--quiet"]

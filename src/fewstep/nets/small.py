@@ -21,6 +21,8 @@ class Features(nn.Module):
 
     def __init__(self, octaves: int = 5) -> None:
         super().__init__()
+        if not 0 < octaves <= 16:
+            raise ValueError(f"got octaves={octaves}: give 1 to 16")
         self.rates = [2.0**j * math.pi / 2 for j in range(octaves)]
 
     @property
@@ -43,6 +45,7 @@ class MLP(nn.Module):
         classes: how many labels, 0 meaning none; 0: it takes no labels.
         destination: it takes a second time s.
         guided: it takes a guidance w.
+        octaves: of the features of time; None: 5, or 2 with a destination, as derivatives along t ask for slow ones.
         outputs: tensors of the state's shape that it returns; with more than one, a tuple.
         beside: numbers of a y that it sees beside the state; 0: it takes none.
         modes: with more than one output, each has hidden states of its own, which are mixed by so many lowest
@@ -60,14 +63,13 @@ class MLP(nn.Module):
         outputs: int = 1,
         beside: int = 0,
         modes: int = 0,
+        octaves: int | None = None,
     ) -> None:
         super().__init__()
         self.config = {"size": size, "width": width, "depth": depth, "classes": classes, "destination": destination,
-                       "guided": guided, "outputs": outputs, "beside": beside, "modes": modes}  # fmt: skip
-        self.outputs, self.features = (
-            outputs,
-            Features(2 if destination else 5),
-        )  # derivatives along t ask for slow ones
+                       "guided": guided, "outputs": outputs, "beside": beside, "modes": modes,
+                       "octaves": octaves}  # fmt: skip
+        self.outputs, self.features = outputs, Features((2 if destination else 5) if octaves is None else octaves)
         count = self.features.count
         self.enter = nn.Linear(size + beside + count, width)
         self.second = _zero(nn.Linear(count, width, bias=False)) if destination else None
@@ -108,6 +110,14 @@ class MLP(nn.Module):
         if self.outputs == 1:
             return out.reshape(x.shape)
         return tuple(part.reshape(x.shape) for part in out.chunk(self.outputs, 1))
+
+    def told(self, *, destination: bool, guided: bool) -> MLP:
+        """This network, which is told more: it returns the same until it has learned to listen."""
+        more = {"destination": destination, "guided": guided, "octaves": len(self.features.rates)}
+        with torch.random.fork_rng(devices=[]):
+            net = MLP(**self.config | more)  # type: ignore[arg-type]
+        net.load_state_dict(self.state_dict(), strict=False)
+        return net
 
 
 class Temporal(nn.Module):

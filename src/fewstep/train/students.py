@@ -9,6 +9,7 @@ OUT/model/                   the model folder, with the tables that the student 
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from fewstep.data import Images
 from fewstep.denoiser import Denoiser, as_denoiser
-from fewstep.denoiser.base import same_process, told
+from fewstep.denoiser.base import fingerprint, same_process, told
 from fewstep.files import save_tensors
 from fewstep.fitting.teacher import Task, record
 from fewstep.interop.load import load
@@ -147,7 +148,7 @@ def train_student(
     )
     checkpoint = out / "checkpoint.safetensors"
     stages = made.stages(setting)
-    said = {"method": repr(made), "process": repr(on), "data": source.digest, **about}
+    said = {"method": repr(made), "process": repr(on), "data": source.digest, "teacher": _known(taught), **about}
     recorded = partial(_record, out=out, shape=source.shape, labels=about["labels"])
     trainer = Trainer(players, stages, source, config, checkpoint, setup=said, device=device, pace=pace,
                       begins=lambda stage, k: recorded(trainer, stage, k))  # fmt: skip
@@ -203,6 +204,21 @@ def _taught(teacher: Teacher, method: Method) -> Any:
     return teacher if isinstance(teacher, Model) else as_denoiser(teacher)
 
 
+def _known(taught: Any) -> str | None:
+    """Who the teacher is, where its weights say it."""
+    if isinstance(taught, tuple):
+        return " ".join(filter(None, map(_known, taught))) or None
+    return _digest(taught.net) if isinstance(taught, Model) else fingerprint(taught)
+
+
+def _digest(net: nn.Module) -> str:
+    """Of a network's numbers."""
+    whole = hashlib.sha256()
+    for tensor in net.state_dict().values():
+        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()[:16]
+
+
 def asked(taught: Any) -> Asked:
     """(batch, with its conditions or without) -> the teacher's denoiser for them."""
     if isinstance(taught, Model):
@@ -254,7 +270,7 @@ def _student(
     about["time"] = time or ("share" if method.given else "log-sigma/4" if on.t_max > 1 else "t")
     about["sigma_data"] = deviation
     if isinstance(taught, Model) and net is None and method.denoises:
-        net = copy.deepcopy(taught.net).float().requires_grad_(True)
+        net = _begun(taught.net, method)
         about |= {**_reading(taught), "labels": taught.labels}
     elif net is None and method.given and source.data.dtype == np.uint8:
         with torch.random.fork_rng():
@@ -295,6 +311,16 @@ def _unet(source: Source, sizes: Sizes, labels: tuple[str, ...]) -> nn.Module:
     return build_network(config)
 
 
+def _begun(teacher: nn.Module, method: Method) -> nn.Module:
+    """A network that begins as the teacher's and is told what the method tells."""
+    net = copy.deepcopy(teacher)
+    if isinstance(net, MLP) and (method.destination or method.guided):
+        had = net.config
+        net = net.told(destination=method.destination or bool(had["destination"]),
+                       guided=method.guided or bool(had["guided"]))  # fmt: skip
+    return net.float().requires_grad_(True)
+
+
 def _reading(model: Model) -> dict[str, Any]:
     """What `reader` needs of a model."""
     return {name: getattr(model, name) for name in ("predicts", "time", "patch", "sigma_data")}
@@ -333,6 +359,7 @@ def _record(trainer: Trainer, stage: Stage, k: int, out: Path, shape: tuple[int,
     process = objective.process
     calls, seed = stage.calls, trainer.config.seed
     about = {"method": trainer.setup["method"], "data": trainer.setup["data"], "step": trainer.since[0], "seed": seed}
+    about["teacher"] = _digest(trainer.players["teacher"].net) if trainer.players.became else trainer.setup["teacher"]
     saved = Saved(out / f"pairs-{k}.safetensors", {**about, "pairs": stage.pairs, "calls": calls})
     if not {"x0", "eps"} <= saved.read().keys():
         classes = np.random.default_rng([seed, 3]).integers(0, len(labels) + 1, stage.pairs) if labels else None
