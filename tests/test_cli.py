@@ -161,7 +161,7 @@ def test_a_signal_stops_every_command_with_one_sentence(capsys, monkeypatch, nam
         time.sleep(5)
 
     monkeypatch.setattr(COMMANDS[name], "run", work)
-    words = {"train": ["data", "out"], "explain": ["ddim"], "list": ["solvers"]}.get(name, [])
+    words = {"train": ["data", "out"], "explain": ["ddim"], "restore": ["m", "f", "--out", "o"]}.get(name, [])
     assert main([name, *words]) == code
     assert capsys.readouterr().err == "fewstep: stopped.\n"
     assert signal.getsignal(number) is before

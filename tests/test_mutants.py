@@ -68,9 +68,10 @@ class WrongSign(Multistep):
 class WrongSignUniPC(UniPC):
     """UniPC with h of the other sign in its nodes."""
 
-    def _step(self, w, z, t, s, nodes, new, *, solve):
-        latest = nodes[0][1]
-        return super()._step(w, z, t, s, [nodes[0], *((u, 2.0 * latest - y) for u, y in nodes[1:])], new, solve=solve)
+    def _step(self, w, z, t, s, nodes, *, solve):
+        now, latest = nodes[0]
+        turned = [(u, 2.0 * latest - y if u < now else y) for u, y in nodes[1:]]
+        return super()._step(w, z, t, s, [nodes[0], *turned], solve=solve)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,7 @@ class ShortRunsOverflow(DDIM):
             w.row(1e300 * w.row(1e300 * w.start, w.times[-1]), w.times[-1])
 
 
-class PastInfinity(RungeKutta):
+class PastInfinity(Multistep):
     """Claims to start at alpha = 0, where its clock is infinite."""
 
     @property
@@ -171,7 +172,7 @@ MUTANTS: list[tuple[Solver, str, set[str]]] = [
     (Undecided(), "vp", {"repeat"}),
     (Cancelling(), "vp", {"dtype", "point-mass"}),
     (ShortRunsOverflow(), "vp", {"calls", "finite", "ends"}),
-    (PastInfinity(), "flow", {"ends"}),
+    (PastInfinity(points=2, form="noise", clock="rho"), "flow", {"ends"}),
     (NoReason(), "cld", {"kinds"}),
 ]
 

@@ -159,8 +159,8 @@ def test_stochastic_quasi_taylor_has_the_mean_and_variance_of_ddpm() -> None:
 
 def test_bad_options_are_refused_in_a_sentence() -> None:
     for make, match in (
-        (lambda: AnnealedLangevin(inner=0), "give at least 1"),
-        (lambda: AnnealedLangevin(step=4.0), "of a size in"),
+        (lambda: AnnealedLangevin(inner=0), "whole number of at least 1"),
+        (lambda: AnnealedLangevin(step=4.0), "a number in"),
         (lambda: PredictorCorrector(predictor="heun"), "choose euler-maruyama, reverse-diffusion or ddpm"),
         (lambda: QuasiTaylor(degree=4), "choose 1, 2 or 3"),
         (lambda: StochasticQuasiTaylor().tabulate(fs.CLD(), grid(0.5, 0.4)), "no covariance"),
