@@ -111,7 +111,7 @@ def test_the_row_is_true(id):
 
 
 HERE = dataclasses.replace(GOOD, code=("fewstep.DDIM",), show="fewstep check ddim")
-FIGURE = dataclasses.replace(HERE, figure="order 1.0", record="docs/conformance.md::| `ddim` |")
+FIGURE = dataclasses.replace(HERE, figure="order 1.0", record="docs/conformance.md::| `ddim`, `dbim-1` |")
 
 
 @pytest.mark.parametrize(
