@@ -113,6 +113,10 @@ def test_predictions_and_times_have_their_names_elsewhere(what):
         assert fs.wrap(net, fs.Flow(), "velocity").predicts == "flow"
 
 
+def test_a_name_of_ours_that_ends_like_a_grid_is_itself_in_k_diffusions_door_too():
+    assert k_diffusion.sample("ddpm-beta").__name__ == "sample_ddpm_beta"
+
+
 def test_it_is_said_once_what_a_name_was_read_as():
     with pytest.warns(UserWarning, match="solver 'DPM\\+\\+ 2M' is read as 'dpmpp-2m'"):
         fs.tabulate("DPM++ 2M", fs.VP(), steps=4)

@@ -35,8 +35,7 @@ from fewstep.process import EDM, Flow, ScalarProcess
 from fewstep.process.base import Time
 from fewstep.solver import SOLVERS, Ancestral, Driver, Solver
 from fewstep.tableau import Tableau
-from fewstep.words import named, pick, whole
-from fewstep.words.elsewhere import apart
+from fewstep.words import named, pick, placed, whole
 
 __all__ = ["SAMPLERS", "get_sigmas", "sample"]
 
@@ -71,7 +70,7 @@ def sample(name: str) -> Callable[..., Tensor]:
     """The function of a sampler: a name of SAMPLERS, or a label of webui."""
     name = LABELS.get(name, name)
     if name not in SAMPLERS:  # a name of another tool, or a label that ends in a grid, which the sigmas are
-        name = named(SOLVERS, apart(name)[0], "solver").replace("-", "_")
+        name = named(SOLVERS, placed(SOLVERS, name, "default")[0], "solver").replace("-", "_")
     make = pick(SAMPLERS, name, "sampler")
     options = inspect.signature(make).parameters
 
