@@ -6,7 +6,7 @@ process -> grid -> solver (writes a table, float64, before the run) -> sample (t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -153,12 +153,13 @@ def table_of(
     Raises:
         ValueError: also where a student is asked to run by what it was not made for (`fewstep.tableau.MadeFor`).
     """
-    made, asked = next(_brought(denoiser, process), None), {"grid": grid, "steps": steps, "nfe": nfe, "final": final}
+    brought, asked = list(_brought(denoiser, process)), {"grid": grid, "steps": steps, "nfe": nfe, "final": final}
+    made = brought[0] if brought else None
     if made is None or not _is_default(solver) or (made.rows == "any" and (steps or nfe or grid != "default")):
         table = tabulate(informed(solver, denoiser, shape), process, **asked)
     else:
         table = own_of(made, process, **asked)
-    right_for(denoiser, process, table, final=final)
+    _hold(brought, denoiser, table, final)
     return table
 
 
@@ -184,7 +185,11 @@ def own_of(
 
 def right_for(denoiser: Any, process: Process, run: Tableau | Driver | str, *, final: str = "zero") -> None:
     """Refuses a table, a driver, or anything else that reads means of the data, where a student's network has none."""
-    for made in _brought(denoiser, process):
+    _hold(_brought(denoiser, process), denoiser, run, final)
+
+
+def _hold(brought: Iterable[MadeFor], denoiser: Any, run: Tableau | Driver | str, final: str) -> None:
+    for made in brought:
         good = made.rows == "any"
         if isinstance(run, Tableau):
             good = made.fits(run, fingerprint(denoiser)) and (final != "denoise" or made.rows != "own")
