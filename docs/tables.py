@@ -159,7 +159,7 @@ def solvers() -> str:
     for name, when in WHEN.items():
         s = fs.TABLES[name]()
         called = ", ".join(f"`{each}`" for each in names(name))
-        calls = s.calls(11, to_zero=False) - s.calls(10, to_zero=False)
+        calls = _calls(s)
         order = str(s.order) if s.order else "0 (another law)"
         noise, start = ("yes" if flag else "no" for flag in (s.stochastic, "alpha=0" in s.ends))
         lines.append((called, order, str(calls), noise, _kinds(s.kinds), _kinds(s.point_mass), start, when))
@@ -288,9 +288,13 @@ def _promised(name: str) -> dict:
     if name not in fs.TABLES:
         return {**facts, "what": _first_line(fs.SOLVERS[name])}
     s = fs.TABLES[name]()
-    calls = s.calls(11, to_zero=False) - s.calls(10, to_zero=False)
-    facts |= {"order": s.order, "calls": calls, "noise": s.stochastic, "processes": list(s.kinds)}
+    facts |= {"order": s.order, "calls": _calls(s), "noise": s.stochastic, "processes": list(s.kinds)}
     return {**facts, "what": WHEN[name]}
+
+
+def _calls(solver: fs.Solver) -> int:
+    """Network calls of a step more."""
+    return solver.calls(11, to_zero=False) - solver.calls(10, to_zero=False)
 
 
 def _first_line(entry: object) -> str:
