@@ -54,7 +54,7 @@ class Restoration(Method):
     """The residual x0 - y on any bridge, y made of the data (`degrade`) or given with them; or a conditional process.
 
     Args:
-        kind: a bridge of `fewstep list bridges`, or a process for the conditional model.
+        kind: a bridge of `fewstep list --filter bridges`, or a process for the conditional model.
         degrade: what makes y of x0 (`fewstep.data.degrade`); empty: y is in the data.
         std: of the log-SNR.
         start: the share of times at the start.
