@@ -7,6 +7,7 @@ values from 1 to 0 are stretched over a clock so that they start at t_max and en
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def beta(process: Process, steps: int, *, a: float = 0.6, b: float = 0.6, clock:
     clock="t" is the paper's; clock="rho" places the quantiles in sigma/alpha, as diffusers does.
     References: Lee et al., Beta sampling is all you need, 2024, https://arxiv.org/abs/2407.12173.
     """
-    return _curve(process, beta_quantile(torch.linspace(1, 0, steps + 1, dtype=torch.float64), a, b), clock)
+    return _curve(process, _beta_heights(steps, a, b), clock)
 
 
 def kl_optimal(process: Process, steps: int, *, std: float = 1.0) -> Tensor:
@@ -229,6 +230,12 @@ def exact_ends(process: Process, times: Tensor) -> Tensor:
     """The same times with the process's own ends in place of the first and the last."""
     times[0], times[-1] = process.t_max, process.t_min
     return times
+
+
+@functools.lru_cache(maxsize=256)
+def _beta_heights(steps: int, a: float, b: float) -> Tensor:
+    """Quantiles from 1 down to 0, which no process changes; kept, as a table of a hundred numbers is cheap to hold."""
+    return beta_quantile(torch.linspace(1, 0, steps + 1, dtype=torch.float64), a, b)
 
 
 def beta_quantile(q: Tensor, a: float, b: float) -> Tensor:
