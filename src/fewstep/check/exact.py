@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.check.exactness import covariance, stacked
+from fewstep.check.exactness import covariance, remembering, stacked
 from fewstep.denoiser import Bridged, Mixture
 from fewstep.denoiser.base import Around, Denoiser
 from fewstep.denoiser.bridged import End
@@ -224,12 +224,14 @@ def law_errors(table: Tableau, std: float = STD) -> dict[float, float]:
 
     Mean and covariance, without sampling.
     """
-    p, rows, laws = table.process, {row.t: k for k, row in enumerate(table.rows)}, stacked(table, std)
+    p, rows = table.process, {row.t: k for k, row in enumerate(table.rows)}
     found: dict[float, float] = {}
-    for t in filter(rows.__contains__, table.grid.tolist()):
-        m, r, cs = laws[rows[t]]
-        exact = p.Sigma(t) + std**2 * (p.M(t) * transpose(p.M(t)))
-        whole = inverse(cholesky(exact))
-        spread = whole * (covariance(r, cs) - exact) * transpose(whole)
-        found[t] = max(magnitude(m - p.M(t)), magnitude(spread))
+    with remembering(table):
+        laws = stacked(table, std)
+        for t in filter(rows.__contains__, table.grid.tolist()):
+            m, r, cs = laws[rows[t]]
+            exact = p.Sigma(t) + std**2 * (p.M(t) * transpose(p.M(t)))
+            whole = inverse(cholesky(exact))
+            spread = whole * (covariance(r, cs) - exact) * transpose(whole)
+            found[t] = max(magnitude(m - p.M(t)), magnitude(spread))
     return found

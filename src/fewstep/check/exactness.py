@@ -19,12 +19,13 @@ reproduce it to rounding; the moment test sees the weights the point mass is bli
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from fewstep.process.base import Process
+from fewstep.process.base import Memory, Process, recalling
 from fewstep.process.clock import clock as clock_of
 from fewstep.process.operator import Coefficient, cholesky, inverse, magnitude, root, transpose, weighted_sum
 from fewstep.process.predict import VARIANCES
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from fewstep.tableau.row import Row
 from fewstep.tableau.tableau import Tableau
 
-__all__ = ["Moved", "check_moments", "check_point_mass", "gaussian", "moment_defect", "point_mass", "stacked"]
+__all__ = [
+    "Moved", "check_moments", "check_point_mass", "gaussian", "moment_defect", "point_mass", "remembering", "stacked"
+]  # fmt: skip
 
 Moved = tuple[Coefficient, Coefficient, dict[int, Coefficient]]
 
@@ -87,14 +90,21 @@ def _forms(table: Tableau, std: float, noise: Callable[[int], Form]) -> list[For
     return made
 
 
+def remembering(table: Tableau) -> AbstractContextManager[None]:
+    """A block in which the table's process works out what it is asked at once for the times of all rows."""
+    times = sorted({t for row in table.rows for t in (row.t, row.at) if t is not None}, reverse=True)
+    return recalling(Memory(table.process, times))
+
+
 def check_point_mass(table: Tableau, *, tolerance: float = 1e-10) -> None:
     """Raises a ValueError naming the row and time at which a point mass is not carried exactly (relative to 1)."""
     p, deterministic = table.process, not table.noises
-    for k, (row, (m, r, cs)) in enumerate(zip(table.rows, point_mass(table), strict=True)):
-        _compare(k, row, "mean", m, p.M(row.t), tolerance)
-        _compare(k, row, "covariance", covariance(r, cs), p.Sigma(row.t), tolerance)
-        if deterministic:
-            _compare(k, row, "noise", r, p.R(row.t), tolerance)
+    with remembering(table):
+        for k, (row, (m, r, cs)) in enumerate(zip(table.rows, point_mass(table), strict=True)):
+            _compare(k, row, "mean", m, p.M(row.t), tolerance)
+            _compare(k, row, "covariance", covariance(r, cs), p.Sigma(row.t), tolerance)
+            if deterministic:
+                _compare(k, row, "noise", r, p.R(row.t), tolerance)
 
 
 def covariance(r: Coefficient, cs: dict[int, Coefficient] | Coefficient) -> Coefficient:
