@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
-PYTEST_ARGS ?= -q -n $(JOBS)
+PYTEST_ARGS ?= -q -n $(JOBS) --dist loadfile
 
 # Tests in which the last bits of a network's numbers, or how long it takes, could decide.
 SWEEP := $(addprefix tests/, test_cli_sample.py test_files.py test_fit.py test_model.py test_pace.py test_quality.py \

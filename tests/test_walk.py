@@ -279,13 +279,13 @@ sizes = []
 
 def net(x, t, *, label):  # 8 MiB a sample
     sizes.append(len(x))
-    return (x.repeat(1, 2048, 1, 1) + label[:, None, None, None]).tanh().mean(1, keepdim=True)
+    return (x.repeat(1, 2048, 1, 1) + label[:, None, None, None]).abs().mean(1, keepdim=True)
 
 denoiser = fs.wrap(partial(net, label=torch.linspace(-1, 1, 64)), fs.VP(), dtype=torch.float32)
 for options in ({"memory": "750MiB"}, {"memory": "750MiB", "parallel": fs.Parallel(tolerance=0.0)}, {}):
     sizes.clear()
     Path("/proc/self/clear_refs").write_text("5")
-    x = fs.sample(denoiser, fs.VP(), solver="ddim", steps=3, shape=(64, 1, 32, 32), progress=False, **options)
+    x = fs.sample(denoiser, fs.VP(), solver="ddim", steps=2, shape=(64, 1, 32, 32), progress=False, **options)
     peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) // 1024
     print(peak, max(sizes), float(x.double().sum()))
 """
