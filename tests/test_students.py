@@ -102,6 +102,14 @@ def test_the_folder_of_a_student_samples_by_its_own_tables(method: str, tmp_path
         assert torch.equal(value, average[name])
 
 
+def test_a_students_card_says_how_it_is_run(tmp_path: Path) -> None:
+    folder = train_student(points(), tmp_path, **options("consistency"))
+    card = (folder / "README.md").read_text()
+    assert "`Consistency(" in card
+    assert "its own tables, of 1, 2 calls" in card
+    assert f"{BATCH * STEPS:,} ({STEPS:,} steps of {BATCH})" in card
+
+
 def test_a_student_is_halved_again_on_its_own_times(tmp_path: Path) -> None:
     first = fs.load(train_student(points(), tmp_path / "4", method="progressive", teacher=mixture("progressive"),
                                   options={"steps": 8, "to": 4, "grid": "log-snr"}, **TINY))  # fmt: skip

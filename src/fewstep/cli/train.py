@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 from fewstep.cli.common import Usage, at_least, check_device, option, pace_arguments, pace_of, several
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
     larger --images or --hours it goes on. METHOD distils the --teacher, or learns from scratch, on images or points.
     """
     from fewstep.train import METHODS, train, train_student
+    from fewstep.train.company import joined, together
     from fewstep.train.source import floats
 
     check_device(args.device)
@@ -69,11 +71,15 @@ def run(args: argparse.Namespace) -> None:
     if plain and data is not None and floats(data) is None:
         shapes = {name: getattr(args, name) for name in ("law", "layers", "patch")}
         shapes["channels"] = args.channels and tuple(args.channels)
-        print(train(data, out, sheet_every=args.sheet_every or None, **shapes, **given))
+        made = partial(train, data, out, sheet_every=args.sheet_every or None, **shapes, **given)
     else:
         shapes = {name: value for name in ("channels", "layers", "patch") if (value := getattr(args, name)) is not None}
         given |= {"method": method or "denoise", "teacher": args.teacher, "options": args.option}
-        print(train_student(data, out, **shapes, **given))
+        made = partial(train_student, data, out, **shapes, **given)
+    with joined():
+        folder, (rank, _) = made(), together()
+    if rank == 0:
+        print(folder)
 
 
 def _mixed(parser: argparse.ArgumentParser) -> None:

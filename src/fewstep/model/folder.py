@@ -112,7 +112,7 @@ def save_model(
         net: a network of a class in `NETWORKS`.
         process, predicts, shape, time, patch, labels: as in `Model`.
         facts: "training", "quality" and "data", written into fewstep.json.
-        card: the text of README.md.
+        card: the text of README.md; empty: there is none.
         dtype: of the stored weights.
         sigma_data, destination, given, made_for: as in `Model`.
     """
@@ -142,7 +142,8 @@ def save_model(
             for name, table in made_for.tables.items():
                 table.save(part / f"table-{name}.safetensors")
         write_json(part / "fewstep.json", about | dict(facts or {}))
-        write_text(part / "README.md", card)
+        if card:
+            write_text(part / "README.md", card)
     return folder
 
 

@@ -27,6 +27,7 @@ from fewstep.pace import Pace, choose
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse
 from fewstep.process.predict import preconditioning
+from fewstep.train.company import together
 from fewstep.train.objective import Objective, Stage
 from fewstep.train.pairs import Batch, Draw, Normal, Uniform
 from fewstep.train.player import EMA, Player, Players
@@ -142,6 +143,10 @@ class Trainer(Base):
     def _examples(self, k: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """What the network is called with in step k, and what it is to return."""
         x0, t, labels, eps = self.batch(k)
+        rank, world = together()
+        part = self.config.batch // world
+        own = slice(rank * part, rank * part + part)
+        x0, t, eps, labels = *(v[own] for v in (x0, t, eps)), None if labels is None else labels[own]
         x0, eps, labels = x0.to(self.device), eps.to(self.device), None if labels is None else labels.to(self.device)
         z = self.process.diffuse(x0, t, eps)
         c_in, p, q = preconditioning(self.predicts, self.process, t)

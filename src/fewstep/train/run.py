@@ -28,6 +28,7 @@ from fewstep.process import CLD, EDM, VP, Blurring, Cosine, Discrete, Flow, Proc
 from fewstep.process.config import process_to_json
 from fewstep.terminal import png
 from fewstep.train.card import card
+from fewstep.train.company import in_turn, same, together
 from fewstep.train.loop import BUDGET, Stopped, TrainConfig, Trainer, read_header
 from fewstep.train.progress import Progress, duration
 from fewstep.words import typed, usable_device
@@ -122,7 +123,7 @@ def train(
     data = data if isinstance(data, Images) else read_images(data)
     out = Path(out)
     checkpoint = out / "checkpoint.safetensors"
-    goes_on = resume and checkpoint.exists()
+    goes_on, (rank, world) = same(resume and checkpoint.exists()), together()
     header = read_header(checkpoint) if goes_on else {"config": {}, "setup": {}}
     given = {"process": process, "predicts": predicts, "channels": channels, "layers": layers, "patch": patch}
     setup = _merge(Setup(), header["setup"], given)
@@ -130,6 +131,9 @@ def train(
     given |= {"law": law, "drop_label": drop_label, "seed": seed}
     config = _merge(TrainConfig(), header["config"], given)
     _check(config, setup, data, save_every, sheet_every)
+    if config.batch % world:
+        raise ValueError(f"got batch={config.batch} for {world} processes: give a multiple of {world}")
+    sheet_every = sheet_every if rank == 0 else None
     usable_device(device)
     if sheet_every is not None:
         extra("PIL.Image", "train", "a sample sheet")  # missing: said before the work, not after
@@ -152,7 +156,7 @@ def train(
         device=device,
         pace=pace,
     )
-    with Progress(quiet=quiet) as progress:
+    with Progress(quiet=quiet or rank > 0) as progress:
         if goes_on:
             trainer.load()
             changed = [n for n in BUDGET if header["config"][n] != getattr(config, n)]
@@ -187,9 +191,10 @@ def train(
             raise
         if sheet_every is not None:
             draw_sheet()
-        folder = export(
-            trainer, out / "model", data=data, setup=setup, command=command or _command(config, setup, data)
-        )
+        folder = out / "model"
+        with in_turn():
+            if rank == 0:
+                export(trainer, folder, data=data, setup=setup, command=command or _command(config, setup, data))
         progress.say(f"trained {duration(trainer.seconds)}; the model is in {folder}")
     return folder
 

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 
 from fewstep.data import Images, read_images
 from fewstep.model import Model
+from fewstep.train.company import together
 from fewstep.train.pairs import Batch, Draw
-from fewstep.train.trainer import TrainConfig, together
+from fewstep.train.trainer import TrainConfig
 
 __all__ = ["Source", "floats", "pairs", "read_data", "sourced"]
 
@@ -173,6 +174,8 @@ def sourced(data: Any, labels: Any, config: TrainConfig, taught: Any) -> Source:
         raise ValueError("got data with numbers that are not finite: clean them first")
     if not 1 <= config.batch <= len(x):
         raise ValueError(f"got batch={config.batch} for {len(x)} samples: give 1 to {len(x)}")
+    if config.batch % (world := together()[1]):
+        raise ValueError(f"got batch={config.batch} for {world} processes: give a multiple of {world}")
     if isinstance(taught, Model) and tuple(taught.shape) != Source(x, None, config).shape:
         raise ValueError(
             f"got data of shape {Source(x, None, config).shape} and a teacher of {taught.shape}: give data like its own"

@@ -8,7 +8,7 @@ checkpoint, which is renamed into place: a run that was killed and goes on ends 
 bit for bit on the same machine and number of threads. The learning rate follows the share of the stage that is over:
 where `hours` is the tighter limit it follows the clock, and two runs differ in the last bits.
 
-Where `torch.distributed` is initialised, every process takes its part of each batch and all step by the mean gradient.
+Where several processes train together, each takes its part of every batch (`fewstep.train.company`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from torch import Tensor
 from fewstep.files import extra, load_tensors, save_tensors
 from fewstep.pace import Pace, hardware
 from fewstep.seal import is_sealed
+from fewstep.train.company import mean, same, shared, together
 from fewstep.train.objective import Stage
 from fewstep.train.pairs import Draw
 from fewstep.train.player import EMA, Players
 
-__all__ = ["BUDGET", "Stopped", "TrainConfig", "Trainer", "read_header", "together"]
+__all__ = ["BUDGET", "Stopped", "TrainConfig", "Trainer", "read_header"]
 
 BUDGET = ("images", "hours")  # may change when a run goes on; everything else in TrainConfig may not
 
@@ -107,7 +108,7 @@ class Trainer:
     def pace(self) -> Pace:
         """How the networks run: chosen when first needed, and kept in the checkpoint, for the bits depend on it."""
         if self._pace == Pace():
-            self.pace = self.chosen()
+            self.pace = same(self.chosen())
         return self._pace
 
     @pace.setter
@@ -151,12 +152,12 @@ class Trainer:
         seen: list[Tensor] = []
         for losses in stage.objective.losses(self.players, draw):
             means = {name: loss.mean() for name, loss in losses.items()}
-            seen += [mean.detach() for mean in means.values()]
+            seen += [value.detach() for value in means.values()]
             *others, last = means
             found = {name: self.players[name].gradients(means[name], again=True) for name in others}
             found[last] = self.players[last].gradients(means[last], again=False)
             for name, gradients in found.items():
-                self.players[name].step(_shared(gradients), lr)
+                self.players[name].step(mean(gradients), lr)
         self.step += 1
         done = self.step - self.since[0]
         decay = min(self.config.ema if stage.ema is None else stage.ema, (1 + done) / (10 + done))
@@ -175,17 +176,18 @@ class Trainer:
         with _stop_requests() as stop, self.pace.threaded():
             while self.progress() < 1:
                 value, now = self.train_step(), time.monotonic()
-                self.seconds, last = self.seconds + now - last, now
+                spent, stops, value = shared(now - last, float(bool(stop)), value)
+                self.seconds, last = self.seconds + spent, now
                 if not math.isfinite(value):
                     raise ValueError(
                         f"the loss of step {self.step} is {value}; the checkpoint of an earlier step is kept; "
                         "start again with a smaller lr."
                     )
-                if stop or now - saved > save_every:
+                if stops or now - saved > save_every:
                     self.save()
                     saved = now
-                if stop:
-                    raise Stopped(stop[0])
+                if stops:
+                    raise Stopped(stop[0] if stop else signal.SIGTERM)
                 report(self, value)
         self.save()
 
@@ -281,19 +283,3 @@ def _stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def together() -> tuple[int, int]:
-    """This process's number among those that train together, and how many they are."""
-    d = torch.distributed
-    return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
-
-
-def _shared(gradients: list[Tensor | None]) -> list[Tensor | None]:
-    """The mean over the processes that train together."""
-    if (world := together()[1]) > 1:
-        for g in gradients:
-            if g is not None:
-                torch.distributed.all_reduce(g)
-                g /= world
-    return gradients

@@ -1,0 +1,150 @@
+"""The network of a student, how it and its teacher are read, and what a checkpoint says of them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewstep.data import Images
+from fewstep.denoiser.base import fingerprint
+from fewstep.model import Model, build_network, call_network
+from fewstep.nets import MLP
+from fewstep.process import Process
+from fewstep.train.methods import Method
+from fewstep.train.pairs import Batch
+from fewstep.train.player import Asked, Denoises, Reads, Student
+from fewstep.train.run import Setup, check_sides, network_config
+from fewstep.train.source import Source
+
+__all__ = ["Sizes", "asked", "digest_of", "known", "student"]
+
+
+def student(
+    method: Method, on: Process, taught: Any, net: nn.Module | None, source: Source, predicts: str | None,
+    time: str | None, sizes: Sizes, seed: int, deviation: float, autocast: torch.dtype | None,
+) -> tuple[nn.Module, Reads, dict[str, Any]]:  # fmt: skip
+    """The network, how it is read, and what a checkpoint says of it."""
+    classes = 0 if source.labels is None else int(source.labels.max()) + 1
+    about: dict[str, Any] = {"patch": 1, "labels": tuple(map(str, range(classes)))}
+    about["predicts"] = predicts or method.predicts or "v"
+    about["time"] = time or ("share" if method.given else "log-sigma/4" if on.t_max > 1 else "t")
+    about["sigma_data"] = deviation
+    if isinstance(taught, Model) and net is None and method.denoises:
+        net = _begun(taught.net, method)
+        about |= {**_reading(taught), "labels": taught.labels}
+    elif net is None and method.given and source.data.dtype == np.uint8:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net = _unet(source, sizes, about["labels"])
+        about |= {"patch": sizes.patch, "time": time or "thousandths"}
+    elif net is None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            size = math.prod(source.shape)
+            beside = size * (method.given or method.noise)
+            net = MLP(size, sizes.width, sizes.depth, classes=classes, destination=method.destination,
+                      guided=method.guided, outputs=method.outputs, beside=beside, modes=method.modes)  # fmt: skip
+    elif not isinstance(net, nn.Module):
+        raise ValueError(f"got a {type(net).__name__} as net: give a torch.nn.Module called as net(x, t)")
+    about["network"] = f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters"
+    return net, reader(on, about, destination=method.destination, autocast=autocast), about
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a new network: a perceptron's, and a UNet's."""
+
+    width: int
+    depth: int
+    channels: tuple[int, ...]
+    layers: int
+    patch: int
+
+
+def _unet(source: Source, sizes: Sizes, labels: tuple[str, ...]) -> nn.Module:
+    """A UNet that sees y beside the state."""
+    images = Images(images=source.data[:1], labels=None, names=(), source="")
+    setup = Setup(channels=sizes.channels, layers=sizes.layers, patch=sizes.patch)
+    check_sides(setup, images.shape)
+    config = network_config(setup, images)
+    config |= {"in_channels": 2 * config["in_channels"], "num_class_embeds": len(labels) + 1 if labels else None}
+    return build_network(config)
+
+
+def _begun(teacher: nn.Module, method: Method) -> nn.Module:
+    """A network that begins as the teacher's and is told what the method tells."""
+    net = copy.deepcopy(teacher)
+    if isinstance(net, MLP) and (method.destination or method.guided):
+        had = net.config
+        net = net.told(destination=method.destination or bool(had["destination"]),
+                       guided=method.guided or bool(had["guided"]))  # fmt: skip
+    return net.float().requires_grad_(True)
+
+
+def _reading(model: Model) -> dict[str, Any]:
+    """What `reader` needs of a model."""
+    return {name: getattr(model, name) for name in ("predicts", "time", "patch", "sigma_data")}
+
+
+def reader(
+    process: Process, about: Mapping[str, Any], *, destination: bool = False, autocast: torch.dtype | None = None
+) -> Reads:
+    """How the output of a network is read, for a batch's conditions."""
+
+    def read(net: Any, batch: Batch) -> Student:
+        if isinstance(net, MLP) or not hasattr(net, "config"):
+            call = partial(net, **batch.conditions)
+        else:
+            labels, y = batch.conditions.get("class_labels"), batch.conditions.get("y")
+            call = partial(_pictured, net, labels, about["patch"], process, y, autocast)
+        return Student(net=call, process=process, predicts=about["predicts"], time=about["time"],
+                       sigma_data=about["sigma_data"], destination=destination, dtype=torch.float32)  # fmt: skip
+
+    return read
+
+
+def _pictured(
+    net: nn.Module, labels: Tensor | None, patch: int, process: Process, y: Tensor | None,
+    autocast: torch.dtype | None, x: Tensor, t: Tensor,
+) -> Tensor:  # fmt: skip
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast is not None):
+        return call_network(net, x, t, labels, patch, process, y=y)
+
+
+def known(taught: Any) -> str | None:
+    """Who the teacher is, where its weights say it."""
+    if isinstance(taught, tuple):
+        return " ".join(filter(None, map(known, taught))) or None
+    return digest_of(taught.net) if isinstance(taught, Model) else fingerprint(taught)
+
+
+def digest_of(net: nn.Module) -> str:
+    """Of a network's numbers."""
+    whole = hashlib.sha256()
+    for tensor in net.state_dict().values():
+        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()[:16]
+
+
+def asked(taught: Any) -> Asked:
+    """(batch, with its conditions or without) -> the teacher's denoiser for them."""
+    if isinstance(taught, Model):
+        reads = reader(taught.process, _reading(taught), destination=taught.destination)
+
+        def ask(batch: Batch, conditional: bool) -> Denoises:
+            none = {"class_labels": torch.zeros(len(batch.x0), dtype=torch.long)} if taught.labels else {}
+            told = {k: v for k, v in batch.conditions.items() if k == "class_labels" and taught.labels}
+            return reads(taught.net, Batch(batch.x0, none | told if conditional else none))
+
+        return ask
+    both = taught if isinstance(taught, tuple) else (taught, taught)
+    return lambda batch, conditional: both[0 if conditional else 1]
