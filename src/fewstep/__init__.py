@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import fewstep.bench as bench  # noqa: F401
     import fewstep.check as check  # noqa: F401
     import fewstep.denoiser.presets as presets  # noqa: F401
+    import fewstep.manifold as manifold  # noqa: F401
     import fewstep.stats as stats  # noqa: F401
     import fewstep.train as train  # noqa: F401
     from fewstep.data import cold as cold, degradation as degradation
@@ -214,7 +215,10 @@ _HOME = {
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 # Modules that are public as a whole; `train` can be called, too.
-_ROOMS = {"presets": "fewstep.denoiser.presets", **{n: f"fewstep.{n}" for n in ("bench", "check", "stats", "train")}}
+_ROOMS = {
+    "presets": "fewstep.denoiser.presets",
+    **{name: f"fewstep.{name}" for name in ("bench", "check", "manifold", "stats", "train")},
+}
 
 __all__ = ["__version__", *_MODULE]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,8 +156,10 @@ def pairs(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     return None
 
 
-def sourced(data: Any, labels: Any, config: TrainConfig, taught: Any) -> Source:
-    """The data as arrays, refused where they are no numbers or too few."""
+def sourced(
+    data: Any, labels: Any, config: TrainConfig, taught: Any, read: Callable[[np.ndarray], np.ndarray]
+) -> Source:
+    """The data as arrays, as a method's `read` has them; refused where they are no numbers or too few."""
     if isinstance(data, Images):
         data, labels = data.images, data.labels
     elif isinstance(data, Labelled):
@@ -172,6 +175,7 @@ def sourced(data: Any, labels: Any, config: TrainConfig, taught: Any) -> Source:
         raise ValueError(f"got data of {x.dtype} and shape {x.shape}: give floats (N, ...) or uint8 pictures")
     if not np.isfinite(x).all():
         raise ValueError("got data with numbers that are not finite: clean them first")
+    x = read(x)
     if not 1 <= config.batch <= len(x):
         raise ValueError(f"got batch={config.batch} for {len(x)} samples: give 1 to {len(x)}")
     if config.batch % (world := together()[1]):

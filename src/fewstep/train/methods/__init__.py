@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from fewstep.train.drifts.manifold import RiemannianFlow, RiemannianScore
 from fewstep.train.methods.base import Method, Setting
 from fewstep.train.methods.bridge import Restoration
 from fewstep.train.methods.consistency import (
@@ -48,6 +49,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "mean-flow": MeanFlow,
     "dmd": ScoreMatching,
     "sid": partial(ScoreMatching, a=1.0),
+    "riemannian-score": RiemannianScore,
+    "riemannian-flow": RiemannianFlow,
     "genie": Genie,
     "npr": Variance,
     "sn": partial(Variance, kind="sn"),

@@ -11,8 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from fewstep.solver import TABLES
 from fewstep.tableau import MadeFor, Tableau
 from fewstep.train.objective import Stage
 from fewstep.train.pairs import Coupling, Draw, Independent, Transport
-from fewstep.train.player import Player, Reads
+from fewstep.train.player import Player, Players, Reads
 from fewstep.words import Typed, pick
 
 __all__ = ["COUPLINGS", "Method", "Setting", "table", "times"]
@@ -97,6 +98,22 @@ class Method(Typed, ABC):
     def deviation(self, draw: Draw) -> float:
         """Of what is learned of some data."""
         return float(draw.batch.x0.std())
+
+    def read(self, data: np.ndarray) -> np.ndarray:
+        """The data as it trains on them, refused where it cannot."""
+        return data
+
+    def network(self, size: int, width: int, depth: int) -> nn.Module | None:  # noqa: ARG002
+        """Its own network for samples of so many numbers; None: a perceptron."""
+        return None
+
+    def file(self, players: Players) -> str | None:  # noqa: ARG002
+        """The file in which it leaves the averaged networks, where they are no denoiser's; None: a model folder."""
+        return None
+
+    def export(self, path: Path, players: Players, size: int, facts: Mapping[str, Any]) -> None:
+        """Writes the averaged networks, of samples of so many numbers, to its `file`."""
+        raise NotImplementedError
 
     def tables(self, process: Process) -> dict[str, Tableau]:  # noqa: ARG002
         """The tables that the student was made for, by a name that says the calls; none: any solver samples it."""

@@ -23,7 +23,7 @@ from fewstep.denoiser import Denoiser, as_denoiser
 from fewstep.denoiser.base import same_process, told
 from fewstep.interop.load import load
 from fewstep.model import Model
-from fewstep.nets import MLP
+from fewstep.nets import MLP, Waves
 from fewstep.pace import Pace
 from fewstep.process import ALL_PROCESSES, Bridge, Process
 from fewstep.train.company import in_turn, joined, same, together
@@ -147,13 +147,13 @@ def _trained(
     taught = _taught(teacher, method)
     method = method.after(taught.tables) if isinstance(taught, Model) else method
     on = _process(process, taught, method)
-    source = sourced(data, labels, config, taught)
+    source = sourced(data, labels, config, taught, method.read)
     _check_pairs(method, on, source)
     deviation = method.deviation(source.first)
     autocast = None if pace is None or pace.precision != "bfloat16" else torch.bfloat16
     begins, reads, about = student(method, on, taught, net, source, predicts, time, sizes, config.seed, deviation,
                                    autocast)  # fmt: skip
-    if not rated and isinstance(begins, MLP):
+    if not rated and isinstance(begins, MLP | Waves):
         config = replace(config, lr=max(config.lr, method.lr * 96 / max(96, begins.config["width"])))
     begins.to(usable_device(device))
     setting = Setting(process=on, size=math.prod(source.shape), taught=taught is not None,

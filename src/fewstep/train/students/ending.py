@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -29,16 +30,20 @@ def written(
     """Writes the averaged weights; of several processes the first does."""
     average, config = trainer.players["net"].averages[EMA], trainer.config
     bare = type(average).__name__ not in NETWORKS or not method.denoises
-    path = out / ("network.safetensors" if bare else "model")
+    own = method.file(trainer.players)
+    path = out / (own or ("network.safetensors" if bare else "model"))
     if together()[0] > 0:
-        return path
-    if bare:
-        save_tensors(path, average.state_dict(), sealed=True)
         return path
     training = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in BUDGET}
     training |= {"method": repr(method), "steps": trainer.step, "images": trainer.step * config.batch}
     training |= {"hours": round(trainer.seconds / 3600, 4), "hardware": trainer.hardware, "pace": asdict(trainer.pace)}
     facts = {"training": training, "data": {"fingerprint": source.digest, "count": len(source.data)}}
+    if own is not None:
+        method.export(path, trainer.players, math.prod(source.shape), facts)
+        return path
+    if bare:
+        save_tensors(path, average.state_dict(), sealed=True)
+        return path
     made_for = method.made_for(process)
     return save_model(
         path, average, process=process, predicts=about["predicts"], time=about["time"], shape=source.shape,

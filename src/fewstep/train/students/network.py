@@ -51,8 +51,10 @@ def student(
             torch.manual_seed(seed)
             size = math.prod(source.shape)
             beside = size * (method.given or method.noise)
-            net = MLP(size, sizes.width, sizes.depth, classes=classes, destination=method.destination,
-                      guided=method.guided, outputs=method.outputs, beside=beside, modes=method.modes)  # fmt: skip
+            net = method.network(size, sizes.width, sizes.depth) or MLP(
+                size, sizes.width, sizes.depth, classes=classes, destination=method.destination,
+                guided=method.guided, outputs=method.outputs, beside=beside, modes=method.modes,
+            )  # fmt: skip
     elif not isinstance(net, nn.Module):
         raise ValueError(f"got a {type(net).__name__} as net: give a torch.nn.Module called as net(x, t)")
     about["network"] = f"{type(net).__name__}, {sum(p.numel() for p in net.parameters())} parameters"

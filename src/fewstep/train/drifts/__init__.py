@@ -1,0 +1,1 @@
+"""Methods that learn no denoiser: fields on manifolds, and the drifts of Schroedinger bridges."""
