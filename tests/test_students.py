@@ -14,9 +14,12 @@ from torch import Tensor, nn
 import fewstep as fs
 from fewstep.cli import main
 from fewstep.files import load_tensors
+from fewstep.nets import MLP
 from fewstep.train import Stopped
 from fewstep.train.methods import METHODS
+from fewstep.train.progress import Bins
 from fewstep.train.students import train_student
+from fewstep.train.students.figures import energy
 
 BATCH, STEPS = 16, 18
 TINY = {"batch": BATCH, "steps": STEPS, "width": 8, "depth": 2, "quiet": True}
@@ -228,6 +231,35 @@ def test_a_student_that_is_told_more_begins_as_its_teacher(tmp_path: Path) -> No
         far = {"w": 4 * torch.ones(5)} if more else {}
         away = (t,) if more else (t, t / 4)
         assert not torch.equal(made.net(z, *args, **label, **told), made.net(z, *away, **label, **far))
+
+
+def test_the_log_tells_of_the_gradient_the_bins_and_the_way_to_the_teacher(tmp_path: Path, capsys) -> None:
+    teacher = train_student(points(), tmp_path / "teacher", **options("denoise", steps=60))
+    capsys.readouterr()
+    given = options("denoise", teacher=teacher, lr=1e-30, quiet=False)
+    train_student(points(), tmp_path / "run", **given)
+    log = capsys.readouterr().err
+    assert "gradient" in log
+    assert "squared error of x0 by log-SNR" in log
+    words = log.splitlines()[-1].split()
+    assert words[:2] == ["step", f"{STEPS}:"]
+    assert float(words[words.index("map") + 1]) < 0.02  # it is the teacher, in 10 calls
+    train_student(points(), tmp_path / "away", **given | {"net": MLP(2, 8, 2)})
+    words = capsys.readouterr().err.splitlines()[-1].split()
+    assert float(words[words.index("map") + 1]) > 0.1
+
+
+def test_errors_are_told_by_log_snr() -> None:
+    bins = Bins()
+    bins(torch.tensor([-7.0, -7.0, 1.0]), torch.tensor([1.0, 3.0, 0.5]))
+    assert bins.means() == {"..-6": 2.0, "0..2": 0.5}
+
+
+def test_the_energy_of_equal_samples_is_nothing_and_of_shifted_ones_what_it_is() -> None:
+    x = torch.randn(2000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.randn(2000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert abs(energy(x, y)) < 0.01
+    assert energy(x + 1, y) == pytest.approx(0.54, abs=0.03)  # 2 E|N(1, 2)| - 4/sqrt(pi), E|N(1, 2)| = 1.399
 
 
 def test_the_command_trains_points_by_a_method_and_the_face_does_too(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from fewstep.process.operator import Coefficient, apply, inverse
 from fewstep.process.predict import preconditioning
 from fewstep.train.pairs import Batch
 
-__all__ = ["EMA", "Asked", "Denoises", "Player", "Players", "Reads", "Student"]
+__all__ = ["EMA", "Asked", "Denoises", "Player", "Players", "Reads", "Student", "Watch"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,6 +97,7 @@ class Student:
 Denoises = Callable[..., Tensor]  # (z, t), in data space
 Asked = Callable[[Batch, bool], Denoises]  # of a teacher: a batch, with its conditions or without
 Reads = Callable[[Any, Batch], Student]  # a network and a batch's conditions -> how its output is read
+Watch = Callable[[Tensor, Tensor], None]  # of a batch: log-SNR (B,), squared error of x0 (B,)
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": lambda parameters, lr: torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0),
     "radam": lambda parameters, lr: torch.optim.RAdam(parameters, lr=lr),
@@ -204,6 +205,7 @@ class Players(dict[str, Player]):
     def __init__(self, players: Mapping[str, Player], teacher: Asked | None = None) -> None:
         super().__init__(players)
         self.given, self.became = teacher, False
+        self.watch: Watch | None = None  # who is shown the errors, if anybody is
 
     def teacher(self, batch: Batch, *, conditional: bool = True) -> Denoises:
         """Who is imitated now: the network "teacher" once a stage made one, else what was given."""

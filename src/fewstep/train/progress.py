@@ -5,17 +5,49 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
+from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 if TYPE_CHECKING:
+    from fewstep.train.player import Players
     from fewstep.train.trainer import Trainer
 
-__all__ = ["Progress", "duration"]
+__all__ = ["Bins", "Progress", "duration"]
+
+
+class Bins:
+    """The squared error of x0 by log-SNR: means over what was lately seen in each bin, of which no weight tells.
+
+    Two runs compare by it whatever they learn by; where it is near the data's variance nothing is learned.
+    """
+
+    EDGES = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
+
+    def __init__(self) -> None:
+        self.sums, self.counts = (torch.zeros(len(self.EDGES) + 1, dtype=torch.float64) for _ in range(2))
+
+    def __call__(self, log_snr: Tensor, squared: Tensor) -> None:
+        """A batch's numbers (B,)."""
+        where = torch.bucketize(log_snr.cpu(), torch.tensor(self.EDGES, dtype=torch.float64))
+        for kept, new in ((self.sums, squared.double().cpu()), (self.counts, torch.ones(len(where)).double())):
+            kept.mul_(0.99).index_add_(0, where, new)
+
+    def means(self) -> dict[str, float]:
+        """By the bin's ends; of those in which anything was seen."""
+        edges: tuple[str, ...] = ("", *(f"{edge:g}" for edge in self.EDGES), "")
+        ends = [f"{low}..{high}" for low, high in pairwise(edges)]
+        return {name: float(s / n) for name, s, n in zip(ends, self.sums, self.counts, strict=True) if n > 0}
 
 
 class Progress:
     """Reports steps: with rich on a terminal a bar, else one line a minute (and one for the first step).
+
+    A line has the run's loss, the norm of the network's gradient before it is clipped, speed and time left; the errors
+    by log-SNR stand below.
 
     Args:
         lines_every: seconds between plain lines.
@@ -26,6 +58,7 @@ class Progress:
         self.lines_every, self.quiet = lines_every, quiet
         self._bar: Any = None
         self._loss: float | None = None
+        self._bins: Bins | None = None
         self._printed = -float("inf")
         self._start: tuple[float, float] | None = None  # (seconds, images) when this process began
 
@@ -62,12 +95,23 @@ class Progress:
         share, run = trainer.progress(), trainer.seconds - self._start[0]
         speed = f"{(images - self._start[1]) / run:.0f} images/s  " if run > 0 else ""
         left = trainer.seconds * (1 - share) / max(share, 1e-9)
-        text = f"{images:,} images  loss {self._loss:.4f}  {speed}{duration(left)} left"
+        told = f"loss {self._loss:.4g}  gradient {float(trainer.players['net'].gradient):.2g}"
+        text = f"{images:,} images  {told}  {speed}{duration(left)} left"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=share, description=text)
         elif time.monotonic() - self._printed >= self.lines_every:
             self._printed = time.monotonic()
-            print(f"step {trainer.step}  {100 * share:.1f} %  {text}", file=sys.stderr, flush=True)
+            print(f"step {trainer.step}  {100 * share:.1f} %  {text}{self._by_bins()}", file=sys.stderr, flush=True)
+
+    def watched(self, players: Players) -> None:
+        """Shows their errors by log-SNR too, where anything is shown."""
+        if not self.quiet:
+            players.watch = self._bins = Bins()
+
+    def _by_bins(self) -> str:
+        means = {} if self._bins is None else self._bins.means()
+        told = "  ".join(f"{name} {value:.2g}" for name, value in means.items())
+        return f"\n    squared error of x0 by log-SNR: {told}" if told else ""
 
     def say(self, text: str) -> None:
         """Prints one line beside the bar."""

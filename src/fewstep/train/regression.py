@@ -34,7 +34,7 @@ from fewstep.process.base import derivative
 from fewstep.process.operator import apply
 from fewstep.train.objective import Objective
 from fewstep.train.pairs import Coupling, Draw, Independent, Law, Normal, Times
-from fewstep.train.player import Players, Student
+from fewstep.train.player import Players, Student, Watch
 from fewstep.train.target import Point, Target
 from fewstep.words import pick
 
@@ -116,7 +116,7 @@ class Regression(Objective):
         point = self.point(draw)
         with torch.no_grad():
             goal = self.target(at, point)
-        yield {"net": self.loss(at["net"].at(point.batch), point, goal)}
+        yield {"net": self.loss(at["net"].at(point.batch), point, goal, at.watch)}
 
     def point(self, draw: Draw) -> Point:
         """Where the network is asked in a step."""
@@ -133,9 +133,13 @@ class Regression(Objective):
         """Those of a step."""
         return self.law(self.process, draw)
 
-    def loss(self, student: Student, point: Point, goal: Tensor) -> Tensor:
-        """The weighted distance of every sample (B,)."""
-        e = error(student, point.z, point.t, point.s, goal, own=self.weight is None)
+    def loss(self, student: Student, point: Point, goal: Tensor, watch: Watch | None = None) -> Tensor:
+        """The weighted distance of every sample (B,); `watch` is told the log-SNR and the squared error of x0."""
+        own = error(student, point.z, point.t, point.s, goal, own=True)
+        e = own if self.weight is None else apply(student.output(point.t), own)
+        if watch is not None:
+            off = apply(student.output(point.t), own.detach())
+            watch(torch.as_tensor(self.process.log_snr(point.t)), (off * off).flatten(1).mean(1))
         e = apply(self.process.M(point.t), e) if self.weight == "soft" else e
         loss = DISTANCES[self.distance](e, self.scale)
         if self.weight not in (None, "soft"):

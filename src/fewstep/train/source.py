@@ -63,7 +63,7 @@ class Source:
     @cached_property
     def first(self) -> Draw:
         """The first samples, by which a method tells how large what it learns is."""
-        return Draw(Batch(self._floats(slice(0, 4096)), self._ends(slice(0, 4096))), 0, seed=self.config.seed)
+        return Draw(Batch(self.floats(slice(0, 4096)), self._ends(slice(0, 4096))), 0, seed=self.config.seed)
 
     @property
     def digest(self) -> str:
@@ -84,12 +84,13 @@ class Source:
         if self.labels is not None:
             dropped = np.random.default_rng([c.seed, 2, k]).random(c.batch)[first : first + part] < c.drop_label
             conditions["class_labels"] = torch.from_numpy(np.where(dropped, 0, self.labels[rows].astype(np.int64) + 1))
-        return Draw(Batch(self._floats(rows), conditions), k, share, c.seed, first, c.batch)
+        return Draw(Batch(self.floats(rows), conditions), k, share, c.seed, first, c.batch)
 
     def _ends(self, rows: Any) -> dict[str, Tensor]:
-        return {} if self.ends is None else {"y": self._floats(rows, self.ends)}
+        return {} if self.ends is None else {"y": self.floats(rows, self.ends)}
 
-    def _floats(self, rows: Any, data: np.ndarray | None = None) -> Tensor:
+    def floats(self, rows: Any, data: np.ndarray | None = None) -> Tensor:
+        """Some samples, in data space; pictures in [-1, 1]."""
         data = self.data if data is None else data
         x = torch.from_numpy(data[rows].astype(np.float64))
         if data.dtype != np.uint8:

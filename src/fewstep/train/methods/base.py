@@ -55,7 +55,7 @@ class Setting:
 class Method(Typed, ABC):
     """A training; see the module's docstring.
 
-    - `needs`: it imitates a teacher.
+    - `needs`: it imitates a teacher; `follows`: a noise leads it where it leads the teacher.
     - `destination`: its network is told the destination.
     - `guided`: it is told a guidance w; `denoises`: it is a denoiser.
     - `outputs`: how many tensors it returns; `modes`: by how many frequencies a perceptron mixes them.
@@ -68,6 +68,7 @@ class Method(Typed, ABC):
     """
 
     needs: ClassVar[bool] = False
+    follows: ClassVar[bool] = True
     destination: ClassVar[bool] = False
     guided: ClassVar[bool] = False
     given: ClassVar[bool] = False

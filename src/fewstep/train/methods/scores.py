@@ -115,6 +115,7 @@ class ScoreMatching(Method):
     start: float = 0.5
 
     needs: ClassVar[bool] = True
+    follows: ClassVar[bool] = False
     process: ClassVar[str] = "edm"
     predicts: ClassVar[str | None] = "edm"
 

@@ -1,6 +1,7 @@
 """Any method on any array: points, vectors or pictures, with a network of the user's, a teacher's, or a small one.
 
 OUT/checkpoint.safetensors   everything the run needs to go on
+OUT/sheet.png                of pictures, samples of fixed noises, renewed while it runs
 OUT/pairs-K.safetensors      the pairs that the teacher of stage K recorded
 OUT/model/                   the model folder, with the tables that the student was made for; of a network whose class
                              no folder holds OUT/network.safetensors, the averaged weights, which the network has too
@@ -33,6 +34,7 @@ from fewstep.train.progress import Progress
 from fewstep.train.run import train
 from fewstep.train.source import Source, read_data, sourced
 from fewstep.train.students.ending import written
+from fewstep.train.students.figures import Figures
 from fewstep.train.students.network import Sizes, asked, known, student
 from fewstep.train.students.recording import recorded
 from fewstep.train.trainer import Stopped, TrainConfig, Trainer
@@ -40,6 +42,7 @@ from fewstep.words import build, pick, usable_device
 
 __all__ = ["train_student"]
 
+SHOWN_EVERY = 600.0  # seconds between figures on fixed noises
 Teacher = Any  # a denoiser, a Model, the folder of one; for guided methods also (conditional, unconditional)
 
 
@@ -164,14 +167,14 @@ def _trained(
     records = partial(recorded, out=out, shape=source.shape, labels=about["labels"])
     trainer = Trainer(players, method.stages(setting), source, config, out / "checkpoint.safetensors", setup=said,
                       device=device, pace=pace, begins=lambda stage, k: records(trainer, stage, k))  # fmt: skip
-    _run(trainer, how)
+    _run(trainer, how, Figures(trainer, method, on, source, len(about["labels"])))
     if net is not None:
         net.load_state_dict(own.averages[EMA].state_dict())
     with in_turn():
         return written(out, trainer, method, on, source, about)
 
 
-def _run(trainer: Trainer, how: Session) -> None:
+def _run(trainer: Trainer, how: Session, figures: Figures) -> None:
     """Goes on, or begins, until the budget is spent."""
     checkpoint = trainer.checkpoint
     with Progress(quiet=how.quiet or together()[0] > 0) as progress:
@@ -183,16 +186,35 @@ def _run(trainer: Trainer, how: Session) -> None:
         else:
             trainer.save()
 
+        shown = trainer.seconds
+
+        def show() -> None:
+            nonlocal shown
+            shown = trainer.seconds
+            try:
+                found = figures(checkpoint.parent / "sheet.png")
+            except ValueError as error:  # samples that are not finite end no training
+                progress.say(f"no figure at step {trainer.step}: {error}")
+                return
+            if found is not None:
+                told = "  ".join(f"{name} {value:.3g}" for name, value in found.items())
+                progress.say(f"step {trainer.step}: on fixed noises  {told}")
+
         def report(t: Trainer, loss: float) -> None:
             progress(t, loss)
+            if not progress.quiet and t.seconds > shown + SHOWN_EVERY:
+                show()
             if how.watch is not None:
                 how.watch(t, loss)
 
+        progress.watched(trainer.players)
         try:
             trainer.run(report, how.save_every)
         except Stopped:
             progress.say(f"stopped at step {trainer.step}; saved; the same command goes on from {checkpoint}")
             raise
+        if not progress.quiet:
+            show()
 
 
 def _taught(teacher: Teacher, method: Method) -> Any:
