@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,44 @@ def test_an_unknown_public_name_is_an_attribute_error():
 )
 def test_a_wrong_command_line_is_one_sentence(capsys, argv, words):
     assert words in refused(capsys, *argv)
+
+
+MODEL = str(SOURCE / "models" / "fashion-unet")
+KINDS = {
+    0: ["list", "explain ddim"],
+    1: ["sample nofolder", "sample --memory 1 --num 1", "sample --out {file}/out --num 1 --steps 1",
+        "sample --solver sscs --dry-run", "sample --solver {file}", "explain {file}", "explain --model nofolder",
+        "check nofile.py:Solver", "train nodata {out}", "train progressive --teacher nofolder {out}",
+        "restore nofolder picture.png --out {out}", "restore {model} picture.png --out {out}", "stats nofolder",
+        "fit nofolder", "export nofolder --out {out}.onnx", "bench nofolder"],
+    2: ["nope", "--nope", "sample --nope", "sample --solver nope", "sample --grid nope", "sample --solver nope.table",
+        "sample --option eta=2 --solver ddim", "sample --label nope", "sample --device nope", "sample --steps 0",
+        "sample --quality --num 2", "explain nope", "explain ddim --process nope", "explain ddim --option eta=x",
+        "list nope", "list --filter zzz", "systems nope", "check", "check nope", "check ddim --only nope", "train",
+        "train nodata {out} --process nope", "train nodata {out} --predicts nope", "train nope nodata {out}",
+        "restore", "stats --device nope", "fit --solver nope", "export --solver rk45 --out {out}.onnx",
+        "export --out {out}.txt", "bench --solver nope", "bench --solver ddim@nope", "bench --features nope",
+        "bench --calls 0", "ui --port 70000", "demo --nope"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", KINDS)
+def test_one_kind_of_error_has_one_exit_code(tmp_path, capsys, code):
+    (tmp_path / "file").write_bytes(b"no table")
+    places = {"file": tmp_path / "file", "out": tmp_path / "out", "model": MODEL}
+    for line in KINDS[code]:
+        found = main(line.format(**places).split())
+        err = capsys.readouterr().err
+        assert (line, found) == (line, code), err
+        assert not code or err.splitlines()[-1].startswith("fewstep: ")
+
+
+def test_a_command_leaves_warnings_as_they_were(monkeypatch):
+    form = warnings.formatwarning
+    seen = []
+    monkeypatch.setattr(COMMANDS["list"], "run", lambda _args: seen.append(warnings.formatwarning))
+    assert main(["list"]) == 0
+    assert warnings.formatwarning is form is not seen[0]
 
 
 def test_debug_shows_the_traceback(monkeypatch):

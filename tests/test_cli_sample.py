@@ -422,8 +422,8 @@ def test_a_sample_that_is_not_finite_takes_no_other_with_it(tmp_path, capsys, mo
     assert code == 1
     assert told.out.startswith("5 samples, ")
     assert told.err == (
-        "fewstep: got 2 of 7 samples that are not whole (1, 4): the others are written, and run.json says why of each; "
-        "look at the network, or give more steps\n"
+        "fewstep: got 2 of 7 samples that are not whole (samples 1, 4): the others are written, and run.json says "
+        "why of each; look at the network, or give more steps\n"
     )
     record = json.loads((out / "run.json").read_text())
     assert [entry["sample"] for entry in record["set_aside"]] == [1, 4]

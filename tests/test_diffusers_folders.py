@@ -38,8 +38,8 @@ def pipe(**config: Any) -> Any:
     return tiny.quiet(diffusers.DDPMPipeline(net.eval(), diffusers.DDPMScheduler(clip_sample=False)))
 
 
-def drawn(folder: str | Path, label: Any = None) -> torch.Tensor:
-    model = fs.load(folder)
+def drawn(folder: str | Path, label: Any = None, variant: str | None = None) -> torch.Tensor:
+    model = fs.load(folder, variant=variant)
     return fs.sample(model.denoiser(label), model.process, steps=2, shape=(2, *model.shape), seed=0, progress=False)
 
 
@@ -117,8 +117,17 @@ def test_a_variant_alone_is_read(folder: Path) -> None:
     shutil.copy(unet / "diffusion_pytorch_model.fp16.safetensors", unet / "diffusion_pytorch_model.bf16.safetensors")
     with pytest.raises(ValueError, match="the variants bf16, fp16"):
         fs.load(folder)
+    assert torch.equal(drawn(folder, variant="fp16"), want)
+    other = load_tensors(unet / "diffusion_pytorch_model.bf16.safetensors")
+    save_tensors(unet / "diffusion_pytorch_model.bf16.safetensors", {k: t + 0.01 for k, t in other.items()})
+    assert not torch.equal(drawn(folder, variant="bf16"), want)
     shutil.copy(unet / "diffusion_pytorch_model.fp16.safetensors", unet / WEIGHTS)
     assert torch.equal(drawn(folder), want)
+    assert fs.load(folder, variant="bf16").weights != fs.load(folder).weights
+    with pytest.raises(ValueError, match="got variant='fp8' for .*unet, which has the variants bf16, fp16: give one"):
+        fs.load(folder, variant="fp8")
+    with pytest.raises(ValueError, match="a model folder, whose weights have none"):
+        fs.load(variant="fp16")
 
 
 def test_half_weights_run_in_float32(folder: Path) -> None:
@@ -145,6 +154,19 @@ def test_shards_are_one_network_and_have_a_fingerprint(folder: Path, variant: st
     tensors[next(iter(tensors))] += 1
     save_tensors(name, tensors)
     assert fs.load(folder).weights != found
+
+
+def test_statistics_know_a_sharded_network(folder: Path) -> None:
+    sharded(folder)
+    model = fs.load(folder)
+    for weights in (model.weights, "0" * 64):
+        levels = torch.tensor([-4.0, 0.0, 4.0], dtype=torch.float64)
+        fs.Statistics(log_snr=levels, eps2=levels.exp(), weights=weights).save(folder / fs.stats.FILE)
+        if weights == model.weights:
+            assert fs.stats.attach(fs.Analytic(), model).statistics.weights == weights
+        else:
+            with pytest.raises(ValueError, match="measure the statistics again"):
+                fs.stats.attach(fs.Analytic(), model)
 
 
 def with_tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:

@@ -268,7 +268,7 @@ def test_a_sample_of_a_table_that_is_not_finite_takes_no_other_with_it(solver, s
     run = {"solver": solver, "steps": 6, "shape": (3, size), "seed": 4, **options}
     out = fs.solve(broken, p, **run)
     assert out.status == ("reached the end", "not finite", "reached the end")
-    assert "1 of 3 samples did not reach the end (1 with 'not finite'): sample 1" in str(out)
+    assert "1 of 3 samples did not reach the end (1 with 'not finite': sample 1): sample 1" in str(out)
     want = fs.sample(whole, p, **run)
     assert torch.allclose(out.state[[0, 2]], want[[0, 2]], atol=1e-6)
     with pytest.raises(ValueError, match="not finite"):
@@ -293,7 +293,9 @@ def test_a_network_that_is_not_finite_has_one_outcome_and_one_sentence(way, bad,
     run = WAYS[way] | {"shape": (3, 2), "final": final}
     out = fs.solve(broken, p, **run)
     assert out.status == ("not finite",) * bad + ("reached the end",) * (3 - bad)
-    said = rf"^{bad} of 3 samples did not reach the end \({bad} with 'not finite'\): .*not finite.*: check the network"
+    which = "sample 0" if bad == 1 else "samples 0, 1, 2"
+    lost = rf"{bad} of 3 samples did not reach the end \({bad} with 'not finite': {which}\)"
+    said = rf"^{lost}: .*not finite.*: check the network"
     with pytest.raises(ValueError, match=said):
         out.checked()
     with pytest.raises(ValueError, match=said):

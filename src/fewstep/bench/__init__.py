@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
-from fewstep.bench.compare import Asked, Bench, Measured, prepare
+from fewstep.bench.compare import Asked, Bench, Measured, check_words, prepare
 from fewstep.bench.pictures import figures
 from fewstep.bench.report import csv_text, table_text
 from fewstep.bench.subject import Subject
 
-__all__ = ["Asked", "Bench", "Measured", "Subject", "csv_text", "figures", "prepare", "table_text"]
+__all__ = ["Asked", "Bench", "Measured", "Subject", "check_words", "csv_text", "figures", "prepare",
+           "table_text"]  # fmt: skip

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.bench.cell import Cell, Study
-from fewstep.bench.contender import Prepared, exact, ours, students, without
-from fewstep.bench.features import Real, features_of, real
+from fewstep.bench.contender import Prepared, exact, is_table, ours, pairs, students, without
+from fewstep.bench.features import Real, check_features, features_of, real
 from fewstep.bench.measure import Meter, Row
 from fewstep.bench.peers import peers
 from fewstep.bench.run import Entry, Made, enter, make, preselect
@@ -28,7 +28,7 @@ from fewstep.quality import Yardstick
 from fewstep.terminal import Bar
 from fewstep.words import pick
 
-__all__ = ["Asked", "Bench", "Measured", "prepare"]
+__all__ = ["Asked", "Bench", "Measured", "check_words", "prepare"]
 
 SOLVERS = ("default", "unipc-3", "dpmpp-2m", "ddim")
 OPTIONS = ("guidance", "calls", "images", "seeds", "select", "select_images", "select_by", "exact", "resamples",
@@ -161,6 +161,16 @@ class Bench:
         a = self.asked
         more = a.select and (self._chooses not in a.seeds or a.select_images > a.images)
         return [Cell(run=self.study.exact, seed=self._chooses)] if more else []
+
+
+def check_words(solvers: Sequence[str], patterns: Sequence[str], features: str | None) -> None:
+    """Refuses solvers, patterns of peers and features that no model could make right."""
+    for spec in solvers:
+        if not is_table(spec):
+            pairs(spec)
+    if patterns:
+        peers(patterns)
+    check_features(features)
 
 
 def prepare(asked: Asked) -> Bench:

@@ -46,6 +46,7 @@ __all__ = [
     "exact",
     "is_table",
     "ours",
+    "pairs",
     "run_of",
     "students",
     "without",
@@ -101,7 +102,7 @@ def ours(specs: Sequence[str], subject: Subject) -> list[Contender]:
         else:
             made = [Contender(name=name if grid == "default" else f"{name}@{grid}", group=OURS,
                               prepare=partial(_prepare, name, grid, subject))
-                    for name, grid in _named(spec, subject.process)]  # fmt: skip
+                    for name, grid in pairs(spec, subject.process.kind)]  # fmt: skip
         found |= {contender.name: contender for contender in made}
     return list(found.values())
 
@@ -154,13 +155,13 @@ def without(contenders: Sequence[Contender], patterns: Sequence[str]) -> list[Co
     return [c for c in contenders if not any(fnmatchcase(c.name, pattern) for pattern in patterns)]
 
 
-def _named(spec: str, process: Process) -> list[tuple[str, str]]:
-    """(solver, grid) pairs of one word of the command line."""
+def pairs(spec: str, kind: str = "scalar") -> list[tuple[str, str]]:
+    """(solver, grid) pairs of one word of the command line, for a kind of process."""
     name, _, grid = spec.partition("@")
     if ":" not in name and (os.sep in name or Path(name).suffix):
         raise ValueError(f"got the solver {spec}, where there is no file: name a table file, or a solver")
     if name == "default":
-        name, grid = DEFAULT_SOLVERS[process.kind], grid or "default"
+        name, grid = DEFAULT_SOLVERS[kind], grid or "default"
     if name in DRIVERS:
         raise ValueError(_DRIVER.format(name))
     name, grid = (name, grid) if ":" in name else placed(TABLES, name, grid or "default")
@@ -183,12 +184,12 @@ def _prepare(name: str, grid: str, subject: Subject, process: Process, calls: in
     denoiser = subject.of(0, 1)
     name, _, end = grid.partition("+")
     if end == "then-zero":
-        solver = informed(attach(solver, subject.path), denoiser, subject.shape)
+        solver = informed(attach(solver, subject), denoiser, subject.shape)
         assert isinstance(solver, Solver)
         table = tabulate(solver, process, grid=to_zero(solver.grid(name)), steps=calls)
         right_for(denoiser, process, table)
         return run_of(table)
-    solver = attach(solver, subject.path)
+    solver = attach(solver, subject)
     table = table_of(denoiser, process, solver, subject.shape, grid=name, steps=calls, final=end or "zero")
     if end == "zero" and table.final != end:
         label = type(solver).__name__

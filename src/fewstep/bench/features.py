@@ -26,7 +26,7 @@ from fewstep.files import extra, kept_tensors, read_json, save_tensors, sha256
 from fewstep.quality import images_to_tensor, load_classifier, load_reference
 from fewstep.quality.classifier import KIND, SHIPPED
 
-__all__ = ["Features", "Real", "features_of", "real"]
+__all__ = ["Features", "Real", "check_features", "features_of", "real"]
 
 MOST = 10_000  # real samples on either side
 BATCH = 256
@@ -64,12 +64,17 @@ def features_of(name: str | None, subject: Subject) -> Features:
         return Features(name=name, digest=sha256(SHIPPED / "weights.safetensors"), of=load_classifier().features)
     if Path(name).is_dir():
         return _classifier(Path(name), subject) or _transformer(Path(name))
-    if ":" not in name:
-        raise ValueError(f"got the features {name!r}: give {GIVE}")
+    check_features(name)
     function = named_object(name)
     where = Path(name.rpartition(":")[0])
     digest = sha256(where) if where.is_file() else name
     return Features(name=name, digest=digest, of=lambda x: _checked(torch.as_tensor(function(x)), x, name))
+
+
+def check_features(name: str | None) -> None:
+    """Refuses what is no name of a feature space."""
+    if name not in (None, "pixels", "classifier") and ":" not in name and not Path(name).is_dir():
+        raise ValueError(f"got the features {name!r}: give {GIVE}")
 
 
 def real(features: Features, subject: Subject, data: str | Path | None, kept: Path) -> Real | None:

@@ -34,6 +34,7 @@ class Subject:
     guidance: float = 1.0  # scale of classifier-free guidance; 1 is none
     classes: int = 0  # how many classes there are; sample i has class i mod `classes`. 0 is none
     path: Path | None = None  # the model folder, where it is one
+    weights: str | None = None  # their SHA-256, where they come from a file
     images: bool = False  # whether samples are pictures in [-1, 1], (1 or 3, H, W)
     data: Tensor | None = None  # real samples (n, *shape), where the object brings them
     pace: Pace = field(default_factory=Pace)  # how the network runs here
@@ -71,7 +72,7 @@ def subject(model: str | Path | None, *, device: str = "cpu", pace: Pace | None 
     format = "" if loaded.pace.memory_format == "contiguous" else f" {loaded.pace}"
     return Subject(name=loaded.path.resolve().name, digest=f"{' '.join(map(str, decides))} {loaded.dtype}{format}",
                    process=loaded.process, shape=loaded.shape, denoiser=loaded.denoiser, classes=len(loaded.labels),
-                   path=loaded.path, images=loaded.shape[0] in (1, 3), pace=loaded.pace,
+                   path=loaded.path, weights=loaded.weights, images=loaded.shape[0] in (1, 3), pace=loaded.pace,
                    made_for=loaded.made_for, takes_w=loaded.takes_w)  # fmt: skip
 
 

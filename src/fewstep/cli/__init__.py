@@ -1,8 +1,17 @@
 """The command `fewstep`: a dict of commands, each a module with `arguments(parser)` and `run(args)`.
 
 The help of a command is its function's docstring, and no help imports torch. Whatever goes wrong ends in one sentence
-on stderr: exit code 2 where the command line was wrong, 1 where the work failed, 130 after Ctrl-C, 143 after SIGTERM,
-which is Ctrl-C otherwise. `--debug`, or FEWSTEP_DEBUG=1, shows the traceback instead.
+on stderr, and in the exit code of its kind:
+
+| code | what it was                                                                                              |
+|------|----------------------------------------------------------------------------------------------------------|
+| 0    | done                                                                                                     |
+| 1    | the work failed: a file is missing, broken, or does not fit; a promise is not kept; the reader went away |
+| 2    | the command line is wrong by itself: a name, an option, a value, or two that exclude each other          |
+| 130  | Ctrl-C                                                                                                   |
+| 143  | SIGTERM, which is Ctrl-C otherwise                                                                       |
+
+`--debug`, or FEWSTEP_DEBUG=1, shows the traceback instead.
 """
 
 from __future__ import annotations
@@ -39,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv or os.environ.get("FEWSTEP_DEBUG", "") not in ("", "0")
     # Threads that wait by spinning make a busy machine five times slower (measured, two threads on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    warnings.formatwarning = lambda message, *_, **__: f"fewstep: {message}\n"
+    form, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"fewstep: {message}\n"
     try:
         with terminable():
             args = parse(argv)
@@ -56,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"fewstep: {sentence(error)}", file=sys.stderr)
         return 2 if isinstance(error, Usage) else 1
+    finally:
+        warnings.formatwarning = form
     return 0
 
 

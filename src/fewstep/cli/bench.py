@@ -8,7 +8,16 @@ import sys
 from dataclasses import fields
 from functools import partial
 
-from fewstep.cli.common import at_least, check_device, guidance_argument, guidance_of, pace_arguments, pace_of, several
+from fewstep.cli.common import (
+    at_least,
+    check_device,
+    guidance_argument,
+    guidance_of,
+    pace_arguments,
+    pace_of,
+    several,
+    usage,
+)
 
 __all__ = ["arguments", "run"]
 
@@ -68,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.solver.config import Tableau
 
     check_device(args.device)
+    with usage():
+        bench.check_words(args.solver, args.peers or (), args.features)
     files = {name: Tableau.load(name) for name in args.solver if is_table(name)}
     args.calls, args.seeds = sorted({*args.calls}), list(dict.fromkeys(args.seeds))
     args.guidance = guidance_of(args.guidance, files, classes=True)

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Parser", "Usage", "at_least", "build", "check_device", "guidance_argument", "guidance_of", "option",
-           "pace_arguments", "pace_of", "pick", "sampler_arguments", "several", "size", "solver_or_table",
-           "usage"]  # fmt: skip
+__all__ = ["Parser", "Usage", "at_least", "build", "check_device", "guidance_argument", "guidance_of", "model_argument",
+           "named", "option", "pace_arguments", "pace_of", "pick", "sampler_arguments", "several", "size",
+           "solver_or_table", "usage", "variant_argument"]  # fmt: skip
 
 
 class Usage(ValueError):
@@ -40,7 +39,8 @@ def usage() -> Iterator[None]:
         raise Usage(str(error)) from None
 
 
-pick, build, check_device = usage()(words.pick), usage()(words.build), usage()(words.usable_device)
+pick, named, build = usage()(words.pick), usage()(words.named), usage()(words.build)
+check_device = usage()(words.usable_device)
 
 
 class Help(argparse.HelpFormatter):
@@ -59,9 +59,8 @@ class Parser(argparse.ArgumentParser):
 
     def unknown(self, word: str) -> NoReturn:
         """Refuses an argument that is not known, with the nearest options."""
-        near = get_close_matches(word.partition("=")[0], self._option_string_actions, n=3)
-        if word.startswith("-") and near:
-            self.error(f"got {word}, which is no option: did you mean {' or '.join(near)}?")
+        if word.startswith("-"):
+            pick(self._option_string_actions, word.partition("=")[0], f"option of {self.prog}")
         self.error(f"got {word}, which nothing takes")
 
     def error(self, message: str) -> NoReturn:
@@ -115,8 +114,8 @@ def option(text: str) -> tuple[str, Any]:
 
 def sampler_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     """Adds what names a model and a sampler: model, --solver, --option, --grid, and --steps or --nfe."""
+    model_argument(parser)
     add = parser.add_argument
-    add("model", nargs="?", help="a model folder (default: the shipped Fashion-MNIST model)")
     text = "a name from `fewstep list solvers`, or a file of `fewstep explain --save` (default: the measured best)"
     add("--solver", help=text)
     text = "an option of the solver, as in eta=0.5; repeatable"
@@ -125,6 +124,18 @@ def sampler_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     count = parser.add_mutually_exclusive_group()
     count.add_argument("--steps", type=at_least(1), help=f"at most this many network calls (default: {steps})")
     count.add_argument("--nfe", type=at_least(1), help="exactly this many network calls, or refused")
+
+
+def model_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the model and --variant."""
+    parser.add_argument("model", nargs="?", help="a model folder (default: the shipped Fashion-MNIST model)")
+    variant_argument(parser)
+
+
+def variant_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --variant."""
+    text = "of a diffusers folder, which weights, as fp16 (default: those without, or the only variant)"
+    parser.add_argument("--variant", metavar="NAME", help=text)
 
 
 def final_argument(parser: argparse.ArgumentParser, *more: str) -> None:

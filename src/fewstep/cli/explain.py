@@ -7,7 +7,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.common import Usage, at_least, final_argument, option, pick, solver_or_table
+from fewstep.cli.common import Usage, at_least, final_argument, option, pick, solver_or_table, variant_argument
 
 if TYPE_CHECKING:
     from fewstep.tableau import Tableau
@@ -25,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="an option of the solver, as in eta=0.5; repeatable")  # fmt: skip
     add("--process", help="a name from `fewstep list processes` (default: vp)")
     add("--model", metavar="FOLDER", help="on the process of this model, and as it is set for the model")
+    variant_argument(parser)
     add("--steps", type=at_least(1), help=f"at most this many network calls (default: {STEPS})")
     add("--grid", help="a name from `fewstep list grids` (default: the process's own)")
     final_argument(parser)
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     if not isinstance(table, Tableau):
         pick(GRIDS, args.grid or "default", "grid")
         process = pick(ALL_PROCESSES, args.process or "vp", "process")()
-        model = load(args.model) if args.model else None
+        model = load(args.model, variant=args.variant) if args.model else None
         process = process if model is None else model.process
         table = table or SOLVERS[DEFAULT_SOLVERS[process.kind]]()
         steps = args.steps or (STEPS if model is None or model.made_for is None else None)

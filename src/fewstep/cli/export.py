@@ -55,14 +55,14 @@ def run(args: argparse.Namespace) -> None:
     if Path(args.out).suffix != ".onnx":
         raise Usage(f"got --out {args.out}: name a file that ends in .onnx")
     onnx.needed()  # before the model, whose own extra is a part of it
-    model = load(args.model, dtype=torch.float32)
+    model = load(args.model, dtype=torch.float32, variant=args.variant)
     if solver is None:
         solver = build(SOLVERS, DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
     guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels) or model.takes_w)
     if isinstance(solver, Tableau):
         table = table_for(model, solver, guidance)
     else:
-        table = table_for(model, attach(solver, model.path), guidance, grid=grid, steps=args.steps, nfe=args.nfe,
+        table = table_for(model, attach(solver, model), guidance, grid=grid, steps=args.steps, nfe=args.nfe,
                           final=args.final or "zero")  # fmt: skip
     print(f"writing {table.nfe} network calls as a graph, some seconds each", file=sys.stderr)
     path = onnx.export(model, table, args.out, guidance=guidance)

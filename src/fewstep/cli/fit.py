@@ -14,6 +14,7 @@ from fewstep.cli.common import (
     check_device,
     final_argument,
     guidance_of,
+    model_argument,
     number,
     pace_arguments,
     pace_of,
@@ -32,8 +33,8 @@ CLASSIFIER = "classifier"  # the shipped one, for 28 x 28 clothes
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep fit`."""
+    model_argument(parser)
     add = parser.add_argument
-    add("model", nargs="?", help="a model folder (default: the shipped Fashion-MNIST model)")
     add("--steps", type=at_least(1), default=5, help="network calls of the fitted solver (default: 5)")
     text = "exact: a single data point stays exact in every row; free: nothing is kept (default: free)"
     add("--mode", choices=("exact", "free"), default="free", help=text)
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         pick(TABLES, args.solver, "solver")
     if args.grid is not None:
         pick({**GRIDS, "gits": None, "klub": None}, args.grid, "grid")
-    model = load(args.model, device=args.device, pace=pace_of(args))
+    model = load(args.model, device=args.device, pace=pace_of(args), variant=args.variant)
     guidance_of(args.guidance, {}, classes=bool(model.labels))  # refused without classes
     features = None if args.objective == "paired" else feature_space(args.features or CLASSIFIER, model.shape)
     with usage():

@@ -75,11 +75,11 @@ def run(args: argparse.Namespace) -> None:
         raise Usage(f"got --quality with --num {args.num}: quality is measured on at least {LEAST} samples")
     check_device(args.device)
     pick(GRIDS, args.grid or "default", "grid")
-    model = load(args.model, device=args.device, pace=pace_of(args))
+    model = load(args.model, device=args.device, pace=pace_of(args), variant=args.variant)
     guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels) or model.takes_w)
     if solver is None:
         solver = build(SOLVERS, DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
-    solver = attach(solver, model.path)
+    solver = attach(solver, model)
     if getattr(solver, "statistics", "") is None:
         print(f"no statistics of this model for {type(solver).__name__}, which runs as the method they improve: "
               "measure them with fewstep stats", file=sys.stderr)  # fmt: skip
@@ -112,6 +112,7 @@ def run(args: argparse.Namespace) -> None:
 
     from fewstep.files import Results
     from fewstep.model.draw import draw
+    from fewstep.solver.driver.base import listed
     from fewstep.terminal import png
 
     measure = quality_of(model) if args.quality else None
@@ -137,11 +138,9 @@ def run(args: argparse.Namespace) -> None:
     if "quality" in record:
         print(sentence(record["quality"]))
     if drawn.aside:
-        numbers = [str(k) for k in drawn.aside]
-        which = ", ".join(numbers[:8]) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
         raise ValueError(
-            f"got {len(numbers)} of {args.num} samples that are not whole ({which}): the others are written, and "
-            "run.json says why of each; look at the network, or give more steps"
+            f"got {len(drawn.aside)} of {args.num} samples that are not whole ({listed([*drawn.aside])}): the others "
+            "are written, and run.json says why of each; look at the network, or give more steps"
         )
 
 

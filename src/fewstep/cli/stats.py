@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.cli.common import at_least, check_device, pace_arguments, pace_of, usage
+from fewstep.cli.common import at_least, check_device, model_argument, pace_arguments, pace_of, usage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +25,8 @@ ENOUGH = 256  # data points that the error is measured on
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fewstep stats`."""
+    model_argument(parser)
     add = parser.add_argument
-    add("model", nargs="?", help="a model folder (default: the shipped Fashion-MNIST model)")
     add("--data", help="an npz file or folder of pictures, as for `fewstep train` (default: samples of the model)")
     add("--samples", type=at_least(2), default=1024, help="how many data points (default: 1024)")
     add("--nodes", type=at_least(3), default=120, help="at how many log-SNRs (default: 120)")
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.stats.errors import FILE as ERRORS
 
     check_device(args.device)
-    model = load(args.model, device=args.device, dtype=torch.float32, pace=pace_of(args))
+    model = load(args.model, device=args.device, dtype=torch.float32, pace=pace_of(args), variant=args.variant)
     assert model.path is not None
     if args.only == "all" and model.process.kind != "scalar":
         args.only = "variance"

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from typing import Any
 
-from fewstep.cli.common import Usage, at_least, check_device, option, pace_arguments, pace_of, several
+from fewstep.cli.common import Usage, at_least, check_device, named, option, pace_arguments, pace_of, pick, several
 
 __all__ = ["arguments", "run"]
 
@@ -52,14 +52,21 @@ def run(args: argparse.Namespace) -> None:
     What is not given is taken from the run in OUT when there is one. A run that is over is exported again; with a
     larger --images or --hours it goes on. METHOD distils the --teacher, or learns from scratch, on images or points.
     """
+    from fewstep.process import ALL_PROCESSES
+    from fewstep.process.predict import EDM_LIKE, PREDICTIONS
     from fewstep.train import METHODS, train, train_student
     from fewstep.train.company import joined, together
     from fewstep.train.source import floats
 
     check_device(args.device)
+    predicted = dict.fromkeys((*PREDICTIONS, *EDM_LIKE))
+    args.process = args.process and named(dict.fromkeys((*ALL_PROCESSES, "scaled-linear")), args.process, "process")
+    args.predicts = args.predicts and named(predicted, args.predicts, "predicts")
     words, method = list(args.words), None
     if words[0] in METHODS and (len(words) > 1 or args.teacher):
         method = words.pop(0)
+    elif len(words) == 3:
+        pick(METHODS, words[0], "method")
     if len(words) not in (1, 2) or (len(words) == 1 and not args.teacher):
         raise Usage(f"got {' '.join(args.words)!r}: give [METHOD] DATA OUT, or METHOD --teacher MODEL OUT")
     data, out = words if len(words) == 2 else (None, words[0])

@@ -26,6 +26,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     pace: Pace | None = None,
+    variant: str | None = None,
 ) -> Model:
     """Reads a model folder; None: the shipped class-conditional Fashion-MNIST model.
 
@@ -35,6 +36,8 @@ def load(
         device: where the network lives.
         pace: precision, memory format and threads; what it leaves open is measured (`fewstep.pace`). Threads are for
             `fewstep.model.draw` and the commands: `fewstep.sample` runs with torch's own.
+        variant: of a pipeline's folder, which weights: those of "fp16" are diffusion_pytorch_model.fp16.safetensors.
+            None: those without a variant, or the only one there.
 
     Raises:
         ValueError: one sentence, for a folder that is not whole, not safe or not of this format.
@@ -54,9 +57,11 @@ def load(
     if theirs and not (folder / "fewstep.json").exists():
         from fewstep.interop.diffusers.folder import load_folder
 
-        model = load_folder(folder, dtype=given.dtype if given.precision else None, device=device)
+        model = load_folder(folder, dtype=given.dtype if given.precision else None, device=device, variant=variant)
         stored = Pace(precision=str(model.dtype).removeprefix("torch."))
         made = paced(model.net, lambda x: model.net(x, 1), model.shape, stored.over(given), device)
         made.place(model.net)
         return replace(model, pace=made, error=known_error(folder, model.weights))
+    if variant is not None:
+        raise ValueError(f"got variant={variant!r} for {folder}, a model folder, whose weights have none: leave it out")
     return load_own(folder, given, device)

@@ -91,7 +91,7 @@ class Job:
         if labels is None and choice.scale != 1:
             raise ValueError(f"got guidance {choice.scale:g} without classes, where it has no effect: set it to 1")
         name = DEFAULT_SOLVERS[model.process.kind] if choice.solver == DEFAULT else choice.solver
-        solver = attach(_built(name, written(choice.options)), model.path)
+        solver = attach(_built(name, written(choice.options)), model)
         final = "state"
         if isinstance(solver, Driver):
             if solver.own_times and choice.grid != DEFAULT:
@@ -125,7 +125,7 @@ class Job:
         if isinstance(own, Default):
             solver = f"fs.{own}"
         elif getattr(own, "statistics", None):
-            solver = f"fs.stats.attach(fs.SOLVERS[{self.name!r}]({options}), model.path)"
+            solver = f"fs.stats.attach(fs.SOLVERS[{self.name!r}]({options}), model)"
         denoiser = f"model.denoiser({'' if self.labels is None else _spelt(self.labels)})"
         if choice.scale != 1:
             denoiser = f"fs.guide({denoiser}, model.denoiser(), {choice.scale!r})"

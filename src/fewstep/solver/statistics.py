@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.files import WEIGHTS, extra, load_tensors, save_tensors, sha256
+from fewstep.files import extra, load_tensors, save_tensors
 from fewstep.process.base import Process
 from fewstep.process.operator import Coefficient, Diagonal
 from fewstep.words import Typed
@@ -185,15 +185,15 @@ class Statistics(Typed):
         return {k: torch.as_tensor(v, dtype=torch.float64).cpu() for k, v in values.items() if v is not None}
 
 
-def attach(solver: Any, folder: Path | None) -> Any:
-    """A solver with the statistics of a model folder, where it reads any, was given none, and finds what it needs.
+def attach(solver: Any, model: Any) -> Any:
+    """A solver with the statistics of a model's folder, where it reads any, was given none, and finds what it needs.
 
-    Statistics of other weights than the folder's are refused.
+    Statistics of other weights than the model's are refused.
     """
-    path = None if folder is None else folder / FILE
+    path = None if model.path is None else model.path / FILE
     if path is None or not path.is_file() or getattr(solver, "statistics", "") is not None:
         return solver
-    found = Statistics.load(path, weights=sha256(path.parent / WEIGHTS))
+    found = Statistics.load(path, weights=model.weights)
     with suppress(ValueError):  # measured, but not what this solver reads
         return replace(solver, statistics=found)
     return solver

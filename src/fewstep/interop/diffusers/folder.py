@@ -105,17 +105,22 @@ class DiffusersModel(Model):
 
 
 def load_folder(
-    folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    variant: str | None = None,
 ) -> DiffusersModel:
     """Reads a pipeline that diffusers saved, or the folder of its network; nothing in it is run.
 
-    Weights are those without a variant, else the only variant (as fp16) that is there; one file, or shards and their
-    index. Every tensor of the network is there, and no other.
+    Weights are those of the variant asked for, or those without one, else the only variant (as fp16) that is there; one
+    file, or shards and their index. Every tensor of the network is there, and no other.
 
     Args:
         folder: with model_index.json, or `unet` or `transformer` inside such a folder.
         dtype: the network's; None is float32, whatever it is stored in.
         device: where the network lives.
+        variant: as "fp16", of which files the weights are.
 
     Raises:
         ValueError: for a folder without a network or a scheduler, whose scheduler does not say what is predicted, that
@@ -134,7 +139,7 @@ def load_folder(
     cls = _class_of(config, part)
     config = check_arguments(cls, config, part / "config.json", null=True)
     convention = FewStepScheduler.from_config(whole / SCHEDULER).convention
-    files = weights_of(part)
+    files = weights_of(part, variant)
     found = [tensor_shapes(file) for file in files]
     joined = {name: about for shard in found for name, about in shard.items()}
     if len(joined) < sum(map(len, found)):
@@ -156,26 +161,31 @@ def load_folder(
                           within=1.0 if pictures else math.inf)  # fmt: skip
 
 
-def weights_of(part: Path) -> list[Path]:
+def weights_of(part: Path, variant: str | None = None) -> list[Path]:
     """The files of a network's weights: one, or shards in the order of their names; those without a variant first."""
+    pairs = _variants(part)
+    if variant is not None and variant not in pairs:
+        known = f"the variants {', '.join(sorted(pairs))}" if pairs else "no variant"
+        raise ValueError(f"got variant={variant!r} for {part}, which has {known}: give one that is there, or none")
     index, file = part / f"{WEIGHTS}.index.json", part / WEIGHTS
-    if not index.is_file() and not file.is_file():
-        index, file = _variant(part) or (index, file)
+    if variant is None and pairs and not (index.is_file() or file.is_file()):
+        if len(pairs) > 1:
+            raise ValueError(
+                f"{part} has no {WEIGHTS} but the variants {', '.join(sorted(pairs))}; weights without a variant or "
+                f"one alone are read by themselves; give variant={min(pairs)!r} or another of them."
+            )
+        (variant,) = pairs
+    index, file = pairs[variant] if variant is not None else (index, file)
     return _shards(index) if index.is_file() else [file]
 
 
-def _variant(part: Path) -> tuple[Path, Path] | None:
-    """(index, file) of the only variant of a network's weights."""
+def _variants(part: Path) -> dict[str, tuple[Path, Path]]:
+    """(index, file) of every variant of a network's weights, of which one is there."""
     kind = ".safetensors"
     stem = WEIGHTS.removesuffix(kind)
     named = re.compile(rf"{stem}(?:{kind}\.index\.(.+)\.json|\.(?!.*-\d+-of-\d+)(.+){kind})")
     found = {m[1] or m[2] for p in part.iterdir() if (m := named.fullmatch(p.name))}
-    if len(found) > 1:
-        raise ValueError(
-            f"{part} has no {WEIGHTS} but the variants {', '.join(sorted(found))}; weights without a variant or one "
-            "alone are read; leave one of them."
-        )
-    return next(((part / f"{stem}{kind}.index.{name}.json", part / f"{stem}.{name}{kind}") for name in found), None)
+    return {name: (part / f"{stem}{kind}.index.{name}.json", part / f"{stem}.{name}{kind}") for name in found}
 
 
 def _shards(index: Path) -> list[Path]:

@@ -30,7 +30,7 @@ from fewstep.interop.diffusers.saved import (
     student_of,
 )
 from fewstep.interop.diffusers.schedule import Schedule, clipping_of, from_row
-from fewstep.interop.diffusers.times import asked_for, is_ramp
+from fewstep.interop.diffusers.times import table_for
 from fewstep.loop.excess import warn_of_excess
 from fewstep.loop.tabulate import own_of
 from fewstep.process import Process
@@ -256,22 +256,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             others: what some scheduler of diffusers takes and none here.
         """
         refuse_others(others, "set_timesteps")
-        if self.convention.steps == "share" and timesteps is None and is_ramp(sigmas):
-            num_inference_steps, sigmas = len(torch.as_tensor(sigmas)), None
-        made, convention, given = self._student, self.convention, not (timesteps is sigmas is None)
-        if made is None or (given and made.rows != "own"):
-            assert self._solver is not None
-            asked = (num_inference_steps, timesteps, sigmas, mu)
-            times, convention = asked_for(self.config, self.convention, self._solver, *asked)
-            table = self._solver.tabulate(self.process, times)
-        elif made.rows == "own" and (given or num_inference_steps not in made.by_calls):
-            calls = " or ".join(map(str, sorted(made.by_calls)))
-            raise ValueError(
-                f"got other steps than the {calls} of the table this scheduler runs, which has its own times: give "
-                f"num_inference_steps={calls}"
-            )
-        else:
-            table = own_of(made, self.process, steps=num_inference_steps)
+        table, convention = table_for(self.config, self.convention, self._solver, self._student,
+                                      num_inference_steps, timesteps, sigmas, mu)  # fmt: skip
         warn_of_excess(table)
         self._take(Schedule.of(table, convention, self._clipping), device)
 
@@ -333,8 +319,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):
             others: what some scheduler of diffusers takes and none here.
 
         Raises:
-            ValueError: for a time step that no run is at, as when two runs that pipelines change are interleaved; for
-                an option without effect.
+            ValueError: for a time step that no run is at, as of two that pipelines change by turns; for an idle option.
         """
         refuse_others(others, "step")
         if self._begin_index is None and self._runs.fresh(float(timestep)):

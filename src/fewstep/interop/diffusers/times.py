@@ -20,13 +20,41 @@ from torch import Tensor
 from fewstep.grid import as_grid
 from fewstep.grid.spacing import beta_quantile
 from fewstep.interop.diffusers.convention import Convention
-from fewstep.loop.tabulate import intervals, times_of
+from fewstep.loop.tabulate import intervals, own_of, times_of
 from fewstep.solver import Solver
+from fewstep.tableau import MadeFor, Tableau
 from fewstep.words import pick
 
-__all__ = ["asked_for", "is_ramp"]
+__all__ = ["asked_for", "table_for"]
 
 SPACINGS = ("karras", "exponential", "beta")
+
+
+def table_for(
+    config: Mapping[str, Any],
+    convention: Convention,
+    solver: Solver | None,
+    student: MadeFor | None,
+    calls: int | None,
+    timesteps: Sequence[float] | Tensor | None,
+    sigmas: Sequence[float] | Tensor | None,
+    mu: float | None,
+) -> tuple[Tableau, Convention]:
+    """The table of a run, a student's own or the solver's, and how its network is told of its times."""
+    if convention.steps == "share" and timesteps is None and is_ramp(sigmas):
+        calls, sigmas = len(torch.as_tensor(sigmas)), None
+    given = not (timesteps is sigmas is None)
+    if student is None or (given and student.rows != "own"):
+        assert solver is not None
+        times, convention = asked_for(config, convention, solver, calls, timesteps, sigmas, mu)
+        return solver.tabulate(convention.process, times), convention
+    if student.rows == "own" and (given or calls not in student.by_calls):
+        allowed = " or ".join(map(str, sorted(student.by_calls)))
+        raise ValueError(
+            f"got other steps than the {allowed} of the table this scheduler runs, which has its own times: give "
+            f"num_inference_steps={allowed}"
+        )
+    return own_of(student, convention.process, steps=calls), convention
 
 
 def asked_for(

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NoReturn, Protocol
 
@@ -25,7 +24,7 @@ from fewstep.process.base import Process
 from fewstep.solver.base import Promised
 from fewstep.tableau import Form, Tableau, Writer
 
-__all__ = ["ENDS", "Driver", "Live", "Outcome", "Run", "ends_of"]
+__all__ = ["ENDS", "Driver", "Live", "Outcome", "Run", "ends_of", "listed"]
 
 ENDS = {
     "reached the end": "it reached the end",
@@ -34,6 +33,8 @@ ENDS = {
     "too many calls": "it took all the network calls it was allowed: raise the number of calls or the tolerance",
     "not finite": "its state or the network's output is not finite: check the network's output there",
 }
+
+NAMED = 8  # samples that a sentence names
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,9 +109,16 @@ class Outcome:
         return f"{self._failed()}: {self.sentence(first)}"
 
     def _failed(self) -> str:
-        counts = Counter(status for status in self.status if status != "reached the end")
-        failed = ", ".join(f"{n} with {status!r}" for status, n in counts.items())
-        return f"{counts.total()} of {len(self.status)} samples did not reach the end ({failed})"
+        lost = [k for k, status in enumerate(self.status) if status != "reached the end"]
+        kinds = {status: [k for k in lost if self.status[k] == status] for status in self.status}
+        failed = ", ".join(f"{len(ks)} with {status!r}: {listed(ks)}" for status, ks in kinds.items() if ks)
+        return f"{len(lost)} of {len(self.status)} samples did not reach the end ({failed})"
+
+
+def listed(samples: Sequence[int]) -> str:
+    """The numbers of samples as a sentence has them: the first of many."""
+    more = f" and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
+    return f"sample{'s' * (len(samples) > 1)} {', '.join(map(str, samples[:NAMED]))}{more}"
 
 
 def ends_of(state: Tensor) -> tuple[str, ...]:
