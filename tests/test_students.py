@@ -30,6 +30,7 @@ OPTIONS = {  # stages with borders, few pairs
     "knowledge": (("pairs", 64), ("calls", 4)),
     "bridge": (("degrade", "noise0.2"),),
     "operator": (("pairs", 64), ("calls", 8)),
+    **{name: (("rounds", 1), ("steps", 3)) for name in ("dsb", "dsbm", "fbsde")},
 }
 
 
@@ -95,7 +96,8 @@ def test_a_run_in_parts_ends_in_the_weights_of_one_in_one(method: str, tmp_path:
 def test_the_folder_of_a_student_samples_by_its_own_tables(method: str, tmp_path: Path) -> None:
     made = train_student(data_of(method), tmp_path, **options(method))
     if not METHODS[method]().denoises:  # heads, and fields on manifolds
-        assert made == tmp_path / ("field.safetensors" if method.startswith("riemannian") else "network.safetensors")
+        left = {"riemannian": "field", "dsb": "bridge", "dsbm": "bridge", "fbsde": "bridge"}
+        assert made == tmp_path / f"{left.get(method.partition('-')[0], 'network')}.safetensors"
         return
     model = fs.load(made, dtype=torch.float32)
     assert model.shape == (2,)

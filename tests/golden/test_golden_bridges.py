@@ -29,9 +29,7 @@ GOLDEN = Store(HERE.parents[1] / OTHER if OTHER else HERE / "bridges")
 
 # What no solver here runs, by the beginning of its keys.
 ABSENT = {
-    "dsb.": "Schroedinger bridges alternate two trainings",
-    "fbsde.": "Schroedinger bridges alternate two trainings",
-    "s2.": "states on a sphere make no table of a linear process",
+    **dict.fromkeys(("dsb.", "fbsde.", "s2."), "test_golden_roads.py compares them"),
     "cold.": "its degradations are kernels of three pixels with borders of their own, no frequencies",
     "ihdm.": "its network returns a less blurred picture, a head that no table here reads",
     "si.bsquared": "m/R stays finite at y, so no law is known from which a run given y starts",

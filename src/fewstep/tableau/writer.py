@@ -95,7 +95,7 @@ class Writer:
         (_, j, label), (_, index) = _symbol(variance), _symbol(xi)
         return Form.of(("root", j, label, index))
 
-    def table(self, solver: Author) -> Tableau:
+    def table(self, solver: Author | None) -> Tableau:
         rows = tuple(Row(*row) for row in self._rows)
         return Tableau(rows, tuple(self._noises), self.process, self.grid, solver, heads=self._heads)
 

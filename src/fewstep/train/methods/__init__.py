@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from fewstep.train.drifts.manifold import RiemannianFlow, RiemannianScore
+from fewstep.train.drifts.schroedinger import Alternating
 from fewstep.train.methods.base import Method, Setting
 from fewstep.train.methods.bridge import Restoration
 from fewstep.train.methods.consistency import (
@@ -51,6 +52,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "sid": partial(ScoreMatching, a=1.0),
     "riemannian-score": RiemannianScore,
     "riemannian-flow": RiemannianFlow,
+    "dsb": Alternating,
+    "dsbm": partial(Alternating, kind="dsbm"),
+    "fbsde": partial(Alternating, kind="fbsde"),
     "genie": Genie,
     "npr": Variance,
     "sn": partial(Variance, kind="sn"),
