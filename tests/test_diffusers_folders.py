@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import fewstep as fs
+from fewstep.cli import main
 from fewstep.denoiser.base import range_of
 from fewstep.files import load_tensors, save_tensors
 
@@ -369,3 +371,68 @@ def test_pictures_are_within_their_range_and_latents_in_none(
     assert range_of(load_folder(folder / "unet").denoiser()) == within
     sampled = fs.sample(model.denoiser(), model.process, shape=(2, *model.shape), steps=2, final="denoise")
     assert (float(sampled.abs().max()) <= 1) == (within == 1.0)
+
+
+def commanded(folder: Path, *words: str) -> np.ndarray:
+    """The samples of a command line, which are pictures."""
+    out = folder.parent / "out"
+    assert main(["sample", str(folder), *words, "--solver", "ddim", "--steps", "2", "--num", "3", "--batch", "2",
+                 "--precision", "float32", "--out", str(out)]) == 0  # fmt: skip
+    return np.load(out / "samples.npz")["samples"]
+
+
+def pipelined(pipe: Any, steps: int = 2, **how: Any) -> np.ndarray:
+    """The pictures of a pipeline from the same noises, in [-1, 1]."""
+    from fewstep.interop.diffusers import FewStepScheduler
+    from fewstep.noise import noise_source
+
+    pipe.scheduler = FewStepScheduler.from_config(pipe.scheduler.config, solver="ddim", set_alpha_to_one=True)
+    pipe.scheduler.set_timesteps(steps)
+    eps = noise_source(seed=0).initial((3, 4, 8, 8), torch.float32, "cpu")
+    latents = pipe.scheduler.process.prior(eps, float(pipe.scheduler.table.grid[0]))
+    made = pipe(num_inference_steps=steps, output_type="np", latents=latents, **how).images
+    return 2 * np.moveaxis(made, -1, 1) - 1
+
+
+@pytest.mark.filterwarnings("ignore:got a network wrapped")
+@pytest.mark.filterwarnings("ignore:got a start x")
+def test_prompts_are_drawn_and_decoded_as_the_pipeline_does(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("transformers")
+    pipe = tiny.sd()
+    pipe.vae.register_to_config(scaling_factor=0.5, shift_factor=None)
+    pipe.save_pretrained(tmp_path / "pipe")
+    found = commanded(
+        tmp_path / "pipe", "--prompt", "a cat", "--prompt", "a, b", "--negative", "dog", "--guidance", "3"
+    )
+    wanted = pipelined(pipe, prompt=["a cat", "a, b", "a cat"], negative_prompt=["dog"] * 3, guidance_scale=3.0)
+    np.testing.assert_allclose(found.clip(-1, 1), wanted, atol=2e-5)
+    assert abs(found[0] - found[2]).max() > 0.1
+    about = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (about["prompts"], about["negative"], about["labels"]) == (["a cat", "a, b"], "dog", [0, 1, 0])
+    capsys.readouterr()
+    for words, said in (
+        ([], "got no --prompt"),
+        (["--prompt", "a", "--negative", "b"], "--negative without"),
+        (["--prompt", "a", "--label", "1"], "give one"),
+    ):
+        assert main(["sample", str(tmp_path / "pipe"), *words]) == 2
+        assert said in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "pipe" / "vae")
+    assert commanded(tmp_path / "pipe", "--prompt", "a cat").shape == (3, 4, 8, 8)
+    assert "the samples are latents" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:got a network wrapped")
+def test_classes_of_a_pipeline_have_their_names_and_the_one_of_none(tmp_path: Path) -> None:
+    pipe = tiny.dit()
+    pipe.vae.register_to_config(shift_factor=0.2, scaling_factor=0.7)
+    pipe.save_pretrained(tmp_path / "pipe")
+    changed(tmp_path / "pipe" / "model_index.json", id2label={"7": "cock, bird", "9": "ostrich"})
+    found = commanded(tmp_path / "pipe", "--label", "7,ostrich", "--guidance", "4")
+    assert np.array_equal(found, commanded(tmp_path / "pipe", "--label", "Cock,9", "--guidance", "4"))
+    model = fs.load(tmp_path / "pipe")
+    guided = fs.guide(model.denoiser(torch.tensor([7, 9, 7])), model.denoiser(torch.tensor([1000] * 3)), 4.0)
+    z = fs.sample(guided, model.process, solver="ddim", steps=2, shape=(3, 4, 8, 8))
+    with torch.no_grad():
+        wanted = pipe.vae.decode(z / 0.7 + 0.2).sample
+    np.testing.assert_allclose(found, wanted.numpy(), atol=2e-5)

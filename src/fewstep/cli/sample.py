@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -42,6 +43,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--num", type=at_least(1), default=64, help="how many samples (default: 64)")
     add("--label", help="class names or numbers, separated by commas, used in turn (default: every class in turn)")
+    text = "of a diffusers folder with a text encoder, what to draw; repeatable, used in turn"
+    add("--prompt", action="append", default=[], metavar="TEXT", help=text)
+    add("--negative", metavar="TEXT", help="the text that guidance leads away from (default: an empty one)")
     guidance_argument(parser)
     add("--seed", type=at_least(0), default=0, help="sample k of a seed is the same in every run (default: 0)")
     add("--batch", type=at_least(1), default=64, help="samples a network call (default: 64)")
@@ -60,11 +64,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Samples a model: a sheet of pictures, the samples, and run.json that says how they were made."""
+    import torch
+
     from fewstep.files import json_text
     from fewstep.grid import GRIDS
     from fewstep.interop.load import load
     from fewstep.loop.tabulate import right_for
-    from fewstep.model.draw import conditioned, table_for
+    from fewstep.model.draw import bare, table_for
     from fewstep.model.record import WRITERS, class_labels, describe
     from fewstep.solver import DEFAULT_SOLVERS, SOLVERS, Driver
     from fewstep.solver.config import Tableau
@@ -73,9 +79,14 @@ def run(args: argparse.Namespace) -> None:
     solver = solver_or_table(args, ("option", "grid", "steps", "nfe"))  # what is wrong is refused before any loading
     if args.quality and args.num < LEAST:
         raise Usage(f"got --quality with --num {args.num}: quality is measured on at least {LEAST} samples")
+    if args.negative is not None and (not args.prompt or args.guidance in (None, 1)):
+        raise Usage("got --negative without --prompt and --guidance, which it is for: give them, or leave it out")
+    if args.prompt and args.label is not None:
+        raise Usage("got --prompt and --label: give one")
     check_device(args.device)
     pick(GRIDS, args.grid or "default", "grid")
     model = load(args.model, device=args.device, pace=pace_of(args), variant=args.variant)
+    model = told(model, args.prompt, args.negative or "")
     guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels) or model.takes_w)
     if solver is None:
         solver = build(SOLVERS, DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
@@ -84,12 +95,12 @@ def run(args: argparse.Namespace) -> None:
         print(f"no statistics of this model for {type(solver).__name__}, which runs as the method they improve: "
               "measure them with fewstep stats", file=sys.stderr)  # fmt: skip
     if hasattr(model, "convention") and not args.dry_run:  # of diffusers, whose scheduler says what is predicted
-        check_prediction(model.denoiser(), model.shape, device=args.device)
+        check_prediction(model.denoiser(0 if model.labels else None), model.shape, device=args.device)
     with usage():
         labels = class_labels(args.label, model.labels, args.num)
     grid, driven = args.grid or "default", {}
     if isinstance(solver, Driver):
-        right_for(conditioned(model, None, guidance), model.process, solver)
+        right_for(bare(model, guidance), model.process, solver)
         most = args.steps or (None if args.nfe or solver.own_times else STEPS)
         table, driven = solver, {"grid": grid, "steps": most, "nfe": args.nfe}
         end = "zero" if not solver.own_times and solver.reaches_zero(model.process) else "state"
@@ -105,6 +116,7 @@ def run(args: argparse.Namespace) -> None:
     file = args.solver if isinstance(solver, Tableau) else None
     record = describe(model, table, file=file, final=final, num=args.num, labels=labels, guidance=guidance,
                       seed=args.seed, batch=args.batch, device=args.device, memory=args.memory, compile=args.compile,
+                      **({"prompts": args.prompt, "negative": args.negative or ""} if args.prompt else {}),
                       **(driven or {"grid": None if file else grid}))  # fmt: skip
     if args.dry_run:
         print(json_text(record))
@@ -120,6 +132,11 @@ def run(args: argparse.Namespace) -> None:
         drawn = draw(model, table, num=args.num, labels=labels, guidance=guidance, seed=args.seed, batch=args.batch,
                      final=final, device=args.device, memory=args.memory,
                      compile=args.compile, strict=False, progress=True, **driven)  # fmt: skip
+        if (decode := getattr(model, "decode", None)) is not None:
+            parts = [decode(part) for part in drawn.samples.split(args.batch)]
+            drawn = dataclasses.replace(drawn, samples=torch.cat(parts))
+        elif hasattr(model, "convention") and model.shape[0] not in (1, 3):
+            print(f"got no autoencoder that is known in {model.path}: the samples are latents", file=sys.stderr)
         labels, left = drawn.kept(labels), len(drawn.samples)
         if drawn.aside:
             record["set_aside"] = [{"sample": k, "why": why} for k, why in drawn.aside.items()]
@@ -142,6 +159,16 @@ def run(args: argparse.Namespace) -> None:
             f"got {len(drawn.aside)} of {args.num} samples that are not whole ({listed([*drawn.aside])}): the others "
             "are written, and run.json says why of each; look at the network, or give more steps"
         )
+
+
+def told(model: Any, prompts: list[str], negative: str) -> Any:
+    """The model with prompts, or the classes of a diffusers network, as its labels."""
+    texts = getattr(model, "texts", None) is not None
+    if prompts and not texts:
+        raise Usage(f"got --prompt for {model.path}, which has no text encoder of its own: leave it out")
+    if texts and not prompts:
+        raise Usage(f"got no --prompt for {model.path}, which draws what a text says: give one")
+    return model.told(prompts, negative) if hasattr(model, "told") else model
 
 
 def quality_of(model: Model) -> Callable[[Tensor], dict[str, float]]:

@@ -25,7 +25,7 @@ from fewstep.solver.driver.base import ENDS, Outcome
 from fewstep.tableau import Tableau
 from fewstep.terminal import telling
 
-__all__ = ["Drawn", "conditioned", "draw", "suited", "table_for"]
+__all__ = ["Drawn", "bare", "conditioned", "draw", "suited", "table_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,16 +145,20 @@ def conditioned(
     return denoiser if guidance == 1 else guide(denoiser, model.denoiser(None, **given), guidance)
 
 
+def bare(model: Any, guidance: float) -> Callable[[Tensor, Any], Any]:
+    """The denoiser that tells what a model is, and is not called: without a label where there is one without."""
+    y = torch.zeros(1, *model.shape) if getattr(model, "given", False) else None
+    return conditioned(model, None if getattr(model, "free", True) else [0], guidance, y)
+
+
 def suited(solver: Any, model: Any, guidance: float) -> Any:
     """The default solver as it is for a model and a guidance scale; any other as it is."""
-    y = torch.zeros(1, *model.shape) if getattr(model, "given", False) else None
-    return informed(solver, conditioned(model, None, guidance, y), model.shape)
+    return informed(solver, bare(model, guidance), model.shape)
 
 
 def table_for(model: Any, solver: Any, guidance: float, **options: Any) -> Tableau:
     """The table that a model runs by (`fewstep.loop.tabulate.table_of`); options: its grid, steps, nfe, final."""
-    y = torch.zeros(1, *model.shape) if getattr(model, "given", False) else None
-    return table_of(conditioned(model, None, guidance, y), model.process, solver, model.shape, **options)
+    return table_of(bare(model, guidance), model.process, solver, model.shape, **options)
 
 
 @dataclass(eq=False)

@@ -6,10 +6,9 @@ sees and predicts latents where the pipeline does. Weights are read from safeten
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -18,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor, nn
 
-from fewstep.blueprint import check_arguments, check_fits, describing, is_whole, unfit
+from fewstep.blueprint import is_whole, unfit
 from fewstep.denoiser import Wrapped
-from fewstep.files import WEIGHTS, load_tensors, read_json, sha256, tensor_shapes
+from fewstep.files import read_json
+from fewstep.interop.diffusers.codec import codec_of
 from fewstep.interop.diffusers.convention import Convention
 from fewstep.interop.diffusers.safe import INDEX, check_folder
 from fewstep.interop.diffusers.scheduler import FewStepScheduler
+from fewstep.interop.diffusers.weights import network_of
 from fewstep.model import Model
 from fewstep.model.folder import SIDE
 from fewstep.model.model import check_batch, checked_classes
@@ -46,34 +46,75 @@ class DiffusersModel(Model):
     Attributes:
         convention: process, prediction and time steps, as the scheduler's config has them.
         texts: the pipeline's `encode_prompt` where it has one text encoder, else None.
+        decode: latents -> pictures in [-1, 1], where the folder has an autoencoder that is known, else None.
+        names: of the network's classes, where it has any: the pipeline's, or numbers.
+        said: of a model `told` prompts, which are its labels, their embeddings and that of the negative one, the last.
         within: the largest size of the data's entries, 1 where the network sees pictures themselves; inf for latents.
     """
 
     convention: Convention
     texts: Callable[..., Any] | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
+    names: tuple[str, ...] = ()
+    said: Tensor | None = None
     within: float = math.inf
 
     def denoiser(self, label: Any = None, *, prompt: str | list[str] | None = None, **conditions: Any) -> Wrapped:
         """The denoiser (z, t) -> x0_hat with the network's conditions bound to it.
 
         Args:
-            label: the network's class number, or a (B,) tensor of them.
+            label: the network's class number, or a (B,) tensor of them; of a model that was `told`, which of its
+                labels, as in `Model.denoiser`, and None for no class or the negative prompt.
             prompt: a text, or one per sample, for pipelines with one text encoder.
             conditions: any further arguments of the network, as `encoder_hidden_states`.
         """
-        if prompt is not None:
-            if self.texts is None:
-                raise ValueError(
-                    "got a prompt for a pipeline without one text encoder: encode it with the pipeline and give what "
-                    "the network takes, as encoder_hidden_states"
-                )
-            conditions["encoder_hidden_states"] = self.texts(prompt, next(self.net.parameters()).device, 1, False)[0]
+        if self.labels:
+            label = self._nothing if label is None else self._numbers(label)
+        if self.said is not None:
+            label, at = None, -1 if label is None else label
+            conditions["encoder_hidden_states"] = self.said[torch.as_tensor(at, device=self.said.device).reshape(-1)]
+        elif prompt is not None:
+            conditions["encoder_hidden_states"] = self._encoded(prompt)
         if label is not None:
             conditions["class_labels"] = self._classes(label)
         elif "class_labels" not in conditions and (table := self._table) is not None:
             raise ValueError(f"got no label for a network of classes 0 to {table.num_embeddings - 1}: give one")
         made = self.convention.denoiser(partial(self._network, **conditions), dtype=self.dtype)
         return replace(made, error=self.error, within=self.within)
+
+    def told(self, prompts: Sequence[str] = (), negative: str = "") -> DiffusersModel:
+        """The model with labels, as models of this library have them: its prompts, or else its classes.
+
+        `denoiser(None)` is then the negative prompt, or the class of none where the network has one.
+        """
+        if not prompts:
+            return replace(self, labels=self.names)
+        return replace(self, labels=tuple(prompts), said=self._encoded([*prompts, negative]))
+
+    def _encoded(self, prompt: str | list[str]) -> Tensor:
+        """What the network is told of texts."""
+        if self.texts is None:
+            raise ValueError(
+                "got a prompt for a pipeline without one text encoder: encode it with the pipeline and give what "
+                "the network takes, as encoder_hidden_states"
+            )
+        return self.texts(prompt, next(self.net.parameters()).device, 1, False)[0].to(self.dtype)
+
+    @property
+    def free(self) -> bool:
+        """Whether there is a denoiser without a label."""
+        return self.said is not None or self._table is None or self._nothing is not None and bool(self.labels)
+
+    def _numbers(self, label: Any) -> Tensor:
+        """Which of the labels, a scalar or (B,)."""
+        each = [self.labels.index(v) if v in self.labels else v for v in label] if isinstance(label, list) else label
+        return checked_classes(each, len(self.labels), label, "give one of the labels or its number.")
+
+    @property
+    def _nothing(self) -> int | None:
+        """The class that stands for none: of a DiT the one after its classes."""
+        count = getattr(self.net, "config", {}).get("num_embeds_ada_norm")
+        return count if (table := self._table) is not None and table.num_embeddings == (count or 0) + 1 else None
 
     def _classes(self, label: Any) -> Tensor:
         """The network's class numbers, a scalar or (B,); other conditions of classes (times, vectors) as they come."""
@@ -137,71 +178,17 @@ def load_folder(
         )
     config = read_json(part / "config.json", "a network")
     cls = _class_of(config, part)
-    config = check_arguments(cls, config, part / "config.json", null=True)
     convention = FewStepScheduler.from_config(whole / SCHEDULER).convention
-    files = weights_of(part, variant)
-    found = [tensor_shapes(file) for file in files]
-    joined = {name: about for shard in found for name, about in shard.items()}
-    if len(joined) < sum(map(len, found)):
-        raise unfit(f"{part} has a tensor in two shards; each lies in one")
-    check_fits(partial(_made, cls, config, part), joined, part, renamed=_renamed)
-    with no_init_weights():
-        net = _made(cls, config, part)
-    tensors = {name: t for file in files for name, t in load_tensors(file).items()}
-    net.load_state_dict(_renamed(net, tensors))
+    net, weights = network_of(part, cls, config, variant)
     nn.Module.to(net, device=device, dtype=dtype)
-    net.eval().requires_grad_(False)
-    digests, shape = [sha256(file) for file in files], _shape(net, part)
+    shape = _shape(net, part)
     coded = any(re.search("Autoencoder|VAE|VQ", each[1]) for each in index.values() if each)
     pictures = _axes(net) == 2 and shape[0] in (1, 3) and bool(index) and not coded
-    weights = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
     return DiffusersModel(net=net, process=convention.process, predicts=convention.predicts, time=convention.steps,
                           shape=shape, dtype=next(net.parameters()).dtype, path=folder, weights=weights,
                           convention=convention, texts=_texts(whole, index, device),
+                          decode=codec_of(whole / "vae", device, variant), names=_names(net, whole),
                           within=1.0 if pictures else math.inf)  # fmt: skip
-
-
-def weights_of(part: Path, variant: str | None = None) -> list[Path]:
-    """The files of a network's weights: one, or shards in the order of their names; those without a variant first."""
-    pairs = _variants(part)
-    if variant is not None and variant not in pairs:
-        known = f"the variants {', '.join(sorted(pairs))}" if pairs else "no variant"
-        raise ValueError(f"got variant={variant!r} for {part}, which has {known}: give one that is there, or none")
-    index, file = part / f"{WEIGHTS}.index.json", part / WEIGHTS
-    if variant is None and pairs and not (index.is_file() or file.is_file()):
-        if len(pairs) > 1:
-            raise ValueError(
-                f"{part} has no {WEIGHTS} but the variants {', '.join(sorted(pairs))}; weights without a variant or "
-                f"one alone are read by themselves; give variant={min(pairs)!r} or another of them."
-            )
-        (variant,) = pairs
-    index, file = pairs[variant] if variant is not None else (index, file)
-    return _shards(index) if index.is_file() else [file]
-
-
-def _variants(part: Path) -> dict[str, tuple[Path, Path]]:
-    """(index, file) of every variant of a network's weights, of which one is there."""
-    kind = ".safetensors"
-    stem = WEIGHTS.removesuffix(kind)
-    named = re.compile(rf"{stem}(?:{kind}\.index\.(.+)\.json|\.(?!.*-\d+-of-\d+)(.+){kind})")
-    found = {m[1] or m[2] for p in part.iterdir() if (m := named.fullmatch(p.name))}
-    return {name: (part / f"{stem}{kind}.index.{name}.json", part / f"{stem}.{name}{kind}") for name in found}
-
-
-def _shards(index: Path) -> list[Path]:
-    """The files that an index of shards names, which lie beside it; what they hold is what it says."""
-    found = read_json(index, "a network").get("weight_map")
-    named: dict[str, Any] = found if isinstance(found, dict) and found else {"": None}
-    for name in named.values():
-        if not isinstance(name, str) or name != Path(name).name or not name.endswith(".safetensors"):
-            raise unfit(f"{index} names the shard {name!r:.80}; a shard is a safetensors file beside the index")
-    files = [index.parent / name for name in sorted({*named.values()})]
-    for file in files:
-        held, listed = {*tensor_shapes(file)}, {name for name, at in named.items() if at == file.name}
-        if odd := sorted(held ^ listed):
-            where = "holds, which the index does not name" if odd[0] in held else "does not hold, which the index names"
-            raise unfit(f"{file} {where}: {odd[0]}; shards and index belong together")
-    return files
 
 
 def _class_of(config: Mapping[str, Any], part: Path) -> Any:
@@ -220,26 +207,6 @@ def _class_of(config: Mapping[str, Any], part: Path) -> Any:
     return cls
 
 
-def _made(cls: Any, config: Mapping[str, Any], part: Path) -> nn.Module:
-    """The network of a config."""
-    from diffusers.models.unets.unet_1d_blocks import SelfAttention1d
-
-    with describing(cls.__name__, part / "config.json"):
-        net = cls.from_config(config)
-        for module in net.modules():  # of a UNet1D: a head for every 32 channels, and so none for fewer, which fails
-            if isinstance(module, SelfAttention1d):
-                module.num_heads = max(module.num_heads, 1)
-        return net
-
-
-def _renamed(net: nn.Module, tensors: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """The tensors by today's names: attention had others, and some classes keep what they no longer read."""
-    net._fix_state_dict_keys_on_load(tensors)  # type: ignore[operator] - ModelMixin's
-    ignored = getattr(net, "_keys_to_ignore_on_load_unexpected", None) or []
-    known = net.state_dict()
-    return {k: v for k, v in tensors.items() if k in known or not any(re.search(pattern, k) for pattern in ignored)}
-
-
 def _shape(net: Any, part: Path) -> tuple[int, ...]:
     """(C, H, W), or (C, L) of a network of one axis; (C,) where the config has no sample_size."""
     channels, size = net.config.get("in_channels"), net.config.get("sample_size")
@@ -248,6 +215,18 @@ def _shape(net: Any, part: Path) -> tuple[int, ...]:
         given = f"in_channels={channels!r:.40} and sample_size={size!r:.40}"
         raise unfit(f"{part / 'config.json'} has {given}; whole numbers from 1 to {SIDE} are allowed")
     return (channels, *sides)
+
+
+def _names(net: nn.Module, whole: Path) -> tuple[str, ...]:
+    """The names of a network's classes: the first word of each in the pipeline's `id2label`, or numbers."""
+    table = next((m for n, m in net.named_modules() if isinstance(m, nn.Embedding) and "class_embed" in n), None)
+    if table is None:
+        return ()
+    count = getattr(net, "config", {}).get("num_embeds_ada_norm") or table.num_embeddings
+    index = read_json(whole / INDEX, "a pipeline") if (whole / INDEX).is_file() else {}
+    given = index.get("id2label") or {}
+    names = tuple(str(given.get(str(k), k)).partition(",")[0] for k in range(count))
+    return names if len({*names}) == count else tuple(map(str, range(count)))
 
 
 def _axes(net: nn.Module) -> int | None:
@@ -278,7 +257,9 @@ def _encode(whole: Path, kind: tuple[str, str], without: list[str], device: Any,
         if lacking := sorted(map(str, {*about["missing_keys"], *about["mismatched_keys"]})):
             raise ValueError(f"its text encoder has no {lacking[0]}")
         parts: dict[str, Any] = {"text_encoder": encoder, **dict.fromkeys(without)}
-        pipe: Any = DiffusionPipeline.from_pretrained(str(whole), use_safetensors=True, **parts).to(device)
+        pipe: Any = DiffusionPipeline.from_pretrained(
+            str(whole), use_safetensors=True, low_cpu_mem_usage=False, **parts
+        ).to(device)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(

@@ -23,6 +23,7 @@ CODE = {".py", ".pyc", ".pyo", ".pyd", ".pyw", ".so", ".dll", ".dylib"}
 LIBRARIES = ("diffusers", "transformers")
 OURS = ["fewstep.interop.diffusers", "FewStepScheduler"]
 FOREIGN = ("auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines", "custom_code")
+NAMES = "id2label"  # of model_index.json, words for the classes of a DiT
 MOST = 20_000  # files of a folder
 
 
@@ -40,7 +41,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
     index = read_json(root / INDEX, "a pipeline") if (root / INDEX).exists() else {}
     if (name := index.get("_class_name")) is not None and not _is_name(name):
         raise _refused(root / INDEX, f"gives {name!r:.80} as _class_name", "the name of a class in diffusers")
-    return {key: _component(root / INDEX, key, value) for key, value in index.items() if isinstance(value, list | dict)}
+    parts = {key: value for key, value in index.items() if isinstance(value, list | dict) and key != NAMES}
+    return {key: _component(root / INDEX, key, value) for key, value in parts.items()}
 
 
 def _below(folder: Path) -> Iterator[Path]:
