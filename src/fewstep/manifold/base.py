@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class Manifold(Typed, ABC):
     9 % of the first modes of a point, as many as they are.
     """
 
+    kind: ClassVar[str]  # what points on it are
     gap: float
     volume: float
     horizon: float
@@ -85,13 +87,19 @@ class Manifold(Typed, ABC):
         v = self.log(x, y)
         return self.inner(v, v).sqrt()
 
-    def check(self, x: Tensor) -> None:
-        """Refuses points that do not lie on it."""
-        if tuple(x.shape[1:]) != self.shape or bool(((self.nearest(x) - x).abs() > 1e-4).any()):
-            raise ValueError(
-                f"got points of shape {tuple(x.shape[1:])} that do not all lie on {self}: give points of shape "
-                f"{self.shape} on it, or degrees of latitude and longitude with degrees=True"
-            )
+    def off(self, x: Tensor) -> Tensor:
+        """How far points (batch, *shape) are from it: (batch,)."""
+        return (self.nearest(x) - x).abs().flatten(1).amax(1)
+
+    def points(self, x: Any) -> Tensor:
+        """The points (batch, *shape) as they lie on it, float64; refused where they do not, to 1e-4."""
+        x = torch.as_tensor(x, dtype=torch.float64)
+        if x.ndim != 1 + len(self.shape) or tuple(x.shape[1:]) != self.shape or not len(x):
+            raise ValueError(f"got points of shape {tuple(x.shape)} for {self}: give (batch, *{self.shape})")
+        far = self.off(x)
+        if not bool((far <= 1e-4).all()):  # or it is no number
+            raise ValueError(f"got points up to {float(far.max()):.3g} off {self}: give {self.kind}")
+        return self.nearest(x)
 
 
 class Isotropic(Manifold):

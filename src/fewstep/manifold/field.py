@@ -29,7 +29,7 @@ from fewstep.manifold.torus import Torus
 from fewstep.manifold.walk import flow, langevin, step
 from fewstep.nets import Waves
 from fewstep.noise import Noise
-from fewstep.words import pick
+from fewstep.words import Typed, inside, pick, whole
 
 __all__ = ["KINDS", "Field", "load"]
 
@@ -37,7 +37,7 @@ KINDS = ("score", "flow")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Field:
+class Field(Typed):
     """A network on a manifold; see the module's docstring.
 
     Args:
@@ -53,6 +53,7 @@ class Field:
 
     def __post_init__(self) -> None:
         pick(dict.fromkeys(KINDS), self.kind, "kind of field")
+        inside("low", self.low, f"(0, {self.manifold.horizon:.3g})")
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -86,16 +87,21 @@ class Field:
         Args:
             steps: of the run.
             seed: sample i is a function of (seed, i).
-            how: "walk", the reverse of Brownian motion by geodesic steps, or "ode".
+            how: "walk", the reverse of Brownian motion by geodesic steps, or "ode", a flow's only way.
             corrector: the size, in s, of a Langevin step after each step of a walk.
         """
+        whole("count", count)
+        whole("steps", steps)
+        inside("corrector", corrector, "[0, inf)")
         pick(dict.fromkeys(("walk", "ode")), how, "way to draw")
-        noise, m = Noise(seed), self.manifold
+        noise, m, walks = Noise(seed), self.manifold, how == "walk" and self.kind == "score"
+        if corrector and not walks:
+            raise ValueError(f"got corrector={corrector} where no walk is: leave it out, or draw a score by a walk")
         normal = lambda k: noise.normal("manifold", k, (count, *m.shape), dtype=torch.float64)  # noqa: E731
         x, (low, high) = m.uniform(normal(0)), self.ends
         times = torch.linspace(high, low, steps + 1, dtype=torch.float64)
         with torch.no_grad():
-            if how == "ode" or self.kind == "flow":
+            if not walks:
                 return flow(m, x, self.velocity, times)[0]
             for k, (t, u) in enumerate(zip(times[:-1].exp(), times[1:].exp(), strict=True), 1):
                 last = k == steps
@@ -106,12 +112,10 @@ class Field:
 
     def log_prob(self, x: Tensor, *, steps: int = 40) -> Tensor:
         """The logarithm of the density at points (batch, *shape), by the manifold's volume (batch,)."""
-        low, high = self.ends
-        times = torch.linspace(low, high, steps + 1, dtype=torch.float64)
+        x, (low, high) = self.manifold.points(x), self.ends
+        times = torch.linspace(low, high, whole("steps", steps) + 1, dtype=torch.float64)
         with torch.no_grad():
-            return flow(self.manifold, x.double(), self.velocity, times, spread=True)[1] - math.log(
-                self.manifold.volume
-            )
+            return flow(self.manifold, x, self.velocity, times, spread=True)[1] - math.log(self.manifold.volume)
 
     def save(self, path: str | Path, **facts: Any) -> Path:
         """Writes the field as safetensors."""
@@ -122,15 +126,16 @@ class Field:
 
 
 def load(path: str | Path) -> Field:
-    """The field of a file that `Field.save` wrote."""
+    """The field of a file that `Field.save` wrote, or of a run's folder."""
+    path = Path(path) / "field.safetensors" if Path(path).is_dir() else path
     try:
         with extra("safetensors", "diffusers", "reading a field").safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["fewstep"])
         known = {"Sphere": Sphere, "Torus": Torus, "Rotations": Rotations}
-        name, *options = (about["manifold"].pop("name"), about["manifold"])
+        name, options = about["manifold"].pop("name"), about["manifold"]
         net = Waves(**about["net"])
         net.load_state_dict(load_tensors(Path(path)))
-        return Field(manifold=known[name](**options[0]), net=net.eval(), kind=about["kind"], low=about["low"])
+        return Field(manifold=known[name](**options), net=net.eval(), kind=about["kind"], low=about["low"])
     except OSError:
         raise
     except Exception as error:  # safetensors raises its own class, a bare Exception

@@ -22,6 +22,7 @@ class Rotations(Isotropic):
     """SO(3). Tangent vectors at x are x A with A skew, of length |omega|: the metric is tr(u^T v)/2."""
 
     dim = 3
+    kind = "matrices with x x^T = 1 and determinant 1"
     gap = 2.0
     volume = 8 * math.pi**2
     horizon = 4.6
@@ -49,6 +50,9 @@ class Rotations(Isotropic):
         for _ in range(6):
             x = 1.5 * x - 0.5 * x @ x.mT @ x
         return x
+
+    def off(self, x: Tensor) -> Tensor:
+        return torch.where(x.det() > 0, super().off(x), 2.0)
 
     def uniform(self, normal: Tensor) -> Tensor:
         q = normal.flatten(1)[:, :4]

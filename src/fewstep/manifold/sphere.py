@@ -45,6 +45,8 @@ class Sphere(Isotropic):
 
     dim: int = 2
 
+    kind = "unit vectors"
+
     def __post_init__(self) -> None:
         if self.dim < 1:
             raise ValueError(f"got a sphere of dimension {self.dim}: give at least 1, points of two coordinates")

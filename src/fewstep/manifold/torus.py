@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewstep.manifold.base import Manifold, column
 from fewstep.manifold.sphere import Sphere
+from fewstep.words import whole
 
 __all__ = ["Torus"]
 
@@ -20,7 +21,11 @@ class Torus(Manifold):
 
     dim: int = 2
 
+    kind = "angles in [-2 pi, 2 pi]"
     gap = 1.0
+
+    def __post_init__(self) -> None:
+        whole("dim", self.dim)
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -45,6 +50,9 @@ class Torus(Manifold):
 
     def nearest(self, x: Tensor) -> Tensor:
         return torch.remainder(x + math.pi, 2 * math.pi) - math.pi
+
+    def off(self, x: Tensor) -> Tensor:
+        return (x.abs() - 2 * math.pi).clamp(min=0).amax(1)
 
     def uniform(self, normal: Tensor) -> Tensor:
         return 2 * math.pi * torch.special.ndtr(normal) - math.pi

@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.manifold import MANIFOLDS, Field, Manifold, divergence
+from fewstep.manifold import MANIFOLDS, Field, Manifold, Sphere, divergence
 from fewstep.manifold.base import column
 from fewstep.nets import Waves
 from fewstep.train.methods.base import Method, Setting
 from fewstep.train.objective import Objective, Stage
 from fewstep.train.pairs import Draw
 from fewstep.train.player import EMA, Players
-from fewstep.words import among, pick
+from fewstep.words import among, inside, pick
 
 __all__ = ["OnGeodesics", "OnManifold", "RiemannianFlow", "RiemannianScore"]
 
@@ -94,6 +94,10 @@ class Fields(Method):
 
     def __post_init__(self) -> None:
         pick(MANIFOLDS, self.manifold, "manifold")
+        if self.degrees and self.manifold != "sphere":
+            raise ValueError(
+                f"got degrees=True on {self.manifold}: latitudes and longitudes are of a sphere; leave it out"
+            )
 
     def on(self, size: int) -> Manifold:
         """The manifold of points of so many numbers."""
@@ -101,8 +105,13 @@ class Fields(Method):
 
     def read(self, data: np.ndarray) -> np.ndarray:
         data = vectors(data) if self.degrees else data
-        self.on(math.prod(data.shape[1:])).check(torch.from_numpy(data.astype(np.float64)))
-        return data
+        manifold = self.on(math.prod(data.shape[1:]))
+        Field(manifold=manifold, net=None, kind=self.kind, **self.options())
+        try:
+            return manifold.points(data).numpy()
+        except ValueError as error:
+            hint = ", or degrees=True for latitudes and longitudes" if manifold == Sphere(1) else ""
+            raise ValueError(f"{error}{hint}") from None
 
     def network(self, size: int, width: int, depth: int) -> nn.Module:
         manifold = self.on(size)
@@ -137,8 +146,7 @@ class RiemannianScore(Fields):
     def __post_init__(self) -> None:
         super().__post_init__()
         among(self, loss=("denoising", "implicit"))
-        if not 0 < self.low < 1:
-            raise ValueError(f"got low={self.low} as the least noise: give a number in (0, 1)")
+        inside("low", self.low, "(0, 1)")
 
     def stages(self, on: Setting) -> list[Stage]:
         return [Stage(objective=OnManifold(manifold=self.on(on.size), low=self.low, loss=self.loss))]
