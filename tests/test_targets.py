@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fewstep as fs
+from fewstep.grid import GRIDS
 from fewstep.process.operator import apply, inverse
 from fewstep.train.methods import consistency, curvature, heads, vdm
 from fewstep.train.methods.base import Setting
@@ -201,6 +202,26 @@ def test_schedules_of_consistency_count_boundaries() -> None:
     assert consistency.ict_count(0, 1000) == 11
     assert consistency.ict_count(1000, 1000) == 1281
     assert consistency.ct_decay(3, 0.9) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("name", ["edm", "cosine", "flow"])
+def test_consistency_is_led_over_the_points_that_its_reach_passes(name: str) -> None:
+    process = SCALAR[name]
+    setting = Setting(process=process, size=3, taught=True, started=True)
+    (stage,) = consistency.Consistency(points=9, reach=3).stages(setting)
+    grid = GRIDS["karras"](process, 8)
+    draw = Draw(Batch(torch.zeros(256, 3, dtype=torch.float64)), 0, 0.5)
+    point = stage.objective.point(draw)  # type: ignore[attr-defined]
+    at = torch.searchsorted(-grid, -point.t)
+    assert set(at.tolist()) == set(range(8))
+    assert torch.equal(point.u, grid[(at + 3).clamp(max=8)])
+    assert torch.equal(point.last, at >= 5)
+    rows, teacher = at == 2, fs.Mixture(process, torch.zeros(1, 3), 0.3)
+    z = point.z[rows]
+    for a, b in ((2, 3), (3, 4), (4, 5)):
+        z = heun(process, teacher, z, grid[a].expand(len(z)), grid[b].expand(len(z)))
+    led = stage.objective.target.led(teacher, point)[rows]  # type: ignore[attr-defined]
+    assert torch.allclose(led, z, rtol=1e-6, atol=1e-9)
 
 
 def test_batches_are_told_conditions_beside_their_own() -> None:

@@ -270,10 +270,11 @@ class Steps(Law):
 
 @dataclass(frozen=True)
 class Adjacent(Law):
-    """Neighbours t and u of a grid, s the grid's end; with the chances of its intervals, or alike."""
+    """Times t and u of a grid, `reach` intervals apart or u its end, s; with the chances of its intervals, or alike."""
 
     grid: tuple[float, ...]
     chances: tuple[float, ...] = ()
+    reach: int = 1
 
     def __call__(self, process: Process, draw: Draw) -> Times:
         grid, share = torch.tensor(self.grid, dtype=torch.float64), draw.uniform("t")
@@ -282,7 +283,8 @@ class Adjacent(Law):
             i = torch.searchsorted(whole / whole[-1], share).clamp(max=len(grid) - 2)
         else:
             i = (share * (len(grid) - 1)).long()
-        return Times(grid[i], grid[i + 1], grid[-1].expand(len(i)), i + 2 == len(grid))
+        j = (i + self.reach).clamp(max=len(grid) - 1)
+        return Times(grid[i], grid[j], grid[-1].expand(len(i)), j + 1 == len(grid))
 
 
 @dataclass(frozen=True)

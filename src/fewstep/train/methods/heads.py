@@ -139,6 +139,7 @@ class OfHeads(Method):
     needs: ClassVar[bool] = True
     predicts: ClassVar[str | None] = "noise"
     denoises: ClassVar[bool] = False
+    lr: ClassVar[float] = 8e-3
 
     def stages(self, on: Setting) -> list[Stage]:
         return [Stage(objective=Heads(process=on.process, kind=self.kind))]
