@@ -43,7 +43,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--num", type=at_least(1), default=64, help="how many samples (default: 64)")
     add("--label", help="class names or numbers, separated by commas, used in turn (default: every class in turn)")
-    text = "of a diffusers folder with a text encoder, what to draw; repeatable, used in turn"
+    text = (
+        "what to draw, of a model trained on words or a diffusers folder with a text encoder; repeatable, used in turn"
+    )
     add("--prompt", action="append", default=[], metavar="TEXT", help=text)
     add("--negative", metavar="TEXT", help="the text that guidance leads away from (default: an empty one)")
     guidance_argument(parser)
@@ -163,6 +165,12 @@ def run(args: argparse.Namespace) -> None:
 
 def told(model: Any, prompts: list[str], negative: str) -> Any:
     """The model with prompts, or the classes of a diffusers network, as its labels."""
+    if getattr(model, "worded", False):
+        if negative:
+            raise Usage(f"got --negative for {model.path}, whose guidance leads away from no words: leave it out")
+        with usage():
+            model.denoiser(prompts or None)  # unknown words are refused before any work
+        return dataclasses.replace(model, labels=tuple(prompts)) if prompts else model
     texts = getattr(model, "texts", None) is not None
     if prompts and not texts:
         raise Usage(f"got --prompt for {model.path}, which has no text encoder of its own: leave it out")

@@ -36,6 +36,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--channels", type=several(1), help="channels of each resolution, separated by commas (default: 64,128)")
     add("--layers", type=at_least(1), help="residual blocks a resolution (default: 1)")
     add("--patch", type=at_least(1), help="side of the squares of pixels folded into channels (default: 2)")
+    text = (
+        "train on words: texts beside the pictures (captions in an npz file, captions.json or NAME.txt in a folder) or "
+    )
+    add("--words", dest="worded", action="store_true", help=text + "else the names of the labels")
     add("--seed", type=at_least(0), help="everything random is a function of it (default: 0)")
     add("--device", default="cpu", help="where to train (default: cpu)")
     pace_arguments(parser)
@@ -78,8 +82,13 @@ def run(args: argparse.Namespace) -> None:
     if plain and data is not None and floats(data) is None:
         shapes = {name: getattr(args, name) for name in ("law", "layers", "patch")}
         shapes["channels"] = args.channels and tuple(args.channels)
+        shapes["words"] = args.worded or None
         made = partial(train, data, out, sheet_every=args.sheet_every or None, **shapes, **given)
     else:
+        if args.worded:
+            raise Usage(
+                f"got --words with {method or 'such data'}: words are told where pictures are denoised; leave it out"
+            )
         shapes = {name: value for name in ("channels", "layers", "patch") if (value := getattr(args, name)) is not None}
         given |= {"method": method or "denoise", "teacher": args.teacher, "options": args.option}
         made = partial(train_student, data, out, **shapes, **given)

@@ -68,7 +68,7 @@ class Images:
         return digest.hexdigest()[:16]
 
 
-def read_images(path: str | Path, *, split: str = "train") -> Images:
+def read_images(path: str | Path, *, split: str = "train", words: bool = False) -> Images:
     """Reads an npz file or a folder of pictures; what cannot be read as it is meant is refused by its name.
 
     An npz file: pictures and labels by their names, `x_train` and `y_train` or others that people use (`x`, `images`,
@@ -85,7 +85,11 @@ def read_images(path: str | Path, *, split: str = "train") -> Images:
     Args:
         path: an npz file or a folder.
         split: "train", or "test" for the `x_test` and `y_test` of an npz file.
+        words: the labels are the texts beside the pictures: `captions`, or by another usual name, one a picture in an
+            npz file; in a folder captions.json (an object of texts by file names) or NAME.txt beside each NAME.png.
+            Without such texts the names of the classes are taken.
     """
+    from fewstep.data.captions import texts_beside, told_apart
     from fewstep.data.folder import read_folder
     from fewstep.data.npz import read_npz
 
@@ -101,4 +105,14 @@ def read_images(path: str | Path, *, split: str = "train") -> Images:
     else:
         wrong = f"{path} is no regular file" if path.exists() else f"there is no data at {path}"
         raise ValueError(f"{wrong}; an npz file or a folder of pictures is needed; check the name.")
+    texts = texts_beside(path, split) if words else None
+    if texts is not None:
+        if len(texts) != len(images):
+            raise ValueError(f"{path} has {len(texts)} texts for {len(images)} pictures; give one a picture.")
+        labels, names = told_apart(texts)
+    if words and labels is None:
+        raise ValueError(
+            f"{path} has no words beside its pictures; give captions (N,), captions.json, or NAME.txt beside each "
+            "NAME.png, or leave words out."
+        )
     return Images(images=images, labels=labels, names=names, source=path.resolve().name)

@@ -15,7 +15,7 @@ import numpy as np
 
 from fewstep.data.levels import CHANNELS, check_room, levels
 
-__all__ = ["classes", "read_npz"]
+__all__ = ["classes", "read_npz", "read_texts"]
 
 MOST_MEMBERS = 1000
 MOST_CLASSES = 100_000
@@ -27,6 +27,7 @@ PICTURES = ("x", "images", "image", "imgs", "img", "pictures", "pixels", "data",
             "arr0")  # fmt: skip
 LABELS = ("y", "labels", "label", "targets", "target", "classes", "class", "classids", "categories", "arr1")
 NAMES = ("classnames", "labelnames", "targetnames")
+TEXTS = ("captions", "caption", "texts", "text", "prompts", "prompt", "words", "names", "name")
 NUMBERING = ("id", "ids", "index", "indices", "idx")
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation", "eval", "dev"), "another")
@@ -71,6 +72,20 @@ def read_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None, tup
         return pictures, None, ()
     given = None if names is None else _texts(arrays[names.key], f"{path}: {names.key}")
     return pictures, *classes(arrays[labels.key], len(pictures), f"{path}: {labels.key}", given)
+
+
+def read_texts(path: Path, split: str) -> list[str] | None:
+    """The texts (N,) beside the pictures of a file, by usual names; None where there are none."""
+    members = _members(path)
+    held = [m for m in members if m.word in TEXTS and m.dtype.kind in "US" and len(m.shape) == 1]
+    held = [m for m in held if m.split == split] or [m for m in held if not m.split]
+    for word in TEXTS:
+        for member in held:
+            if member.word == word:
+                check_room(member.size, f"{path}: {member.key}")
+                given = _arrays(path, [member])[member.key].tolist()
+                return [w.decode("utf-8", "replace") if isinstance(w, bytes) else w for w in given]
+    return None
 
 
 def _members(path: Path) -> list[Member]:

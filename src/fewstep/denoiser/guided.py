@@ -179,11 +179,17 @@ def _pair(a: partial, b: partial, batch: int) -> partial | None:
         if not isinstance(value, Tensor):
             bound_to[name] = value
             continue
-        each = [v.expand(batch) if v.ndim == 0 else v for v in (value, b.keywords[name])]
+        each = [_spread(v, batch) for v in (value, b.keywords[name])]
         if len(each[0]) != batch or each[0].shape != each[1].shape:
             return None
         bound_to[name] = torch.cat(each)
     return partial(a.func, **bound_to)
+
+
+def _spread(value: Tensor, batch: int) -> Tensor:
+    """A condition for all, of a batch: a number, or the numbers of a text."""
+    words = value.ndim == 2 and len(value) == 1 and not value.is_floating_point()
+    return value.expand(batch, *value.shape[1:]) if value.ndim == 0 or words else value
 
 
 @typed

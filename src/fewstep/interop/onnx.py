@@ -112,6 +112,8 @@ def export(model: Model, table: Tableau, path: str | Path, *, guidance: float = 
         ValueError: for a table of another process, or with given rows beside its start.
     """
     needed()
+    if model.worded:
+        raise ValueError("got a model that is told words: a graph has no input for them; export one of classes")
     if table.process != model.process:
         raise ValueError(f"got a table written for {table.process} and a model of {model.process}: give one of both")
     right_for(model.denoiser(), model.process, table)

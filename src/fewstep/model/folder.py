@@ -40,7 +40,7 @@ from fewstep.files import (
 )
 from fewstep.grid import GRIDS
 from fewstep.model.model import Model, build_network, call_network, config_of, wrapped
-from fewstep.nets import MLP
+from fewstep.nets import MLP, WordedUNet
 from fewstep.pace import Pace, choose
 from fewstep.process import Process
 from fewstep.process.config import process_from_json, process_to_json
@@ -220,7 +220,7 @@ def _check_ends(net: nn.Module, known: Mapping[str, Any], folder: Path) -> None:
         raise unfit(f"{where} has shape {known['shape']} and patch {patch}, which are {whose}")
     table = next((m for m in net.modules() if isinstance(m, nn.Embedding)), None)
     most = 0 if table is None else table.num_embeddings - 1
-    if len(labels) > most or bool(labels) != (table is not None):
+    if not isinstance(net, WordedUNet) and (len(labels) > most or bool(labels) != (table is not None)):
         raise unfit(f"{where} has {len(labels)} labels; the network of config.json knows {most} classes beside none")
     process = known["process"]
     if process.kind == "diagonal" and process.size != tuple(sides):

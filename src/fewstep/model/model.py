@@ -17,7 +17,8 @@ from fewstep.denoiser import Bridged, Wrapped, wrap
 from fewstep.denoiser.bridged import End
 from fewstep.denoiser.watch import NetworkError
 from fewstep.files import extra
-from fewstep.nets import MLP
+from fewstep.nets import MLP, WordedUNet
+from fewstep.nets.worded import split
 from fewstep.pace import Pace
 from fewstep.process import Bridge, Process
 from fewstep.process.predict import EDM_LIKE
@@ -31,6 +32,7 @@ NETWORKS = {
     "UNet2DModel": "diffusers.models.unets.unet_2d",
     "DiTTransformer2DModel": "diffusers.models.transformers.dit_transformer_2d",
     "MLP": "fewstep.nets",
+    "WordedUNet": "fewstep.nets",
 }
 
 
@@ -45,7 +47,8 @@ class Model:
         time: its time convention; "index" is 1000 t - 1.
         shape: (C, H, W) of one image in data space.
         patch: p: the network sees (C p p, H / p, W / p), each p x p square of pixels folded into channels.
-        labels: the names of the classes; label i is `labels[i]`, which the network knows as class i + 1 (0: no label).
+        labels: the names of the classes; label i is `labels[i]`, which the network knows as class i + 1 (0: no label);
+            of a network that is told words the texts that it was trained on, and any other words are a label, too.
         dtype: the network's; states stay float32.
         pace: how the network runs here: its precision, memory format and threads.
         path: the folder, or None for a model in memory.
@@ -80,6 +83,11 @@ class Model:
     def tables(self) -> Mapping[str, Tableau]:
         """Of a student, those that it was made for, by a name that says the calls."""
         return {} if self.made_for is None else self.made_for.tables
+
+    @property
+    def worded(self) -> bool:
+        """Whether the network is told words, so that any text is a label."""
+        return isinstance(self.net, WordedUNet)
 
     @property
     def takes_w(self) -> bool:
@@ -132,12 +140,22 @@ class Model:
         y: Tensor | None = None,
     ) -> Tensor:
         labels = classes.expand(len(x)) if classes is not None and classes.ndim == 0 else classes
+        if labels is not None and labels.ndim == 2 and len(labels) == 1:  # one text for all
+            labels = labels.expand(len(x), -1)
         if labels is not None:
             check_batch(len(x), len(labels))
         return call_network(self.net, x, t, labels, self.patch, self.process, s, w, y)
 
     def _classes(self, label: int | str | Tensor | Sequence[int | str] | None) -> Tensor | None:
-        """The network's class numbers: a scalar, a (B,) tensor, or None for a network without classes."""
+        """The network's class numbers: a scalar, a (B,) tensor, or None for a network without classes; or words."""
+        if isinstance(self.net, WordedUNet):
+            texts = self._texts(label)
+            numbers = self.net.read(texts)
+            for text, row in zip(texts, numbers, strict=True):
+                if split(text) and not row.any():
+                    raise ValueError(f"label came as {text!r:.80}; this model was trained on words as "
+                                     f"{', '.join(self.net.known[:8])}; give some of these, or none.")  # fmt: skip
+            return numbers
         if label is None:
             return torch.tensor(0) if self.labels else None
         if not self.labels:
@@ -147,6 +165,18 @@ class Model:
         allowed = f"labels are {names}{' ...' if len(self.labels) > 12 else ''}; give one of these numbers or names, "
         wanted = [number(v) for v in label] if isinstance(label, list | tuple) else number(label)
         return checked_classes(wanted, len(self.labels), label, f"{allowed}one per sample, or none.") + 1
+
+    def _texts(self, label: int | str | Tensor | Sequence[int | str] | None) -> list[str]:
+        """The text of each label: that of its number, or any words."""
+        if label is None:
+            return [""]
+        given: Any = label.tolist() if isinstance(label, Tensor) else label
+        each = [*given] if isinstance(given, list | tuple) else [given]
+        numbers = [v for v in each if not isinstance(v, str)]
+        if numbers:
+            allowed = f"labels are texts, or numbers from 0 to {len(self.labels) - 1}; give such, or none."
+            checked_classes(numbers, len(self.labels), label, allowed)
+        return [v if isinstance(v, str) else self.labels[v] for v in each]
 
 
 def checked_classes(wanted: Any, count: int, label: Any, allowed: str) -> Tensor:

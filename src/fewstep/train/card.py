@@ -34,10 +34,14 @@ def card(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     name = process.pop("name")
     numbers = ", ".join(f"{k} = {v:g}" for k, v in process.items() if isinstance(v, (int, float)))
     labels = ", ".join(f"{i} {label}" for i, label in enumerate(about["labels"])) or "none"
+    kind = f"{config['_class_name']} of diffusers"
+    if "vocabulary" in config:
+        kind = "WordedUNet, a UNet2DModel of diffusers that is told words"
+        labels = f"words; trained on {len(about['labels']):,} texts, as {', '.join(map(repr, about['labels'][:3]))}"
     lines = [
         f"# {data.get('source', 'images')}: a denoiser for {c}x{h}x{w} images",
         "",
-        f"{config['_class_name']} of diffusers, {training.get('parameters', 0):,} parameters, on squares of "
+        f"{kind}, {training.get('parameters', 0):,} parameters, on squares of "
         f"{about['patch']}x{about['patch']} pixels folded into channels.",
         f"Process `{name}` ({numbers}); predicts `{about['predicts']}`; network time `{about['time']}`. "
         "Images are floats in [-1, 1].",

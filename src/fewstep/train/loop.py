@@ -14,6 +14,7 @@ How it is trained is `fewstep.train.trainer`'s; pictures keep the random numbers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fewstep.data import Images
+from fewstep.nets.worded import vocabulary_of
 from fewstep.pace import Pace, choose
 from fewstep.process import Process
 from fewstep.process.operator import apply, inverse
@@ -33,7 +36,7 @@ from fewstep.train.pairs import Batch, Draw, Normal, Uniform
 from fewstep.train.player import EMA, Player, Players
 from fewstep.train.trainer import BUDGET, Stopped, TrainConfig, Trainer as Base, read_header
 
-__all__ = ["BUDGET", "Stopped", "TrainConfig", "Trainer", "read_header"]
+__all__ = ["BUDGET", "Setup", "Stopped", "TrainConfig", "Trainer", "check_sides", "network_config", "read_header"]
 
 
 @dataclass(frozen=True)
@@ -161,3 +164,55 @@ class Trainer(Base):
 def _numbered(k: int, share: float) -> Draw:
     """A step of which the trainer draws everything itself."""
     return Draw(Batch(torch.empty(0)), k, share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a run depends on beside `TrainConfig`; saved in the checkpoint and refused when it differs."""
+
+    process: str = "vp"
+    predicts: str | None = None  # None: as `TRAINABLE` says
+    channels: tuple[int, ...] = (64, 128)
+    layers: int = 1
+    patch: int = 2
+    words: bool = False  # the labels' names are read as words (`fewstep.nets.WordedUNet`)
+
+
+def network_config(setup: Setup, data: Images) -> dict[str, Any]:
+    """The diffusers config of the UNet for these images: no attention, one halving between resolutions."""
+    c, h, w = data.shape
+    n = len(setup.channels)
+    common = {
+        "sample_size": [h // setup.patch, w // setup.patch] if h != w else h // setup.patch,
+        "in_channels": c * setup.patch**2,
+        "out_channels": c * setup.patch**2,
+        "layers_per_block": setup.layers,
+        "block_out_channels": list(setup.channels),
+        "norm_num_groups": math.gcd(16, *setup.channels),
+    }
+    if setup.words:
+        return {"_class_name": "WordedUNet", "vocabulary": vocabulary_of(data.names), **common}
+    return {
+        "_class_name": "UNet2DModel",
+        **common,
+        "down_block_types": ["DownBlock2D"] * n,
+        "up_block_types": ["UpBlock2D"] * n,
+        "num_class_embeds": len(data.names) + 1 if data.labels is not None else None,
+        "add_attention": False,
+    }
+
+
+def check_sides(setup: Setup, shape: tuple[int, int, int]) -> None:
+    """Refuses sides that a UNet does not halve to whole numbers, or halves to nothing."""
+    factor = setup.patch * 2 ** (len(setup.channels) - 1)
+    _, h, w = shape
+    if h % factor or w % factor:
+        raise ValueError(
+            f"images of {h}x{w} came for patch {setup.patch} and {len(setup.channels)} resolutions; both sides must be "
+            f"divisible by {factor}; use fewer channels entries, a smaller patch, or padded images."
+        )
+    if (h, w) == (factor, factor) and setup.channels[-1] == math.gcd(16, *setup.channels):
+        raise ValueError(
+            f"images of {h}x{w} came for patch {setup.patch} and channels {setup.channels}; the last resolution is one "
+            "pixel with one channel in each group that is normalised, which leaves nothing; use fewer channels entries."
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from fewstep.data.images import KNOWN_DATA
 from fewstep.denoiser import TIMES
 from fewstep.files import atomic, extra, physical_memory
 from fewstep.model import Model, build_network, call_network, save_model
+from fewstep.nets import WordedUNet
 from fewstep.pace import Pace
 from fewstep.process import CLD, EDM, VP, Blurring, Cosine, Discrete, Flow, Process, SubVP
 from fewstep.process.config import process_to_json
 from fewstep.terminal import png
 from fewstep.train.card import card
 from fewstep.train.company import in_turn, same, together
-from fewstep.train.loop import BUDGET, Stopped, TrainConfig, Trainer, read_header
+from fewstep.train.loop import BUDGET, Setup, Stopped, TrainConfig, Trainer, check_sides, network_config, read_header
 from fewstep.train.progress import Progress, duration
 from fewstep.words import typed, usable_device
 
@@ -51,17 +52,6 @@ TRAINABLE: dict[str, tuple[Callable[[tuple[int, int]], Process], str]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What a run depends on beside `TrainConfig`; saved in the checkpoint and refused when it differs."""
-
-    process: str = "vp"
-    predicts: str | None = None  # None: as `TRAINABLE` says
-    channels: tuple[int, ...] = (64, 128)
-    layers: int = 1
-    patch: int = 2
-
-
 @typed
 def train(
     data: str | Path | Images,
@@ -81,6 +71,7 @@ def train(
     channels: tuple[int, ...] | None = None,
     layers: int | None = None,
     patch: int | None = None,
+    words: bool | None = None,
     resume: bool = True,
     save_every: float = 120.0,
     sheet_every: float | None = 600.0,
@@ -107,6 +98,7 @@ def train(
         channels: channels of each resolution of the UNet.
         layers: residual blocks per resolution.
         patch: side of the squares of pixels folded into channels (1: none).
+        words: the network is told the words of the labels' names, and can be asked for other words.
         resume: False starts anew and overwrites the run in `out`.
         save_every: seconds between checkpoints.
         sheet_every: seconds between sample sheets; None: no sheets.
@@ -120,13 +112,14 @@ def train(
         ValueError: one sentence, for options, data or a checkpoint that do not fit.
         Stopped: after Ctrl-C or SIGTERM; the checkpoint is saved.
     """
-    data = data if isinstance(data, Images) else read_images(data)
     out = Path(out)
     checkpoint = out / "checkpoint.safetensors"
     goes_on, (rank, world) = same(resume and checkpoint.exists()), together()
     header = read_header(checkpoint) if goes_on else {"config": {}, "setup": {}}
-    given = {"process": process, "predicts": predicts, "channels": channels, "layers": layers, "patch": patch}
+    given = {"process": process, "predicts": predicts, "channels": channels, "layers": layers, "patch": patch,
+             "words": words}  # fmt: skip
     setup = _merge(Setup(), header["setup"], given)
+    data = data if isinstance(data, Images) else read_images(data, words=setup.words)
     given = {"images": images, "hours": hours, "batch": batch, "lr": lr, "warmup": warmup, "ema": ema}
     given |= {"law": law, "drop_label": drop_label, "seed": seed}
     config = _merge(TrainConfig(), header["config"], given)
@@ -143,6 +136,10 @@ def train(
         torch.manual_seed(config.seed)
         net = build_network(network_config(setup, data))
     saved_setup = {name: getattr(setup, name) for name in ("process", "predicts", "channels", "layers", "patch")}
+    told = lambda classes: classes  # noqa: E731
+    if isinstance(net, WordedUNet):
+        texts, saved_setup["words"] = net.read(("", *data.names)), True
+        told = lambda classes: texts[classes]  # noqa: E731
     trainer = Trainer(
         net,
         noising,
@@ -150,7 +147,7 @@ def train(
         data.labels,
         config,
         checkpoint,
-        lambda z, t, classes: call_network(net, z, TIMES[clock](noising, t), classes, setup.patch, noising),
+        lambda z, t, classes: call_network(net, z, TIMES[clock](noising, t), told(classes), setup.patch, noising),
         predicts=learns,
         setup={**saved_setup, "data": data.fingerprint()},
         device=device,
@@ -238,25 +235,6 @@ def export(trainer: Trainer, folder: Path, *, data: Images, setup: Setup, comman
     )
 
 
-def network_config(setup: Setup, data: Images) -> dict[str, Any]:
-    """The diffusers config of the UNet for these images: no attention, one halving between resolutions."""
-    c, h, w = data.shape
-    n = len(setup.channels)
-    return {
-        "_class_name": "UNet2DModel",
-        "sample_size": [h // setup.patch, w // setup.patch] if h != w else h // setup.patch,
-        "in_channels": c * setup.patch**2,
-        "out_channels": c * setup.patch**2,
-        "layers_per_block": setup.layers,
-        "block_out_channels": list(setup.channels),
-        "down_block_types": ["DownBlock2D"] * n,
-        "up_block_types": ["UpBlock2D"] * n,
-        "norm_num_groups": math.gcd(16, *setup.channels),
-        "num_class_embeds": len(data.names) + 1 if data.labels is not None else None,
-        "add_attention": False,
-    }
-
-
 def write_sheet(
     model: Model, path: str | Path, *, rows: int = 8, columns: int | None = None, steps: int = 10, seed: int = 0
 ) -> None:
@@ -266,6 +244,8 @@ def write_sheet(
     columns = columns or (len(model.labels) if 2 <= len(model.labels) <= 16 else 8)
     count = rows * columns
     labels = torch.arange(count) % columns % len(model.labels) if model.labels else None
+    if model.worded:  # all over the texts
+        labels = torch.arange(count) * len(model.labels) // count
     z = sample(model.denoiser(labels), model.process, steps=steps, shape=(count, *model.shape), seed=seed,
                progress=False)  # fmt: skip
     with atomic(path) as part, part.open("wb") as file:
@@ -306,7 +286,7 @@ def _merge(default: Any, stored: dict[str, Any], given: dict[str, Any]) -> Any:
     for name in names & stored.keys():
         value, like = stored[name], getattr(default, name)
         kind = {tuple: list, float: int | float}.get(type(like), type(like))
-        if like is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+        if like is not None and (isinstance(value, bool) != isinstance(like, bool) or not isinstance(value, kind)):
             raise ValueError(f"the checkpoint holds {name} = {value!r}, which no run saves; name another folder.")
     values = {k: v for k, v in stored.items() if k in names} | {k: v for k, v in given.items() if v is not None}
     return replace(default, **{k: tuple(map(_plain, v)) if k == "channels" else _plain(v) for k, v in values.items()})
@@ -363,22 +343,6 @@ def _check(config: TrainConfig, setup: Setup, data: Images, save_every: float, s
     check_sides(setup, data.shape)
 
 
-def check_sides(setup: Setup, shape: tuple[int, int, int]) -> None:
-    """Refuses sides that a UNet does not halve to whole numbers, or halves to nothing."""
-    factor = setup.patch * 2 ** (len(setup.channels) - 1)
-    _, h, w = shape
-    if h % factor or w % factor:
-        raise ValueError(
-            f"images of {h}x{w} came for patch {setup.patch} and {len(setup.channels)} resolutions; both sides must be "
-            f"divisible by {factor}; use fewer channels entries, a smaller patch, or padded images."
-        )
-    if (h, w) == (factor, factor) and setup.channels[-1] == math.gcd(16, *setup.channels):
-        raise ValueError(
-            f"images of {h}x{w} came for patch {setup.patch} and channels {setup.channels}; the last resolution is one "
-            "pixel with one channel in each group that is normalised, which leaves nothing; use fewer channels entries."
-        )
-
-
 def _check_size(setup: Setup, data: Images) -> None:
     """Refuses a network that does not fit into memory, before it is made."""
     with torch.device("meta"):
@@ -396,5 +360,5 @@ def _command(config: TrainConfig, setup: Setup, data: Images) -> str:
     for f, value in ((f, getattr(options, f.name)) for options in (config, setup) for f in fields(options)):
         if value != f.default:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words.append(f"--{f.name.replace('_', '-')} {text}")
+            words.append(f"--{f.name.replace('_', '-')}" + (f" {text}" if value is not True else ""))
     return " ".join(["fewstep train", data.source, "OUT", *words])
