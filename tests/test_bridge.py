@@ -170,6 +170,21 @@ def test_orders_on_the_posterior_of_pairs(name, order, process):
     assert math.log2(far[16] / far[64]) / 2 > order - 0.25
 
 
+@pytest.mark.parametrize("name", PINNED)
+def test_euler_from_a_pinned_end_keeps_a_point(name):
+    """In the time itself R' is infinite at y, and one step from near it ended many times as wide as the data."""
+    p = SHAPES[name]
+    for first in (p.end, float(p.inverse_log_snr(-2.5))):
+        for steps in (1, 2, 5):
+            grid = torch.linspace(first, 0.0, steps + 1, dtype=torch.float64)
+            euler, ddim = (fs.tabulate(solver, p, grid=grid) for solver in ("euler", "ddim"))
+            y = torch.full((2, 3), 0.7, dtype=torch.float64)
+            net = lambda z, t: torch.tanh(z)  # noqa: E731
+            x = p.prior(torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), first, y)
+            ends = [fs.sample(fs.bridged(net, y), p, solver=table, x=x, seed=3) for table in (euler, ddim)]
+            torch.testing.assert_close(ends[0], ends[1], rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", ["ir-sde", "resshift", "indi"])
 def test_a_start_that_is_not_pinned_is_y_and_noise(name):
     p, y = SHAPES[name], torch.tensor([[0.7, -2.0]], dtype=torch.float64).expand(3, 2)

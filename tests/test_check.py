@@ -259,6 +259,13 @@ def test_every_driver_keeps_its_promises(name, process):
     assert all(v.sentence for v in report)
 
 
+def test_a_driver_is_asked_for_no_end_beyond_its_times():
+    """Alpha is 0 at t = 1 on cosine, whose runs end at t_max = 0.9946."""
+    (ends,) = fs.check.solver("rk45", "cosine", only=["ends"])
+    assert ends.status == "pass"
+    assert ends.sentence.startswith("alpha=0 is beyond t_max, and refused")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selfish(RK45):
     """Takes its steps by the error of the whole batch."""

@@ -221,9 +221,10 @@ def ends(cell: DriverCell) -> Verdict:
         try:
             found = cell.draw(2, grid=g)
         except ValueError as error:
-            if end in s.ends:
+            reached = times[0] <= cell.process.t_max  # a run refuses times that the process does not have
+            if end in s.ends and reached:
                 return cell.judge("ends", False, f"it declares {end}, and refuses it: {error}")
-            tried.append(f"{end} is refused")
+            tried.append(f"{end} is refused" if reached else f"{end} is beyond t_max, and refused")
             continue
         boot = boots(cell.process, times[0])
         if end not in s.ends and not boot:
