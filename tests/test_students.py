@@ -168,11 +168,31 @@ def test_labels_are_told_and_dropped(tmp_path: Path) -> None:
         ({"method": "denoise", "options": (("weight", "heavy"),)}, "weight 'heavy'"),
         ({"method": "denoise", "options": (("wait", 1),)}, "option of denoise 'wait'"),
         ({"method": "consistency", "process": fs.VP()}, "made for EDM"),
-        ({"batch": 65}, "batch=65 for 64"),
+        ({"batch": 65}, "batch came as 65; allowed is 1 to 64"),
         ({"data": np.full((64, 2), np.nan)}, "not finite"),
         ({"data": np.zeros((64, 2), int)}, "give floats"),
         ({"labels": np.zeros(3, int)}, "one a sample"),
         ({"net": 3}, "torch.nn.Module"),
+        ({"net": nn.Linear(2, 2)}, r"cannot be called as net\(x, t\)"),
+        ({"teacher": 3}, "got a int as teacher"),
+        ({"data": None, "teacher": None, "method": "flow"}, "got no data"),
+        ({"method": "guided", "teacher": mixture("guided")}, "without labels"),
+        ({"method": "knowledge", "options": (("pairs", 0),)}, "pairs=0"),
+        ({"method": "knowledge", "options": (("solver", "hoin"),)}, "solver 'hoin'"),
+        ({"method": "denoise", "predicts": "foo"}, "predicts 'foo'"),
+        ({"method": "denoise", "time": "foo"}, "time 'foo'"),
+        ({"width": 0, "method": "flow", "teacher": None}, "width=0"),
+        *[
+            ({name: value}, f"{name if name != 'steps' else 'images'} came as")
+            for name, value in {
+                "lr": -1.0,
+                "ema": 2.0,
+                "seed": -1,
+                "steps": -1,
+                "hours": 0.0,
+                "drop_label": 3.0,
+            }.items()
+        ],
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_work(change: dict, words: str, tmp_path: Path) -> None:
@@ -181,6 +201,23 @@ def test_what_cannot_be_trained_is_refused_before_any_work(change: dict, words: 
     with pytest.raises(ValueError, match=words):
         train_student(given.pop("data"), tmp_path / "run", **given)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_teaches_only_on_its_own_times_and_a_teacher_its_own_labels(tmp_path: Path) -> None:
+    labels = {"labels": np.arange(64) % 3}
+    teacher = train_student(points(), tmp_path / "teacher", **options("denoise", steps=2, **labels))
+    given = options("progressive", teacher=teacher, steps=2)
+    student = train_student(points(), tmp_path / "student", **given)
+    for method in ("knowledge", "denoise", "progressive"):
+        with pytest.raises(ValueError, match="a student made for its own table of 2 network calls as teacher"):
+            train_student(points(), tmp_path / "run", **options(method, teacher=student))
+    with pytest.raises(ValueError, match="got the label 6 and a teacher of 3"):
+        train_student(points(), tmp_path / "run", **given, labels=np.arange(64) % 7)
+    with pytest.raises(ValueError, match="got no data"):
+        train_student(None, tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+    folder = train_student(None, tmp_path / "operator", **options("operator", teacher=teacher, steps=2))
+    assert fs.load(folder).tables  # a network of four outputs beside the teacher's of one
 
 
 def test_a_run_that_diverges_names_the_step_and_keeps_its_checkpoint(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fewstep.denoiser import Bridged, Wrapped, wrap
 from fewstep.denoiser.bridged import End
 from fewstep.denoiser.watch import NetworkError
 from fewstep.files import extra
-from fewstep.nets import MLP, WordedUNet
+from fewstep.nets import MLP, Told, WordedUNet
 from fewstep.nets.worded import split
 from fewstep.pace import Pace
 from fewstep.process import Bridge, Process
@@ -34,6 +34,9 @@ NETWORKS = {
     "MLP": "fewstep.nets",
     "WordedUNet": "fewstep.nets",
 }
+
+
+TOLD = ("destination", "guided", "scale", "octaves")  # of a network of diffusers that is told more than a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +215,11 @@ def wrapped(
 def build_network(config: Mapping[str, Any]) -> nn.Module:
     """A new network from a diffusers config: `_class_name` (one of `NETWORKS`) and the class's arguments."""
     name = config.get("_class_name")
+    if name == "Told":
+        mine = check_arguments(Told, {k: config[k] for k in TOLD if k in config}, "config.json")
+        inside = {k: v for k, v in config.items() if k not in (*TOLD, "network")}
+        with describing(name, "config.json"):
+            return Told(build_network(inside | {"_class_name": config.get("network")}), **mine)
     if not isinstance(name, str) or name not in NETWORKS:
         raise ValueError(
             f"config.json names the network class {name!r:.80}; allowed are {', '.join(NETWORKS)}; convert the model "
@@ -232,7 +240,7 @@ def call_network(
     patch: int,
     process: Process,
     s: Tensor | None = None,
-    w: float | None = None,
+    w: float | Tensor | None = None,
     y: Tensor | None = None,
 ) -> Tensor:
     """The network behind its door: (B, C, H, W) -> (B, C, H, W) with pixels folded into channels inside.
@@ -246,19 +254,21 @@ def call_network(
         classes: (B,) class numbers, 0 for no label; None for a network without classes.
         patch: p, the side of the squares folded into channels.
         process: the process whose coordinates x has.
-        s, w: the destination and the guidance, of a small network that is told them.
+        s, w: the destination and the guidance, of a network that is told them.
         y: (B, C, H, W) or (1, C, H, W) in data space, what the network sees beside the state.
     """
     if x.ndim < (2 if isinstance(net, MLP) else 4):
         raise NetworkError(f"it is called with a state of shape {tuple(x.shape)}, without a batch in front: give shape="
                            f"(4, {', '.join(map(str, x.shape))}) for four samples of that")  # fmt: skip
     t = torch.as_tensor(t, device=x.device, dtype=torch.float32).expand(x.shape[0])
+    w = None if w is None else torch.as_tensor(w, device=t.device).to(t.dtype).expand(len(x))
     if isinstance(net, MLP):
-        return net(x, t, s, class_labels=classes, w=None if w is None else torch.full_like(t, w), y=y)
+        return net(x, t, s, class_labels=classes, w=w, y=y)
     x = process.from_coordinates(x).to(next(net.parameters()).dtype)
     x = x if y is None else torch.cat([x, y.to(x).expand(len(x), *y.shape[1:])], 1)
     x = nn.functional.pixel_unshuffle(x, patch) if patch > 1 else x
-    out = net(x, t, class_labels=classes).sample
+    told = (t, s) if isinstance(net, Told) else (t,)
+    out = net(x, *told, class_labels=classes, **({"w": w} if isinstance(net, Told) else {})).sample
     out = nn.functional.pixel_shuffle(out, patch) if patch > 1 else out
     return process.coordinates(out.float().contiguous())
 
@@ -266,7 +276,7 @@ def call_network(
 def config_of(net: nn.Module) -> dict[str, Any]:
     """The diffusers config of a network, without what depends on the machine."""
     name = type(net).__name__
-    if name not in NETWORKS:
+    if name not in NETWORKS and name != "Told":
         raise ValueError(
             f"a {name} came as network; a model folder holds one of {', '.join(NETWORKS)}; use one of these."
         )

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "Features", "Temporal"]
+__all__ = ["MLP", "Features", "Temporal", "zeroed"]
 
 
 class Features(nn.Module):
@@ -66,14 +66,17 @@ class MLP(nn.Module):
         octaves: int | None = None,
     ) -> None:
         super().__init__()
+        for name, count in (("size", size), ("width", width), ("depth", depth), ("outputs", outputs)):
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"got {name}={count}: give a whole number of at least 1")
         self.config = {"size": size, "width": width, "depth": depth, "classes": classes, "destination": destination,
                        "guided": guided, "outputs": outputs, "beside": beside, "modes": modes,
                        "octaves": octaves}  # fmt: skip
         self.outputs, self.features = outputs, Features((2 if destination else 5) if octaves is None else octaves)
         count = self.features.count
         self.enter = nn.Linear(size + beside + count, width)
-        self.second = _zero(nn.Linear(count, width, bias=False)) if destination else None
-        self.guide = _zero(nn.Linear(count, width, bias=False)) if guided else None
+        self.second = zeroed(nn.Linear(count, width, bias=False)) if destination else None
+        self.guide = zeroed(nn.Linear(count, width, bias=False)) if guided else None
         self.classes = nn.Embedding(classes + 1, width) if classes else None
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.leave = nn.Linear(width, size if modes else size * outputs)
@@ -138,6 +141,7 @@ class Temporal(nn.Module):
         return torch.fft.irfft(mixed, n=h.shape[1], dim=1)
 
 
-def _zero(layer: nn.Linear) -> nn.Linear:
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The layer, which begins at zero."""
     nn.init.zeros_(layer.weight)
     return layer

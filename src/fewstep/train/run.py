@@ -114,7 +114,7 @@ def train(
     """
     out = Path(out)
     checkpoint = out / "checkpoint.safetensors"
-    goes_on, (rank, world) = same(resume and checkpoint.exists()), together()
+    goes_on, rank = same(resume and checkpoint.exists()), together()[0]
     header = read_header(checkpoint) if goes_on else {"config": {}, "setup": {}}
     given = {"process": process, "predicts": predicts, "channels": channels, "layers": layers, "patch": patch,
              "words": words}  # fmt: skip
@@ -124,8 +124,6 @@ def train(
     given |= {"law": law, "drop_label": drop_label, "seed": seed}
     config = _merge(TrainConfig(), header["config"], given)
     _check(config, setup, data, save_every, sheet_every)
-    if config.batch % world:
-        raise ValueError(f"got batch={config.batch} for {world} processes: give a multiple of {world}")
     sheet_every = sheet_every if rank == 0 else None
     usable_device(device)
     if sheet_every is not None:
@@ -312,21 +310,8 @@ def _check(config: TrainConfig, setup: Setup, data: Images, save_every: float, s
         raise ValueError(
             f"predicts came as {learns!r}; on {setup.process} a network learns {', '.join(known)}; choose one of these."
         )
-    if config.law not in ("normal", "uniform"):
-        raise ValueError(f"law came as {config.law!r}; times are drawn 'normal' or 'uniform'; choose one.")
+    config.check(len(data.images))
     checks = {
-        "images": (config.images, config.images >= 1, "a whole number of at least 1"),
-        "hours": (config.hours, 0 < config.hours < math.inf, "a number above 0; 1e6 leaves the end to images"),
-        "batch": (
-            config.batch,
-            1 <= config.batch <= len(data.images),
-            f"1 to {len(data.images)}, the number of images",
-        ),
-        "lr": (config.lr, 0 < config.lr < math.inf, "a number above 0"),
-        "warmup": (config.warmup, config.warmup >= 0, "a whole number of at least 0"),
-        "ema": (config.ema, 0 <= config.ema < 1, "in [0, 1)"),
-        "drop_label": (config.drop_label, 0 <= config.drop_label <= 1, "in [0, 1]"),
-        "seed": (config.seed, 0 <= config.seed < 2**63, "a whole number from 0 to 2^63 - 1"),
         "channels": (
             setup.channels,
             setup.channels and all(1 <= c <= MOST_CHANNELS for c in setup.channels),

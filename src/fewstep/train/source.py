@@ -158,8 +158,9 @@ def pairs(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def sourced(
-    data: Any, labels: Any, config: TrainConfig, taught: Any, read: Callable[[np.ndarray], np.ndarray]
-) -> Source:
+    data: Any, labels: Any, config: TrainConfig, taught: Any, read: Callable[[np.ndarray], np.ndarray],
+    *, blind: bool,
+) -> Source:  # fmt: skip
     """The data as arrays, as a method's `read` has them; refused where they are no numbers or too few."""
     if isinstance(data, Images):
         data, labels = data.images, data.labels
@@ -169,7 +170,11 @@ def sourced(
         data, found = collected(data)
         labels = found if labels is None else labels
     data, ends = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
-    if data is None and isinstance(taught, Model):
+    if data is None and not (blind and isinstance(taught, Model)):
+        raise ValueError(
+            "got no data: give an array, a file or a folder; a method that looks at none takes a model alone"
+        )
+    if data is None:
         data = np.zeros((config.batch, *taught.shape))
     x = data.numpy(force=True) if isinstance(data, Tensor) else np.asarray(data)
     if x.dtype == object or x.ndim < 2 or (x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating)):
@@ -177,10 +182,7 @@ def sourced(
     if not np.isfinite(x).all():
         raise ValueError("got data with numbers that are not finite: clean them first")
     x = read(x)
-    if not 1 <= config.batch <= len(x):
-        raise ValueError(f"got batch={config.batch} for {len(x)} samples: give 1 to {len(x)}")
-    if config.batch % (world := together()[1]):
-        raise ValueError(f"got batch={config.batch} for {world} processes: give a multiple of {world}")
+    config.check(len(x))
     if isinstance(taught, Model) and tuple(taught.shape) != Source(x, None, config).shape:
         raise ValueError(
             f"got data of shape {Source(x, None, config).shape} and a teacher of {taught.shape}: give data like its own"
@@ -200,4 +202,7 @@ def sourced(
     y = None if labels is None else np.asarray(labels)
     if y is not None and (y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or y.min() < 0):
         raise ValueError(f"got labels of {y.dtype} and shape {y.shape}: give whole numbers from 0, one a sample")
+    most = len(taught.labels) if isinstance(taught, Model) else 0
+    if y is not None and most and y.max() >= most:
+        raise ValueError(f"got the label {y.max()} and a teacher of {most}: give whole numbers from 0 to {most - 1}")
     return Source(x, y, config, ends, *together())

@@ -66,6 +66,26 @@ class TrainConfig:
     log_snr_std: float = 1.5
     seed: int = 0
 
+    def check(self, samples: int) -> None:
+        """Refuses what cannot work on so many samples, in one sentence."""
+        if self.law not in ("normal", "uniform"):
+            raise ValueError(f"law came as {self.law!r}; times are drawn 'normal' or 'uniform'; choose one.")
+        checks = {
+            "images": (self.images >= 1, "a whole number of at least 1"),
+            "hours": (0 < self.hours < math.inf, "a number above 0; 1e6 leaves the end to images"),
+            "batch": (1 <= self.batch <= samples, f"1 to {samples}, the number of images"),
+            "lr": (0 < self.lr < math.inf, "a number above 0"),
+            "warmup": (self.warmup >= 0, "a whole number of at least 0"),
+            "ema": (0 <= self.ema < 1, "in [0, 1)"),
+            "drop_label": (0 <= self.drop_label <= 1, "in [0, 1]"),
+            "seed": (0 <= self.seed < 2**63, "a whole number from 0 to 2^63 - 1"),
+        }
+        for name, (good, allowed) in checks.items():
+            if not good:
+                raise ValueError(f"{name} came as {getattr(self, name)}; allowed is {allowed}; change it.")
+        if self.batch % (world := together()[1]):
+            raise ValueError(f"got batch={self.batch} for {world} processes: give a multiple of {world}")
+
 
 class Trainer:
     """Owns players, stages and counters; `run` goes on from wherever the checkpoint stands.

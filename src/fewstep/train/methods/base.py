@@ -55,6 +55,7 @@ class Setting:
 class Method(Typed, ABC):
     """A training; see the module's docstring.
 
+    - `blind`: with a teacher it looks at no data.
     - `needs`: it imitates a teacher; `follows`: a noise leads it where it leads the teacher.
     - `destination`: its network is told the destination.
     - `guided`: it is told a guidance w; `denoises`: it is a denoiser.
@@ -69,6 +70,7 @@ class Method(Typed, ABC):
 
     needs: ClassVar[bool] = False
     follows: ClassVar[bool] = True
+    blind: ClassVar[bool] = False
     destination: ClassVar[bool] = False
     guided: ClassVar[bool] = False
     given: ClassVar[bool] = False

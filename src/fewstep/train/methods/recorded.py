@@ -77,6 +77,7 @@ class Knowledge(Method):
     distance: str = "l2"
 
     needs: ClassVar[bool] = True
+    blind: ClassVar[bool] = True
 
     def stages(self, on: Setting) -> list[Stage]:
         return [self.one(on, 0)]
@@ -162,6 +163,7 @@ class Reflow(Method):
 
     process: ClassVar[str] = "flow"
     predicts: ClassVar[str | None] = "flow"
+    blind: ClassVar[bool] = True
 
     def stages(self, on: Setting) -> list[Stage]:
         found = [] if on.taught else [Stage(objective=Flow().objective(on))]

@@ -116,6 +116,7 @@ class ScoreMatching(Method):
 
     needs: ClassVar[bool] = True
     follows: ClassVar[bool] = False
+    blind: ClassVar[bool] = True
     process: ClassVar[str] = "edm"
     predicts: ClassVar[str | None] = "edm"
 

@@ -35,10 +35,10 @@ from fewstep.train.run import train
 from fewstep.train.source import Source, read_data, sourced
 from fewstep.train.students.ending import written
 from fewstep.train.students.figures import Figures
-from fewstep.train.students.network import Sizes, asked, known, student
-from fewstep.train.students.recording import recorded
+from fewstep.train.students.network import Sizes, asked, known, student, tried
+from fewstep.train.students.recording import check_recording, recorded
 from fewstep.train.trainer import Stopped, TrainConfig, Trainer
-from fewstep.words import build, pick, usable_device
+from fewstep.words import build, pick, typed, usable_device
 
 __all__ = ["train_student"]
 
@@ -46,13 +46,14 @@ SHOWN_EVERY = 600.0  # seconds between figures on fixed noises
 Teacher = Any  # a denoiser, a Model, the folder of one; for guided methods also (conditional, unconditional)
 
 
+@typed
 def train_student(
     data: Any,
     out: str | Path,
     *,
     method: str | Method = "denoise",
     teacher: Teacher = None,
-    net: nn.Module | None = None,
+    net: nn.Module | Mapping[str, Any] | None = None,
     labels: Any = None,
     process: str | Process | None = None,
     predicts: str | None = None,
@@ -92,8 +93,9 @@ def train_student(
         method: a key of `METHODS`, or a method.
         teacher: who is imitated: a model folder, a `Model`, a denoiser; for `guided` a pair of denoisers too.
         net: a module called as net(x, t), or net(x, t, s) where the method tells the destination; it has the averaged
-            weights in the end. None: the teacher's own network, or a perceptron of `width` and `depth`; for `bridge` on
-            pictures a UNet of `channels`, `layers` and `patch` (`fewstep.train.train`).
+            weights in the end. Or the config of a class of `fewstep.model.NETWORKS`, "_class_name" and its arguments,
+            which is told s and w where the method tells them (`fewstep.nets.Told`). None: the teacher's own network, or
+            a perceptron of `width` and `depth`; for `bridge` on pictures a UNet of `channels`, `layers` and `patch`.
         labels: (N,) whole numbers from 0, told as class_labels; a share `drop_label` of them is left out.
         process, predicts, time: what is learned on and returned, and the network's time; None: the teacher's, or the
             method's.
@@ -142,20 +144,22 @@ def _config(steps: int | None, images: int | None, batch: int | None, **given: A
 
 
 def _trained(
-    data: Any, out: Path, *, method: Method, teacher: Teacher, net: nn.Module | None, labels: Any,
+    data: Any, out: Path, *, method: Method, teacher: Teacher, net: nn.Module | Mapping[str, Any] | None, labels: Any,
     process: str | Process | None, predicts: str | None, time: str | None, sizes: Sizes, config: TrainConfig,
     rated: bool, device: str | torch.device, pace: Pace | None, how: Session,
 ) -> Path:  # fmt: skip
     """The run itself: everything is looked at before anything is written."""
     taught = _taught(teacher, method)
-    method = method.after(taught.tables) if isinstance(taught, Model) else method
+    method = _after(method, taught)
     on = _process(process, taught, method)
-    source = sourced(data, labels, config, taught, method.read)
+    source = sourced(data, labels, config, taught, method.read, blind=method.blind)
     _check_pairs(method, on, source)
-    deviation = method.deviation(source.first)
+    deviation = method.deviation(source.first) or 1.0  # of data that are all one
     autocast = None if pace is None or pace.precision != "bfloat16" else torch.bfloat16
     begins, reads, about = student(method, on, taught, net, source, predicts, time, sizes, config.seed, deviation,
                                    autocast)  # fmt: skip
+    if isinstance(net, nn.Module) and method.denoises and not (method.given or method.noise):
+        tried(begins, reads, on, source, method)
     if not rated and isinstance(begins, MLP | Waves):
         config = replace(config, lr=max(config.lr, method.lr * 96 / max(96, begins.config["width"])))
     begins.to(usable_device(device))
@@ -163,12 +167,14 @@ def _trained(
                       started=isinstance(taught, Model) and net is None, folder=out, deviation=deviation)  # fmt: skip
     own = Player(begins, reads, averages=method.averages, optimiser=method.optimiser)
     players = Players({"net": own, **method.others(setting, begins, reads)}, None if taught is None else asked(taught))
+    stages = method.stages(setting)
+    check_recording(stages, on)
     said = {"method": repr(method), "process": repr(on), "data": source.digest, "teacher": known(taught), **about}
     records = partial(recorded, out=out, shape=source.shape, labels=about["labels"])
-    trainer = Trainer(players, method.stages(setting), source, config, out / "checkpoint.safetensors", setup=said,
+    trainer = Trainer(players, stages, source, config, out / "checkpoint.safetensors", setup=said,
                       device=device, pace=pace, begins=lambda stage, k: records(trainer, stage, k))  # fmt: skip
     _run(trainer, how, Figures(trainer, method, on, source, len(about["labels"])))
-    if net is not None:
+    if isinstance(net, nn.Module):
         net.load_state_dict(own.averages[EMA].state_dict())
     with in_turn():
         return written(out, trainer, method, on, source, about)
@@ -227,10 +233,32 @@ def _taught(teacher: Teacher, method: Method) -> Any:
             )
         return None
     if isinstance(teacher, str | Path):
-        return load(teacher, dtype=torch.float32)
+        teacher = load(teacher, dtype=torch.float32)
     if isinstance(teacher, tuple):
         return tuple(as_denoiser(part) for part in teacher)
+    if method.guided and not (isinstance(teacher, Model) and teacher.labels):
+        raise ValueError(
+            f"got a teacher without labels for {type(method).__name__}, which imitates a pair: give a model with "
+            "labels, or (conditional, unconditional) denoisers"
+        )
+    if not callable(getattr(teacher, "denoiser", teacher)):
+        raise ValueError(
+            f"got a {type(teacher).__name__} as teacher: give a model folder, a Model or a denoiser (z, t)"
+        )
     return teacher if isinstance(teacher, Model) else as_denoiser(teacher)
+
+
+def _after(method: Method, taught: Any) -> Method:
+    """The method for its teacher; a student that is right on its own rows alone teaches only what halves it."""
+    if not isinstance(taught, Model):
+        return method
+    made, own = method.after(taught.tables), taught.made_for
+    if own is not None and own.rows in ("own", "ends") and made is method:
+        raise ValueError(
+            f"got {own} as teacher of {type(method).__name__}, which asks it at other times: give the model that "
+            "it was made from, or progressive with as many steps as one of its tables has"
+        )
+    return made
 
 
 def _process(process: str | Process | None, taught: Any, method: Method) -> Process:

@@ -29,7 +29,7 @@ def written(
 ) -> Path:
     """Writes the averaged weights; of several processes the first does."""
     average, config = trainer.players["net"].averages[EMA], trainer.config
-    bare = type(average).__name__ not in NETWORKS or not method.denoises
+    bare = type(average).__name__ not in (*NETWORKS, "Told") or not method.denoises
     own = method.file(trainer.players)
     path = out / (own or ("network.safetensors" if bare else "model"))
     if together()[0] > 0:

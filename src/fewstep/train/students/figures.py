@@ -70,7 +70,7 @@ class Figures:
         self.noise = Noise(0, FIRST).normal(STREAM, 0, shape, dtype=torch.float64)
         told: dict[str, Tensor] = {"class_labels": torch.arange(count) % classes + 1} if classes else {}
         told |= {"w": torch.zeros(count)} if method.guided else {}
-        self.batch, self.ends = Batch(torch.empty(0), told), None
+        self.batch, self.ends = Batch(torch.empty(count, 0), told), None
         self.sheet = pictures and source.shape[0] in (1, 3)
 
     def __call__(self, path: Path | None = None) -> dict[str, float] | None:

@@ -11,16 +11,26 @@ import torch
 
 from fewstep.fitting.teacher import Task, record
 from fewstep.loop import tabulate
+from fewstep.process import Process
 from fewstep.process.operator import apply, inverse
 from fewstep.saved import Saved
 from fewstep.train.company import in_turn
 from fewstep.train.objective import Stage
-from fewstep.train.pairs import Batch
+from fewstep.train.pairs import Batch, Recorded
 from fewstep.train.player import Denoises
 from fewstep.train.students.network import digest_of
 from fewstep.train.trainer import Trainer
+from fewstep.words import whole
 
-__all__ = ["recorded"]
+__all__ = ["check_recording", "recorded"]
+
+
+def check_recording(stages: Sequence[Stage], process: Process) -> None:
+    """Refuses, before any work, runs that a teacher cannot make."""
+    for stage in stages:
+        if isinstance(getattr(stage.objective, "coupling", None), Recorded):
+            whole("pairs", stage.pairs)
+            tabulate(stage.solver, process, steps=stage.calls)
 
 
 def recorded(trainer: Trainer, stage: Stage, k: int, out: Path, shape: tuple[int, ...], labels: Sequence[str]) -> None:
@@ -42,7 +52,7 @@ def _recorded(trainer: Trainer, stage: Stage, k: int, out: Path, shape: tuple[in
 
         def conditioned(where: slice) -> Denoises:
             told = {} if classes is None else {"class_labels": torch.from_numpy(classes[where])}
-            return trainer.players.teacher(Batch(torch.empty(0), told))
+            return trainer.players.teacher(Batch(torch.empty(where.stop - where.start, 0), told))
 
         task = Task(conditioned=conditioned, process=process, shape=shape, samples=stage.pairs, held_out=0,
                     batch=1024, seed=seed, dtype=torch.float64, along=stage.along)  # fmt: skip
