@@ -110,6 +110,54 @@ def test_adaptive_and_fast_are_k_diffusions(theirs):
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6, 9, 11])
+def test_the_fast_one_is_called_as_in_k_diffusion(theirs, n):
+    wanted = theirs.sample_dpm_fast(model, start(), 0.1, 14.6, n, {"scale": 0.7}, disable=True)
+    found = K.sample_dpm_fast(model, start(), 0.1, 14.6, n, {"scale": 0.7}, disable=True, s_noise=1.0)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("options", [{}, {"order": 2}, {"rtol": 0.01, "h_init": 0.1, "pcoeff": 0.1}])
+def test_the_adaptive_one_is_called_as_in_k_diffusion(theirs, options):
+    how = {"sigma_min": 0.1, "sigma_max": 14.6, "disable": True, **options}
+    wanted = theirs.sample_dpm_adaptive(model, start(), **how)
+    torch.testing.assert_close(K.sample_dpm_adaptive(model, start(), **how), wanted, rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="got eta for sample_dpm_adaptive, which runs with 0"):
+        K.sample_dpm_adaptive(model, start(), 0.1, 14.6, eta=1.0)
+    with pytest.raises(ValueError, match="give 0 < sigma_min < sigma_max"):
+        K.sample_dpm_adaptive(model, start(), 0.0, 14.6)
+
+
+RISING = SIGMAS[:-1].flip(0)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpm_2", "lms", "dpmpp_2m"])
+def test_levels_that_rise_unsample_as_k_diffusion_does(theirs, name):
+    x, seen, told = 0.3 * start() / 14.6, [], []
+    wanted = getattr(theirs, f"sample_{name}")(model, x, RISING, None, seen.append, True)
+    found = getattr(K, f"sample_{name}")(model, x, RISING, None, told.append, True)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    for a, b in zip(told, seen, strict=True):
+        for key in ("x", "sigma", "denoised"):
+            torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-12)
+
+
+def test_unsampling_is_encode_and_comes_back():
+    x, fine = 0.3 * start() / 14.6, torch.logspace(math.log10(14.6), -1, 400, dtype=torch.float64)
+    denoiser = lambda z, t: model(z, torch.as_tensor(t, dtype=z.dtype).expand(len(z)))  # noqa: E731
+    noise = K.sample_unipc_3(model, x, fine.flip(0), disable=True)
+    wanted = fs.encode(denoiser, fs.EDM(), z=x, solver="unipc-3", grid=fine)
+    torch.testing.assert_close(noise, wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(K.sample_unipc_3(model, noise, fine, disable=True), x, rtol=0, atol=1e-5)
+    for name, why in (("euler_ancestral", "adds noise"), ("dpm_adaptive", "has its own times")):
+        with pytest.raises(ValueError, match=why):
+            K.sample(name)(model, x, RISING)
+    with pytest.raises(ValueError, match="rise from 0: give levels above 0"):
+        K.sample_euler(model, x, SIGMAS.flip(0))
+
+
 @pytest.mark.parametrize("name", sorted(K.SAMPLERS))
 def test_every_sampler_runs_and_tells_its_steps(name):
     told = []

@@ -15,6 +15,7 @@ x is (1 - sigma) x0 + sigma eps, is run with `process=fewstep.Flow()`.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -43,6 +44,7 @@ Callback = Callable[[dict[str, Any]], object]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
 GUIDED = {"base", "guidance"}  # the heads that a guided model of these tools can tell apart
+BY_RANGE = ("dpm_fast", "dpm_adaptive")  # those that k-diffusion calls by sigma_min and sigma_max
 IDLE = {"euler", "heun", "dpm_2", "dpm_fast", "dpm_adaptive"}  # k-diffusion's take s_noise where they add no noise
 
 
@@ -78,6 +80,7 @@ def sample(name: str) -> Callable[..., Tensor]:
     names = {p.name for p in shared}
 
     def sampler(*args: Any, **given: Any) -> Tensor:
+        args, given = by_range(name, args, given) if name in BY_RANGE else (args, given)
         chosen = {key: given.pop(key) for key in [*given] if key not in names}
         for key in chosen:
             if not options:
@@ -121,7 +124,7 @@ def march(
         x: (batch, ...) the state at sigmas[0]; the run is in float32 at least, the result in the dtype of x.
         sigmas: (n + 1,) noise levels that fall, as a tensor, an array or a list; used exactly. Where a solver cannot
             step to sigma = 0 it ends at the level before, and the denoised x is the result. Fewer than two levels
-            return x.
+            return x. Levels above 0 that rise unsample: the result is the noise that decodes to x (`fewstep.encode`).
         extra_args: for the model.
         callback: called once a step with {"x", "i", "sigma", "sigma_hat", "denoised"}; with a driver, once a call.
         disable: True shows no progress bar.
@@ -144,8 +147,12 @@ def march(
     if not stochastic and (s_noise != 1 or noise_sampler is not None):
         raise ValueError(f"got s_noise or noise_sampler for {type(solver).__name__}, which adds no noise: leave it out")
     source = noise_source(seed=_seed(seed, args) if stochastic else 0)
+    if rises := bool(grid[0] < grid[-1]):
+        _check_rising(solver, grid, stochastic)
     if isinstance(solver, Tableau):
         table, stop = _for_levels(solver, grid), len(grid)
+    elif rises:
+        table, stop = solver.tabulate(process, grid), len(grid)
     else:
         reaches = not isinstance(solver, Driver) and "sigma=0" in solver.ends
         stop = len(grid) - (float(grid[-1]) == 0 and not reaches)
@@ -172,6 +179,35 @@ def march(
             if denoiser.heard is None:
                 tell.say(before, stop - 1, level, z)
     return z.to(x.dtype)
+
+
+def by_range(name: str, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call by k-diffusion's own signature, (model, x, sigma_min, sigma_max[, n], ...), as one by levels.
+
+    DPM-Solver-fast's are even in log sigma, floor(n / 3) + 1 blocks of three calls, the last of what is left, each with
+    its stages; the adaptive one takes the ends alone.
+    """
+    if not (len(args) > 2 and np.ndim(args[2]) == 0) and "sigma_min" not in given:
+        return args, given
+    names = ("model", "x", "sigma_min", "sigma_max", *(("n",) if name == "dpm_fast" else ()), "extra_args", "callback",
+             "disable")  # fmt: skip
+    known = dict(zip(names, args, strict=False)) | given
+    for option, default in {"eta": 0.0, "return_info": False, "accept_safety": 0.81}.items():
+        if known.pop(option, default) != default:
+            raise ValueError(f"got {option} for sample_{name}, which runs with {default}: leave it out")
+    low, high = float(known.pop("sigma_min", 0.0)), float(known.pop("sigma_max", 0.0))
+    if not 0 < low < high:
+        raise ValueError(f"got sigma_min={low:g} and sigma_max={high:g}: give 0 < sigma_min < sigma_max")
+    ends = torch.tensor([high, low], dtype=torch.float64)
+    if name == "dpm_fast":
+        n = whole("n", known.pop("n", None))
+        blocks = n // 3 + 1
+        orders = [3] * (blocks - 2) + [2, 1] if n % 3 == 0 else [3] * (blocks - 1) + [n % 3]
+        place = torch.tensor([i + j / k for i, k in enumerate(orders) for j in range(k)], dtype=torch.float64)
+        levels = ((1 - place / blocks) * math.log(high) + place / blocks * math.log(low)).exp()
+        levels[0] = high
+        ends = torch.cat([levels, ends[1:]])
+    return (known.pop("model"), known.pop("x"), ends), known
 
 
 def get_sigmas(
@@ -292,17 +328,18 @@ class _Steps:
 def steps(table: Tableau) -> dict[int, int]:
     """The row with the first call of each step: {row: step}.
 
-    It is the first evaluated row from the last one made at the step's level on, unless that lies below the level: then
+    It is the first evaluated row from the last one made at the step's level on, unless that lies beyond the level: then
     it was made before its correction, and is the last evaluated one at the level.
     """
     called = [k for k, row in enumerate(table.rows) if row.at is not None]
     found: dict[int, int] = {}
+    way = float(table.grid[-1] - table.grid[0])
     for i, t in enumerate(table.grid.tolist()[:-1]):
         last = max((k for k, row in enumerate(table.rows) if row.t == t), default=None)
         if last is None:
             continue
         after = next((k for k in called if k >= last), None)
-        if after is None or (table.rows[after].at or 0.0) < t:
+        if after is None or ((table.rows[after].at or 0.0) - t) * way > 0:
             after = max((k for k in called if k < last and table.rows[k].at == t), default=None)
         if after is not None:
             found.setdefault(after, i)
@@ -320,6 +357,20 @@ def _levels(sigmas: Any) -> Tensor:
             f"got sigmas of {found.dtype} and shape {tuple(found.shape)}: give noise levels (n + 1,) that fall"
         )
     return found if found.is_floating_point() else found.float()
+
+
+def _check_rising(solver: Any, grid: Tensor, stochastic: bool) -> None:
+    """Refuses what cannot run from data to noise."""
+    if isinstance(solver, Driver | Tableau) or stochastic:
+        why = "adds noise" if stochastic else "has its own times"
+        raise ValueError(
+            f"got sigmas that rise for {type(solver).__name__}, which {why}: give another solver, as euler"
+        )
+    if not bool((grid[1:] > grid[:-1]).all()) or float(grid[0]) <= 0:
+        raise ValueError(
+            f"got sigmas that rise from {float(grid[0]):g}: give levels above 0 that all rise, as sigmas.flip(0)"
+            "[1:] of levels that end in 0"
+        )
 
 
 def _for_levels(table: Tableau, grid: Tensor) -> Tableau:
