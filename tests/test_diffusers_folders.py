@@ -22,7 +22,7 @@ from fewstep.files import load_tensors, save_tensors
 diffusers = pytest.importorskip("diffusers")
 
 import diffusers_tiny as tiny  # noqa: E402
-from fewstep.interop.diffusers import load_folder  # noqa: E402
+from fewstep.interop.diffusers import FewStepScheduler, load_folder  # noqa: E402
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARDS = f"{WEIGHTS}.index.json"
@@ -383,7 +383,6 @@ def commanded(folder: Path, *words: str) -> np.ndarray:
 
 def pipelined(pipe: Any, steps: int = 2, **how: Any) -> np.ndarray:
     """The pictures of a pipeline from the same noises, in [-1, 1]."""
-    from fewstep.interop.diffusers import FewStepScheduler
     from fewstep.noise import noise_source
 
     pipe.scheduler = FewStepScheduler.from_config(pipe.scheduler.config, solver="ddim", set_alpha_to_one=True)
@@ -436,3 +435,80 @@ def test_classes_of_a_pipeline_have_their_names_and_the_one_of_none(tmp_path: Pa
     with torch.no_grad():
         wanted = pipe.vae.decode(z / 0.7 + 0.2).sample
     np.testing.assert_allclose(found, wanted.numpy(), atol=2e-5)
+
+
+def origin(name: str) -> str:
+    """The name that a tensor of the tiny UNet has in checkpoints of latent diffusion."""
+    parts = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+             "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
+    whole = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+             "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
+    stem, _, end = name.rpartition(".")
+    if stem in whole:
+        return f"{whole[stem]}.{end}"
+    side, *at, rest = name.split(".", 4 if name[0] in "du" else 3)
+    block, kind, k = at if side != "mid_block" else (0, *at)
+    place = {"down_blocks": 1 + 2 * int(block), "up_blocks": 2 * int(block) + int(k), "mid_block": 2 * int(k)}[side]
+    if kind == "resnets":
+        first, _, last = rest.partition(".")
+        where = f"{place}" if side == "mid_block" else f"{place}.0"
+        rest = f"{parts[first]}.{last}"
+    elif kind == "attentions":
+        where = "1" if side == "mid_block" else f"{place}.1"
+    elif kind == "downsamplers":
+        where, rest = f"{place + 1}.0", rest.replace("conv", "op")
+    else:
+        where = f"{2 * int(block) + 1}.{2 - int(block)}"
+    sides = {"down_blocks": "input_blocks", "up_blocks": "output_blocks", "mid_block": "middle_block"}
+    return f"{sides[side]}.{where}.{rest}"
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of one file by its origin's names, with other networks in it, and its configs beside it."""
+    at, net = tmp_path_factory.mktemp("single"), tiny.unet_text()
+    tensors = {f"model.diffusion_model.{origin(name)}": t for name, t in net.state_dict().items()}
+    save_tensors(at / "model.safetensors", tensors | {"first_stage_model.quant_conv.weight": torch.zeros(1)})
+    save_tensors(at / "plain.safetensors", net.state_dict())
+    net.save_config(at / "model" / "unet")
+    diffusers.DDIMScheduler(beta_schedule="scaled_linear").save_config(at / "model" / "scheduler")
+    return at
+
+
+def test_a_checkpoint_of_one_file_is_its_network(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    monkeypatch.setattr(socket, "create_connection", None)  # nothing is asked for outside
+    model, net = fs.load(single / "model.safetensors"), tiny.unet_text()
+    assert all(torch.equal(t, net.state_dict()[name]) for name, t in model.net.state_dict().items())
+    assert model.predicts == "noise"
+    assert model.process == FewStepScheduler.from_config(single / "model" / "scheduler").process
+    plain = fs.load(single / "plain.safetensors", config=single / "model")
+    assert all(torch.equal(t, net.state_dict()[name]) for name, t in plain.net.state_dict().items())
+    assert plain.weights != model.weights
+    z, text = torch.zeros(1, *model.shape), torch.zeros(1, 4, 16)
+    assert torch.equal(*(m.denoiser(encoder_hidden_states=text)(z, 0.5) for m in (model, plain)))
+
+
+def test_what_a_checkpoint_of_one_file_lacks_is_named(single: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="plain.safetensors, which says neither .* config=FOLDER with unet/config"):
+        fs.load(single / "plain.safetensors")
+    for suffix in (".ckpt", ".pt"):
+        torch.save({}, tmp_path / f"model{suffix}")
+        with pytest.raises(ValueError, match=f"model{suffix} is a pickled file, which can run code"):
+            fs.load(tmp_path / f"model{suffix}", config=single / "model")
+    for folder, lacking in (
+        ("unet", r"unet/config.json or transformer/config.json"),
+        ("scheduler", "scheduler_config"),
+    ):
+        configs = Path(shutil.copytree(single / "model", tmp_path / folder))
+        shutil.rmtree(configs / folder)
+        with pytest.raises(ValueError, match=f"which has no .*{lacking}"):
+            fs.load(single / "model.safetensors", config=configs)
+    tensors = load_tensors(single / "model.safetensors")
+    tensors.pop("model.diffusion_model.out.2.bias")
+    save_tensors(tmp_path / "less.safetensors", tensors)
+    with pytest.raises(ValueError, match="less.safetensors (does not hold|has conv_out.bias as missing)"):
+        fs.load(tmp_path / "less.safetensors", config=single / "model")
+    with pytest.raises(ValueError, match="no checkpoint of one file: leave it out"):
+        fs.load(config=single / "model")

@@ -127,15 +127,17 @@ def sampler_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
 
 
 def model_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds the model and --variant."""
+    """Adds the model, --variant and --config."""
     parser.add_argument("model", nargs="?", help="a model folder (default: the shipped Fashion-MNIST model)")
     variant_argument(parser)
 
 
 def variant_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds --variant."""
+    """Adds --variant and --config, which `fewstep.load` takes."""
     text = "of a diffusers folder, which weights, as fp16 (default: those without, or the only variant)"
     parser.add_argument("--variant", metavar="NAME", help=text)
+    text = "of a checkpoint of one file, the folder of its pipeline's configs (default: one beside it of its name)"
+    parser.add_argument("--config", metavar="FOLDER", help=text)
 
 
 def final_argument(parser: argparse.ArgumentParser, *more: str) -> None:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     if not isinstance(table, Tableau):
         pick(GRIDS, args.grid or "default", "grid")
         process = pick(ALL_PROCESSES, args.process or "vp", "process")()
-        model = load(args.model, variant=args.variant) if args.model else None
+        model = load(args.model, variant=args.variant, config=args.config) if args.model else None
         process = process if model is None else model.process
         table = table or SOLVERS[DEFAULT_SOLVERS[process.kind]]()
         steps = args.steps or (STEPS if model is None or model.made_for is None else None)

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     if Path(args.out).suffix != ".onnx":
         raise Usage(f"got --out {args.out}: name a file that ends in .onnx")
     onnx.needed()  # before the model, whose own extra is a part of it
-    model = load(args.model, dtype=torch.float32, variant=args.variant)
+    model = load(args.model, dtype=torch.float32, variant=args.variant, config=args.config)
     if solver is None:
         solver = build(SOLVERS, DEFAULT_SOLVERS[model.process.kind], "solver", args.option)
     guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels) or model.takes_w)

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         pick(TABLES, args.solver, "solver")
     if args.grid is not None:
         pick({**GRIDS, "gits": None, "klub": None}, args.grid, "grid")
-    model = load(args.model, device=args.device, pace=pace_of(args), variant=args.variant)
+    model = load(args.model, device=args.device, pace=pace_of(args), variant=args.variant, config=args.config)
     guidance_of(args.guidance, {}, classes=bool(model.labels))  # refused without classes
     features = None if args.objective == "paired" else feature_space(args.features or CLASSIFIER, model.shape)
     with usage():

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         raise Usage("got --prompt and --label: give one")
     check_device(args.device)
     pick(GRIDS, args.grid or "default", "grid")
-    model = load(args.model, device=args.device, pace=pace_of(args), variant=args.variant)
+    model = load(args.model, device=args.device, pace=pace_of(args), variant=args.variant, config=args.config)
     model = told(model, args.prompt, args.negative or "")
     guidance = guidance_of(args.guidance, {args.solver: solver}, classes=bool(model.labels) or model.takes_w)
     if solver is None:

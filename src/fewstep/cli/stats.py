@@ -55,7 +55,14 @@ def run(args: argparse.Namespace) -> None:
     from fewstep.stats.errors import FILE as ERRORS
 
     check_device(args.device)
-    model = load(args.model, device=args.device, dtype=torch.float32, pace=pace_of(args), variant=args.variant)
+    model = load(
+        args.model,
+        device=args.device,
+        dtype=torch.float32,
+        pace=pace_of(args),
+        variant=args.variant,
+        config=args.config,
+    )
     assert model.path is not None
     if args.only == "all" and model.process.kind != "scalar":
         args.only = "variance"

@@ -25,7 +25,7 @@ KNOWN = ("AutoencoderKL",)  # the classes whose latents are these
 
 def codec_of(part: Path, device: str | torch.device, variant: str | None) -> Any:
     """The function latents -> pictures of a `vae` folder, read at its first call; None where there is none known."""
-    if not (part / "config.json").is_file():
+    if not (part / "config.json").is_file() or not any(part.glob("*.safetensors")):
         return None
     config = read_json(part / "config.json", "an autoencoder")
     return partial(_decode, part, device, variant, []) if config.get("_class_name") in KNOWN else None

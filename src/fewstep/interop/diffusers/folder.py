@@ -26,7 +26,7 @@ from fewstep.interop.diffusers.codec import codec_of
 from fewstep.interop.diffusers.convention import Convention
 from fewstep.interop.diffusers.safe import INDEX, check_folder
 from fewstep.interop.diffusers.scheduler import FewStepScheduler
-from fewstep.interop.diffusers.weights import network_of
+from fewstep.interop.diffusers.weights import network_in, network_of
 from fewstep.model import Model
 from fewstep.model.folder import SIDE
 from fewstep.model.model import check_batch, checked_classes
@@ -151,6 +151,7 @@ def load_folder(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     variant: str | None = None,
+    single: Path | None = None,
 ) -> DiffusersModel:
     """Reads a pipeline that diffusers saved, or the folder of its network; nothing in it is run.
 
@@ -162,15 +163,21 @@ def load_folder(
         dtype: the network's; None is float32, whatever it is stored in.
         device: where the network lives.
         variant: as "fp16", of which files the weights are.
+        single: the file that they are in instead, of a whole model, by diffusers' names or those of its origin.
 
     Raises:
         ValueError: for a folder without a network or a scheduler, whose scheduler does not say what is predicted, that
             is not whole, or that holds code or leads out of itself (`fewstep.interop.diffusers.safe`).
     """
     folder = Path(folder).expanduser().absolute()
-    whole = folder if (folder / INDEX).is_file() else folder.parent
+    whole = folder if single is not None or (folder / INDEX).is_file() else folder.parent
     index = check_folder(whole)
     part = next((whole / name for name in PARTS if (whole / name / "config.json").is_file()), None)
+    if single is not None and (part is None or not (whole / SCHEDULER).is_file()):
+        lacking = SCHEDULER if part is not None else " or ".join(f"{name}/config.json" for name in PARTS)
+        raise ValueError(
+            f"got {single} with the configs of {folder}, which has no {lacking}: put it there, as its pipeline has it"
+        )
     if part is None or not (whole / SCHEDULER).is_file():
         raise ValueError(
             f"got {folder}, which has no {' or '.join(PARTS)} beside a {SCHEDULER}: give a folder that a pipeline's "
@@ -179,13 +186,13 @@ def load_folder(
     config = read_json(part / "config.json", "a network")
     cls = _class_of(config, part)
     convention = FewStepScheduler.from_config(whole / SCHEDULER).convention
-    net, weights = network_of(part, cls, config, variant)
+    net, weights = network_of(part, cls, config, variant) if single is None else network_in(single, cls, config, part)
     nn.Module.to(net, device=device, dtype=dtype)
     shape = _shape(net, part)
     coded = any(re.search("Autoencoder|VAE|VQ", each[1]) for each in index.values() if each)
     pictures = _axes(net) == 2 and shape[0] in (1, 3) and bool(index) and not coded
     return DiffusersModel(net=net, process=convention.process, predicts=convention.predicts, time=convention.steps,
-                          shape=shape, dtype=next(net.parameters()).dtype, path=folder, weights=weights,
+                          shape=shape, dtype=next(net.parameters()).dtype, path=single or folder, weights=weights,
                           convention=convention, texts=_texts(whole, index, device),
                           decode=codec_of(whole / "vae", device, variant), names=_names(net, whole),
                           within=1.0 if pictures else math.inf)  # fmt: skip

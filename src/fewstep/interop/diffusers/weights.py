@@ -9,13 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.models.modeling_utils import no_init_weights
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.blueprint import check_arguments, check_fits, describing, unfit
 from fewstep.files import WEIGHTS, load_tensors, read_json, sha256, tensor_shapes
 
-__all__ = ["network_of", "weights_of"]
+__all__ = ["network_in", "network_of", "weights_of"]
+
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def network_of(
@@ -39,6 +42,44 @@ def network_of(
     digests = [sha256(file) for file in files]
     weights = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
     return net.eval().requires_grad_(False), weights
+
+
+def network_in(file: Path, cls: Any, config: Mapping[str, Any], part: Path) -> tuple[Any, str]:
+    """The network of a config with weights out of one file of a whole model, by diffusers' names or its origin's.
+
+    The names are translated by diffusers' own reader of such files; that every tensor is there is seen to here.
+    """
+    config = check_arguments(cls, config, part / "config.json", null=True)
+    shapes, tensors = tensor_shapes(file), load_tensors(file)
+
+    def renamed(net: nn.Module, _: Any) -> Mapping[str, Any]:
+        tensors.update(found := dict(_renamed(net, _translated(net, dict(tensors), file))))
+        for name in {*tensors} - {*found}:
+            del tensors[name]
+        return {name: (DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in tensors.items()}
+
+    check_fits(partial(_made, cls, config, part), shapes, file, renamed=renamed)
+    with no_init_weights():
+        net = _made(cls, config, part)
+    net.load_state_dict(tensors)
+    return net.eval().requires_grad_(False), sha256(file)
+
+
+def _translated(net: Any, tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The tensors by diffusers' names, as it translates those of the code that a network comes from."""
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    if {*net.state_dict()} <= {*tensors}:
+        return tensors
+    name = type(net).__name__
+    how = SINGLE_FILE_LOADABLE_CLASSES.get(name, {}).get("checkpoint_mapping_fn")
+    if how is None:
+        raise ValueError(f"got {file} as weights of a {name}, whose names diffusers cannot translate: give a folder")
+    try:
+        return how(config=dict(net.config), checkpoint=tensors)
+    except Exception as error:  # whatever it comes upon where tensors are missing
+        reason = " ".join(str(error).split())[:200]
+        raise unfit(f"{file} does not hold a {name} as its config has it ({type(error).__name__}: {reason})") from error
 
 
 def weights_of(part: Path, variant: str | None = None) -> list[Path]:
