@@ -57,7 +57,8 @@ def main(short: bool) -> dict[str, float]:
     figures = {}
     for method in ("riemannian-score", "riemannian-flow"):
         with TemporaryDirectory() as folder:
-            path = fs.train(data.numpy(), folder, method=method, steps=150 if short else 5000, quiet=True)
+            path = fs.train(data.numpy(), folder, method=method, steps=150 if short else 5000, width=96,
+                            depth=3, quiet=True)  # fmt: skip
             field = fs.manifold.load(path)
         figures[f"nats below the best, {method}"] = float((best - field.log_prob(held_out)).mean())
         mass = field.log_prob(even(1500 if short else 4000)).exp().mean() * SPHERE.volume

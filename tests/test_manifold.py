@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
+from fewstep.cli import main
 from fewstep.manifold import Field, Rotations, Sphere, Torus, divergence, flow, langevin, load, step
 from fewstep.manifold.base import column
 from fewstep.train import Stopped
@@ -324,3 +325,15 @@ def test_a_field_says_what_it_takes(call, said):
 def test_a_torus_takes_angles_on_either_side_of_its_seam():
     x = Torus(1).points(np.array([[math.pi], [-math.pi], [1.5 * math.pi], [2 * math.pi]]))
     assert torch.allclose(x[:, 0], torch.tensor([-math.pi, -math.pi, -0.5 * math.pi, 0.0]).double(), atol=1e-15)
+
+
+def test_points_of_a_file_are_named_on_the_command_line(tmp_path: Path, capsys):
+    np.savez(tmp_path / "events.npz", quake=events(300), other=events(300)[:, :1])
+    words = ["train", "riemannian-score", f"{tmp_path}/events.npz:quake", f"{tmp_path}/out", "--option", "degrees=True"]
+    assert main([*words, "--images", "512", "--quiet"]) == 0
+    field = load(capsys.readouterr().out.strip())
+    assert (field.net.config["width"], field.net.config["depth"]) == (128, 4)
+    for name, said in (("no", "it holds quake, other"), ("quake", "there is no file")):
+        words[2] = f"{tmp_path}/{'events' if name == 'no' else 'none'}.npz:{name}"
+        assert main([*words, "--quiet", "--anew"]) != 0
+        assert said in capsys.readouterr().err

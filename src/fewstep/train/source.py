@@ -101,8 +101,12 @@ class Source:
 def floats(path: str | Path) -> tuple[np.ndarray, np.ndarray | None] | None:
     """The array of an npy file; the points and labels of an npz file, floats (N, D); None of any other file.
 
-    Points are called x, x_train, data or points; labels, whole numbers (N,), y, y_train or labels.
+    Points are called x, x_train, data or points, or NAME in FILE.npz:NAME; labels, whole numbers (N,), y, y_train or
+    labels.
     """
+    file, _, asked = str(path).rpartition(":")
+    if file.endswith(".npz"):
+        return _named(Path(file), asked), None
     path = Path(path)
     if path.suffix == ".npy" and path.is_file():
         try:
@@ -116,6 +120,16 @@ def floats(path: str | Path) -> tuple[np.ndarray, np.ndarray | None] | None:
                     labels = (file[name] for name in ("y", "y_train", "labels") if name in file.files)
                     return x, next((y for y in labels if y.dtype.kind in "iu" and y.shape == x.shape[:1]), None)
     return None
+
+
+def _named(path: Path, name: str) -> np.ndarray:
+    """An array of an npz file, floats (N, D), or a sentence."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; check the name")
+    with np.load(path, allow_pickle=False) as file:
+        if name in file.files and np.issubdtype((x := file[name]).dtype, np.floating) and x.ndim == 2:
+            return x
+        raise ValueError(f"got {path}:{name}: no floats (N, D) of that name; it holds {', '.join(file.files)}")
 
 
 def collected(items: Any) -> tuple[np.ndarray, np.ndarray | None]:

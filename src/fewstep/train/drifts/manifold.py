@@ -90,6 +90,9 @@ class Fields(Method):
 
     denoises: ClassVar[bool] = False
     lr: ClassVar[float] = 8e-3
+    width: ClassVar[int] = 128
+    depth: ClassVar[int] = 4
+    length: ClassVar[int] = 5000
     kind: ClassVar[str]
 
     def __post_init__(self) -> None:

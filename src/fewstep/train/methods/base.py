@@ -66,6 +66,7 @@ class Method(Typed, ABC):
     - `optimiser`, `predicts`, `process`: what it takes unless asked otherwise; None: the run's.
     - `rows`, `spacing`: which tables beside its own are right for the student, and where they run (`MadeFor`).
     - `lr`: the learning rate of a perceptron of 96 units a layer, unless asked otherwise.
+    - `width`, `depth`, `length`: of a new perceptron, and its steps of training, unless asked otherwise.
     """
 
     needs: ClassVar[bool] = False
@@ -85,6 +86,9 @@ class Method(Typed, ABC):
     rows: ClassVar[str] = "own"
     spacing: ClassVar[str] = "default"
     lr: ClassVar[float] = 2e-3
+    width: ClassVar[int] = 96
+    depth: ClassVar[int] = 3
+    length: ClassVar[int] = 2500
 
     def after(self, tables: Mapping[str, Tableau]) -> Method:  # noqa: ARG002
         """The method for a teacher that is a student itself, made for these tables."""

@@ -59,8 +59,8 @@ def train_student(
     predicts: str | None = None,
     time: str | None = None,
     options: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
-    width: int = 96,
-    depth: int = 3,
+    width: int | None = None,
+    depth: int | None = None,
     channels: Sequence[int] = (32, 64),
     layers: int = 1,
     patch: int = 2,
@@ -95,12 +95,14 @@ def train_student(
         net: a module called as net(x, t), or net(x, t, s) where the method tells the destination; it has the averaged
             weights in the end. Or the config of a class of `fewstep.model.NETWORKS`, "_class_name" and its arguments,
             which is told s and w where the method tells them (`fewstep.nets.Told`). None: the teacher's own network, or
-            a perceptron of `width` and `depth`; for `bridge` on pictures a UNet of `channels`, `layers` and `patch`.
+            a perceptron of `width` and `depth` (None: the method's, mostly 96 and 3); for `bridge` on pictures a UNet
+            of `channels`, `layers` and `patch`.
         labels: (N,) whole numbers from 0, told as class_labels; a share `drop_label` of them is left out.
         process, predicts, time: what is learned on and returned, and the network's time; None: the teacher's, or the
             method's.
         options: of the method, by name.
-        steps, images, hours: the budget, in steps of `batch`, in samples, in hours; 2,500 steps where none is given.
+        steps, images, hours: the budget, in steps of `batch`, in samples, in hours; where none is given the
+            method's, mostly 2,500 steps.
         lr, warmup, ema, seed: as in `TrainConfig`.
         resume, save_every, device, pace, quiet: as in `fewstep.train.train`.
         watch: called with the trainer and the loss after every step.
@@ -115,11 +117,14 @@ def train_student(
                      hours=hours, batch=batch, lr=lr, warmup=warmup, ema=ema, drop_label=drop_label, seed=seed,
                      resume=resume, save_every=save_every, device=device, pace=pace, quiet=quiet)  # fmt: skip
     made = build(METHODS, method, "method", [*dict(options).items()]) if isinstance(method, str) else method
-    config = _config(steps, images, batch, hours=hours, lr=lr, warmup=warmup, ema=ema, drop_label=drop_label, seed=seed)
+    wide, deep = made.width if width is None else width, made.depth if depth is None else depth
+    sizes = Sizes(wide, deep, tuple(channels), layers, patch)
+    long = made.length if steps is None else steps
+    config = _config(long, images, batch, hours=hours, lr=lr, warmup=warmup, ema=ema, drop_label=drop_label, seed=seed)
     with joined():
         return _trained(
             data, Path(out), method=made, teacher=teacher, net=net, labels=labels, process=process, predicts=predicts,
-            time=time, sizes=Sizes(width, depth, tuple(channels), layers, patch), config=config, rated=lr is not None,
+            time=time, sizes=sizes, config=config, rated=lr is not None,
             device=device, pace=pace, how=Session(resume, save_every, quiet, watch),
         )  # fmt: skip
 
@@ -134,10 +139,10 @@ class Session:
     watch: Callable[[Trainer, float], object] | None
 
 
-def _config(steps: int | None, images: int | None, batch: int | None, **given: Any) -> TrainConfig:
-    """The run that is asked for: 2,500 steps of 256 where nothing is."""
+def _config(steps: int, images: int | None, batch: int | None, **given: Any) -> TrainConfig:
+    """The run that is asked for, of 256 samples a step where nothing is."""
     batch = 256 if batch is None else batch
-    budget = images if images is not None else batch * (2500 if steps is None else steps)
+    budget = images if images is not None else batch * steps
     usual: dict[str, Any] = {"hours": 1e6, "lr": 2e-3, "warmup": 0, "seed": 0}
     told = {name: value for name, value in given.items() if value is not None}
     return TrainConfig(images=budget, batch=batch, **usual | told)
