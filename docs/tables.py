@@ -18,6 +18,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import fewstep as fs
@@ -150,6 +151,7 @@ here, {part} in part, {none} not yet. `fewstep systems` prints the same, `fewste
 The rows are `src/fewstep/systems/*.toml`; this page is made from them by `python docs/tables.py`. A test holds that
 every name is defined, every command parses and every figure stands in its record. Published figures were reached by
 other networks on other data: they say what to expect of a method, not what to compare with."""
+MARKS = {"here": "\u25cf", "in part": "\u25d0", "not yet": "\u25cb"}
 HOSTS = {"arXiv:": "arxiv.org/abs/", "doi:": "doi.org/"}
 
 
@@ -329,18 +331,38 @@ def fill(text: str) -> str:
 def book() -> str:
     """docs/systems.md."""
     counts = Counter(system.state for system in SYSTEMS.values())
-    parts = [HEAD.format(all=len(SYSTEMS), here=counts["here"], part=counts["in part"], none=counts["not yet"])]
+    parts = [
+        HEAD.format(all=len(SYSTEMS), here=counts["here"], part=counts["in part"], none=counts["not yet"]),
+        drawn(),
+    ]
     for chapter, title in CHAPTERS.items():
         rows = [_row(system) for system in SYSTEMS.values() if system.chapter == chapter]
         parts.append(f"## {title}\n\n{_markdown(('system', 'here', 'published', 'reached here'), rows)}")
     return "\n\n".join(parts) + "\n"
 
 
+def drawn() -> str:
+    """The map: every system by its chapter, marked by how far it came, that leads to its row."""
+    lines = []
+    for chapter, title in CHAPTERS.items():
+        rows = [system for system in SYSTEMS.values() if system.chapter == chapter]
+        links = [
+            f'<a class="{s.state.replace(" ", "-")}" href="#system-{s.id}" title="{escape(s.what)}">'
+            f"{MARKS[s.state]}&nbsp;{s.id}</a>"
+            for s in rows
+        ]
+        lines.append(f"<p><b>{title}</b>\n" + "\n".join(links) + "</p>")
+    legend = ", ".join(f"{mark} {state}" for state, mark in MARKS.items())
+    return "\n".join(
+        ["## The map", "", f"{legend}. A name leads to its row.", "", '<div class="map">', *lines, "</div>"]
+    )
+
+
 def _row(system: System) -> tuple[str, str, str, str]:
     places = [f"`{name}` in `{path}`" for path, name in map(place, system.code)]
     here = [*places, *([f"lacks {system.lacks}"] if system.lacks else []), *([f"`{system.show}`"] * bool(system.show))]
     source = f" (`{system.source}`)" if system.figure else ""
-    first = f"**{system.id}**: {system.what}. {_linked(system.paper)}"
+    first = f'<a id="system-{system.id}"></a>**{system.id}**: {system.what}. {_linked(system.paper)}'
     return first, "; ".join(here) or system.state, system.claim, system.reached + source
 
 
