@@ -409,3 +409,68 @@ def test_rates_are_derivatives():
     for p in SHAPES.values():
         t = times(p, 7)
         torch.testing.assert_close(derivative(p._alpha, t), p.F(t) * p.alpha(t), rtol=1e-10, atol=1e-10)
+
+
+def toward_y(z, t, y):
+    return 0.6 * torch.tanh(z) + 0.3 * y
+
+
+def held(p, y):
+    return fs.bridged(fs.wrap(partial(toward_y, y=y), p, "data", dtype=torch.float32), y)
+
+
+@pytest.mark.parametrize("name", ["i2sb", "interpolant", "ir-sde", "goub"])
+def test_an_encoding_begins_short_of_the_end_and_leads_back(name):
+    p, y = SHAPES[name], torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
+    denoiser = Paired(p).given(y)
+    x = torch.tensor([[-0.9, 0.1], [0.3, -0.7], [1.2, 0.2], [0.4, 1.0]], dtype=torch.float64)
+    z = fs.encode(denoiser, p, x, solver="multistep-pc-2", steps=120)
+    back = fs.decode(denoiser, p, z, solver="multistep-pc-2", steps=120)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-2)
+    if p.pinned:
+        with pytest.raises(ValueError, match="where a state says nothing of the data: start it at"):
+            fs.encode(denoiser, p, x, grid=torch.tensor([p.end, p.end / 2, p.end / 10], dtype=torch.float64))
+
+
+def test_boomerang_is_back_at_data_from_a_state_on_the_bridge():
+    """A denoiser that knows the data leads to it, and is shown z = m x0 + n y + R eps on its way."""
+    p, y = fs.I2SB(variance=1.0), torch.full((3, 2), 5.0, dtype=torch.float64)
+    seen, x0 = [], torch.tensor([[0.2, -0.4]], dtype=torch.float64).expand(3, 2)
+    denoiser = fs.bridged(lambda z, t: (seen.append(z), x0)[1], y)
+    t, table = 0.5, fs.tabulate("ddim", p, grid=torch.tensor([0.5, 0.2, 0.0], dtype=torch.float64))
+    x = fs.boomerang(denoiser, p, x0, t=t, solver="ddim", grid=table.grid, seed=1)
+    torch.testing.assert_close(x, x0, rtol=0, atol=1e-12)
+    eps = fs.Noise(1).normal("boomerang", 0, (3, 2), dtype=torch.float64)
+    torch.testing.assert_close(seen[0], p.diffuse(x0, t, eps, y))
+
+
+def test_a_fit_runs_from_y_with_the_y_of_each_run():
+    p, y = fs.IRSDE(noise=0.5), torch.randn(24, 2, generator=torch.Generator().manual_seed(2))
+    options = {"steps": 3, "shape": (2,), "samples": 16, "held_out": 8, "batch": 8, "solver": "multistep-2",
+               "grid": "log-snr", "teacher_steps": 30, "progress": False}  # fmt: skip
+    table = fs.fit(held(p, y), p, descent=fs.fitting.Descent(iterations=20), **options)
+    assert table.card["rmse"]["fitted"] < 0.7 * table.card["rmse"]["start"]
+
+    def far(solver, **how):
+        x = p.prior(torch.randn(24, 2, generator=torch.Generator().manual_seed(3)), y=y)
+        return fs.sample(held(p, y), p, solver=solver, x=x, **how)
+
+    exact, start = far("multistep-3", steps=60), far("multistep-2", grid="log-snr", steps=3)
+    assert float((far(table) - exact).norm()) < float((start - exact).norm())
+    with pytest.raises(ValueError, match="got 5 ends y for 24 samples"):
+        fs.fit(held(p, y[:5]), p, **options)
+    with pytest.raises(ValueError, match="whose runs begin at y with noise of their own"):
+        fs.fit(held(fs.I2SB(), y), fs.I2SB(), **options)
+
+
+def test_statistics_take_each_samples_own_y():
+    p, g = fs.I2SB(), torch.Generator().manual_seed(4)
+    y, x = torch.randn(12, 2, generator=g), torch.randn(12, 2, generator=g)
+    apart = fs.stats.measure(
+        None, p, x, nodes=3, batch=5, v3=False, progress=False, conditioned=lambda where: held(p, y[where])
+    )
+    together = fs.stats.measure(held(p, y), p, x, nodes=3, batch=5, v3=False, progress=False)
+    assert torch.equal(together.eps2, apart.eps2)
+    found = [fs.stats.errors_of(held(p, y), x, batch=b) for b in (5, 12)]
+    assert found[0].errors == pytest.approx(found[1].errors, rel=1e-5)
+    assert found[0].predicts == "data"

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Around, Denoiser, Denoises, Plain, as_denoiser, layers, mapped, parts
+from fewstep.denoiser.base import Around, Denoiser, Denoises, Plain, as_denoiser, layers, mapped, of_samples, parts
 from fewstep.denoiser.heads import VarianceHead
 from fewstep.denoiser.network import Wrapped
 from fewstep.process.base import Process, Time
@@ -28,7 +28,7 @@ from fewstep.process.bridge import Bridge
 from fewstep.process.operator import apply
 from fewstep.words import typed
 
-__all__ = ["Bridged", "End", "bridged", "given_end", "placed"]
+__all__ = ["Bridged", "End", "bridged", "given_end", "of_slice", "placed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +118,17 @@ def bridged(denoiser: Denoises, y: Tensor) -> Any:
 def given_end(denoiser: Any) -> Tensor | None:
     """The y of a denoiser; None where it has none."""
     return next((layer.y for layer in layers(denoiser) if isinstance(layer, Bridged)), None)
+
+
+def of_slice(denoiser: Any, count: int, where: slice) -> Any:
+    """The denoiser of some of `count` samples: where it has one y for each, with theirs."""
+    denoiser = as_denoiser(denoiser)
+    y = given_end(denoiser)
+    if y is None or len(y) == 1:
+        return denoiser
+    if len(y) != count:
+        raise ValueError(f"got {len(y)} ends y for {count} samples: give one for each, or one for all")
+    return of_samples(denoiser, torch.arange(where.start, min(where.stop, count)), count)
 
 
 def placed(denoiser: Any, process: Process) -> Any:

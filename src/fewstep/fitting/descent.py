@@ -150,7 +150,8 @@ def _gradient(
         return checkpoint(denoiser, z, t.expand(len(z)), use_reentrant=False)
 
     plan = Plan.of(freedom.table(vector), checkpointed, like=start, reuse=False)
-    end = task.process.to_data(walk(plan, start))
+    last = float(freedom.grid[-1])
+    end = task.process.to_data(task.seen(where).state(walk(plan, start), last))
     (gradient,) = torch.autograd.grad(objective(end, wanted.to(end)), vector)
     if not bool(gradient.isfinite().all()):
         raise ValueError("got a gradient that is not finite: give a smaller Descent(rate=...), or a float32 network")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser.base import Denoises
+from fewstep.denoiser.bridged import of_slice
 from fewstep.fitting.card import card, digest, origin
 from fewstep.fitting.descent import Descent, descend, judge
 from fewstep.fitting.objective import Features, objective as objective_of, paired, perceived
@@ -23,6 +24,7 @@ from fewstep.fitting.teacher import Task, record
 from fewstep.grid import Grid
 from fewstep.loop import tabulate
 from fewstep.process.base import Process
+from fewstep.process.bridge import boots
 from fewstep.saved import Saved
 from fewstep.solver import Solver
 from fewstep.tableau import Tableau
@@ -104,6 +106,11 @@ def fit(
     """
     if (denoiser is None) == (conditioned is None):
         raise ValueError("got both a denoiser and conditioned, or none of them: give one")
+    if boots(process, process.t_max):
+        raise ValueError(
+            f"got {type(process).__name__}, whose runs begin at y with noise of their own: a fit moves the weights of "
+            "tables without noise; fit on a bridge that is not pinned, as fewstep.IRSDE, or give a grid by hand"
+        )
     one_of("method", method, METHODS)
     if method == "dp" and real is not None:
         raise ValueError("got real samples with method='dp', which looks at the teacher alone: leave them out")
@@ -116,7 +123,8 @@ def fit(
         raise ValueError(f"got out={str(out)!r}, which is a folder: name a file in it")
     began, loss, descent = time.perf_counter(), objective_of(objective, features, real), descent or Descent()
     calls, out = whole("steps", steps), None if out is None else Path(out)
-    task = Task(conditioned=conditioned or (lambda _: denoiser), process=process, shape=tuple(shape), samples=samples,
+    conditioned = conditioned or partial(of_slice, denoiser, samples + held_out)
+    task = Task(conditioned=conditioned, process=process, shape=tuple(shape), samples=samples,
                 held_out=held_out, batch=whole("batch", batch), seed=seed, dtype=dtype,
                 device=usable_device(device))  # fmt: skip
     ideal = teacher if isinstance(teacher, Tableau) else tabulate(teacher, process, steps=teacher_steps, final=final)

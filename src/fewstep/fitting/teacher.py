@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.loop import sample
+from fewstep.loop.seen import Seen
 from fewstep.noise import Noise
 from fewstep.process.base import Process
 from fewstep.saved import Saved
@@ -42,10 +43,14 @@ class Task:
         return [slice(i, min(i + self.batch, high)) for i in range(low, high, self.batch)]
 
     def start(self, where: slice) -> Tensor:
-        """The start states of some runs."""
+        """The start states of some runs as the loop walks them, which on bridges is u (`fewstep.process.bridge`)."""
         shape = (where.stop - where.start, *self.process.state_shape(self.shape))
         noise = Noise(self.seed, FIRST + where.start).normal("initial", 0, shape, dtype=self.dtype, device=self.device)
-        return self.process.prior(noise, self.process.t_max)
+        return self.seen(where).drawn(self.process.prior(noise, self.process.t_max), self.process.t_max)
+
+    def seen(self, where: slice) -> Seen:
+        """How people see some runs: on bridges with the other end y of each."""
+        return Seen.of(self.conditioned(where), self.process)[1]
 
     def run(self, table: Tableau, where: slice) -> Tensor:
         """The end states of a table, in data space; with `along` the states there too, the last one first."""
@@ -55,7 +60,8 @@ class Task:
             if row in self.along:
                 kept[row] = z.clone()
 
-        z = sample(self.conditioned(where), self.process, solver=table, x=self.start(where), progress=False,
+        start = self.seen(where).state(self.start(where), self.process.t_max)
+        z = sample(self.conditioned(where), self.process, solver=table, x=start, progress=False,
                    callback=keep if self.along else None)  # fmt: skip
         end = self.process.to_data(z)
         return torch.stack([end, *(kept[row] for row in sorted(kept, reverse=True))], 1) if kept else end

@@ -37,6 +37,7 @@ from fewstep.loop import sample, tabulate
 from fewstep.loop.drive import noises_of, predict
 from fewstep.noise import Noise, PathSource
 from fewstep.process import Process
+from fewstep.process.bridge import Bridge
 from fewstep.process.operator import apply, inverse, log_det
 from fewstep.words import inside, typed, whole
 
@@ -113,6 +114,8 @@ def denoising_mcmc(
     inside("eta", eta, "(0, 2]")
     if burn != 0:
         burn = whole("burn", burn)
+    if isinstance(process, Bridge):
+        raise ValueError(f"got {type(process).__name__}, a bridge, whose chains would need one y each: use boomerang")
     saved, skip, noise = whole("saved", saved), whole("skip", skip), Noise(seed, first)
     times = _times(process, levels, highest)
     level = level or _closed_form(denoiser, process, times, weights)

@@ -27,10 +27,12 @@ from torch import Tensor
 
 from fewstep.denoiser.base import Denoises
 from fewstep.grid import Grid, as_grid
+from fewstep.likelihood.density import NOISE
 from fewstep.likelihood.lift import data_time, lift
 from fewstep.loop import sample, tabulate
 from fewstep.noise import Noise
 from fewstep.process import Process
+from fewstep.process.bridge import boots
 from fewstep.solver import Solver
 from fewstep.tableau import Tableau
 from fewstep.words import typed
@@ -62,7 +64,7 @@ def encode(
         z: the state there instead.
         solver: a deterministic one that writes a table; None is the process's default.
         grid: as for `sample`, noise to data; it is run through from its end. A named one ends where sigma > 0: at
-            t_min, or a thousandth of the time axis above it.
+            t_min, or a thousandth of the time axis above it; and begins short of a bridge's pinned end, at log-SNR -6.
         steps, nfe: see `tabulate`.
         seed: of the velocity.
         first: the number of the batch's first sample.
@@ -102,8 +104,14 @@ def _table(
     process: Process, solver: AnySolver, grid: str | Tensor | Grid, steps: int | None, nfe: int | None
 ) -> Tableau:
     """The deterministic table from noise to data."""
-    grid = grid if isinstance(solver, Tableau | Path) else between(process, grid, low=data_time(process))
+    high = float(process.inverse_log_snr(NOISE)) if boots(process, process.t_max) else None
+    grid = grid if isinstance(solver, Tableau | Path) else between(process, grid, low=data_time(process), high=high)
     table = tabulate(solver, process, grid=grid, steps=steps, nfe=nfe, final="state")
+    if boots(process, float(table.grid[0])):
+        raise ValueError(
+            f"got a grid from t = {float(table.grid[0]):g}, the end y of {type(process).__name__}, where a state says "
+            f"nothing of the data: start it at {high:g}, or name a grid"
+        )
     if table.noises:
         raise ValueError(
             f"got {type(table.solver).__name__}, which adds noise: an encoding wants a deterministic solver, as ddim "

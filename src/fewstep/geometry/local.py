@@ -16,10 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.denoiser.base import Denoises
+from fewstep.denoiser.base import Denoises, as_denoiser
 from fewstep.geometry.encode import AnySolver, between
 from fewstep.grid import Grid
 from fewstep.loop import sample, tabulate
+from fewstep.loop.seen import Seen
 from fewstep.noise import Noise
 from fewstep.process import Process
 from fewstep.tableau import Tableau
@@ -60,6 +61,7 @@ def boomerang(
         raise ValueError(f"got t={t} and a grid that starts at {float(table.grid[0]):g}: start the grid at t")
     shape = (len(x0), *process.state_shape(tuple(x0.shape[1:])))
     z = process.diffuse(x0, t, Noise(seed, first).normal("boomerang", 0, shape, dtype=x0.dtype, device=x0.device))
+    z = Seen.of(as_denoiser(denoiser), process)[1].state(z, t)
     return process.to_data(sample(denoiser, process, solver=table, x=z, seed=seed, first=first))
 
 

@@ -71,12 +71,15 @@ GRIDS: dict[str, Grid] = {
 
 
 def made(grid: Grid, process: Process, steps: int) -> Tensor:
-    """The times of a grid function; on a bridge those from the boot on, and t_max before."""
+    """The times of a grid function; on a bridge t_max and those from the boot on, or from the function's own start."""
     if not isinstance(process, Bridge) or process.log_snr(process.t_max) > (first := process.boot(steps)) - 1:
+        return grid(process, steps)
+    after = replace(process, t_max=float(process.inverse_log_snr(first)))
+    rest = grid(after, max(steps - 1, 1))
+    if float(rest[0]) > after.t_max * (1 + 1e-9):
         return grid(process, steps)
     if steps == 1:
         return torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-    rest = grid(replace(process, t_max=float(process.inverse_log_snr(first))), steps - 1)
     return torch.cat([rest.new_tensor([process.t_max]), rest])
 
 

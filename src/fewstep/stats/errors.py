@@ -26,6 +26,7 @@ from warnings import warn
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.bridged import Bridged, of_slice
 from fewstep.files import read_json, write_json
 from fewstep.process.base import Process
 from fewstep.terminal import Bar
@@ -139,12 +140,13 @@ def errors_of(
         ValueError: for a process or a prediction in which x0 = p z + q F has no number q.
     """
     process: Process = denoiser.process
+    of_net = denoiser.denoiser if isinstance(denoiser, Bridged) else denoiser  # whose output the error is one of
     n, batch = len(data), whole("batch", batch)
     if n < 2:
         raise ValueError(f"got {n} data points: give at least 2, better 256")
-    if process.kind == "diagonal" or not isinstance(denoiser.ready((process.t_max + process.t_min) / 2).q, float):
+    if process.kind == "diagonal" or not isinstance(of_net.ready((process.t_max + process.t_min) / 2).q, float):
         raise ValueError(
-            f"got {type(process).__name__} with predicts={denoiser.predicts!r}, where an error has no single size in "
+            f"got {type(process).__name__} with predicts={of_net.predicts!r}, where an error has no single size in "
             "data: its error is measured on processes of one log-SNR, on others for data, v and flow alone"
         )
     mean = (data.double().sum(0) - data.double()) / (n - 1)
@@ -161,17 +163,17 @@ def errors_of(
             found = []
             for where in (slice(k, k + batch) for k in range(0, n, batch)):
                 with torch.no_grad():
-                    part = conditioned(where) if conditioned else denoiser
+                    part = conditioned(where) if conditioned else of_slice(denoiser, n, where)
                     d = part(process.diffuse(data[where], t, eps[where]), t).double()
                 miss = d - data[where]
                 both = ((d - mean[where]) * miss).flatten(1).mean(1), miss.square().flatten(1).mean(1)
                 found.append(torch.stack(both).cpu())
             square, miss = torch.cat(found, 1)
-            rows.append(_row(square, miss, blind, abs(float(denoiser.ready(t).q))))
+            rows.append(_row(square, miss, blind, abs(float(of_net.ready(t).q))))
             bar.advance()
     errors, doubts, misses, weak = zip(*rows, strict=True)
     return Errors(log_snr=tuple(nodes), errors=errors, doubts=doubts, misses=misses, weak=weak, std=std, samples=n,
-                  predicts=denoiser.predicts, weights=denoiser.weights)  # fmt: skip
+                  predicts=of_net.predicts, weights=of_net.weights)  # fmt: skip
 
 
 def _row(square: Tensor, miss: Tensor, blind: Tensor, q: float) -> tuple[float, float, float, bool]:

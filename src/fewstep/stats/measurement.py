@@ -28,6 +28,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.denoiser.base import Denoises
+from fewstep.denoiser.bridged import of_slice
 from fewstep.files import Results
 from fewstep.process.base import Process, Time
 from fewstep.process.operator import apply, inverse
@@ -101,7 +102,7 @@ def measure(
             total: dict[str, Tensor] = {}
             for start in starts:
                 where = slice(start, min(start + batch, len(data)))
-                part = conditioned(where) if conditioned else denoiser
+                part = conditioned(where) if conditioned else of_slice(denoiser, len(data), where)
                 sums = _node(part, process, data[where], lam_i, seed=seed * 65537 + start, v3=v3)
                 total = {k: v + total[k] if total else v for k, v in sums.items()}
                 bar.advance()
