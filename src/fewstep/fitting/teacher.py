@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.denoiser.base import as_denoiser
 from fewstep.loop import sample
 from fewstep.loop.seen import Seen
 from fewstep.noise import Noise
@@ -50,7 +51,7 @@ class Task:
 
     def seen(self, where: slice) -> Seen:
         """How people see some runs: on bridges with the other end y of each."""
-        return Seen.of(self.conditioned(where), self.process)[1]
+        return Seen.of(as_denoiser(self.conditioned(where)), self.process)[1]
 
     def run(self, table: Tableau, where: slice) -> Tensor:
         """The end states of a table, in data space; with `along` the states there too, the last one first."""

@@ -140,7 +140,7 @@ def errors_of(
         ValueError: for a process or a prediction in which x0 = p z + q F has no number q.
     """
     process: Process = denoiser.process
-    of_net = denoiser.denoiser if isinstance(denoiser, Bridged) else denoiser  # whose output the error is one of
+    of_net: Any = denoiser.denoiser if isinstance(denoiser, Bridged) else denoiser  # whose output the error is one of
     n, batch = len(data), whole("batch", batch)
     if n < 2:
         raise ValueError(f"got {n} data points: give at least 2, better 256")
