@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 # Packages without a page: the command line has its own, peers are what the benchmark compares with, `page` is a page,
 # `words` is what all rooms speak with.
 UNLISTED = {"fewstep.cli", "fewstep.cli.restore", "fewstep.interop", "fewstep.bench.peers", "fewstep.page",
-            "fewstep.models", "fewstep.words",
+            "fewstep.models", "fewstep.words", "fewstep.train.drifts", "fewstep.train.students",
             *(f"fewstep.solver.{family}" for family in ("ode", "sde", "around", "driver"))}  # fmt: skip
 
 

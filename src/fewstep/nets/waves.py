@@ -35,9 +35,9 @@ class Waves(nn.Module):
         self.config = {"size": size, "out": out, "width": width, "depth": depth, "frequency": frequency}
         self.time = Features(3)
         sizes = [size + self.time.count, *[width] * depth]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
-        self.leave = nn.Linear(width, out)
-        for k, layer in enumerate(self.layers):
+        layers = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        self.layers, self.leave = nn.ModuleList(layers), nn.Linear(width, out)
+        for k, layer in enumerate(layers):
             bound = math.sqrt(6 / sizes[k]) * (frequency if k == 0 else 1.0)
             nn.init.uniform_(layer.weight, -bound, bound)
 
