@@ -428,3 +428,31 @@ def test_scales_that_are_no_numbers_are_refused(scale):
             make()
     with pytest.raises(ValueError, match="got weight="):
         fs.Composed(u, (d,), (scale,))
+
+
+@pytest.mark.parametrize("how", [{}, {"rule": fs.Rescale()}, {"interval": (0.2, 0.8)}, {"rule": fs.APG(norm=2.0)}])
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "rk45"])
+def test_scales_one_a_sample_are_each_sample_s_own(solver, how):
+    p = fs.VP()
+    one, other = (fs.wrap(lambda x, t, c=c: torch.tanh(x + c * t[:, None]), p) for c in (0.3, -0.4))
+    x, scales = torch.randn(3, 4, dtype=torch.float64), torch.tensor([1.0, 2.5, -0.5])
+    run = {"solver": solver} | ({} if solver == "rk45" else {"steps": 4})
+    found = fs.sample(fs.guide(one, other, scales, **how), p, x=x, **run)
+    for k, scale in enumerate(scales.tolist()):
+        own = fs.guide(one, other, scale, **(how if scale != 1 else {}))
+        torch.testing.assert_close(found[k : k + 1], fs.sample(own, p, x=x[k : k + 1], **run), rtol=0, atol=1e-9)
+
+
+def test_a_scale_may_be_a_function_of_the_log_snr():
+    p, z = fs.VP(), torch.randn(3, 4, dtype=torch.float64)
+    one, other = (fs.wrap(lambda x, t, c=c: torch.tanh(x + c * t[:, None]), p) for c in (0.3, -0.4))
+    varying = fs.guide(one, other, lambda log_snr: 1 + 2 * torch.sigmoid(torch.as_tensor(log_snr)))
+    for t in (0.2, 0.7, torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)):
+        w = 1 + 2 * torch.sigmoid(torch.as_tensor(p.log_snr(t)))
+        w = w.reshape(-1, 1)
+        wanted = other(z, t) + w * (one(z, t) - other(z, t))
+        torch.testing.assert_close(varying(z, t), wanted, rtol=0, atol=1e-12)
+    assert 2.7 < varying.guidance <= 3
+    assert fs.sample(varying, p, steps=4, x=z).isfinite().all()
+    with pytest.raises(ValueError, match=r"scales of shape \(2, 2\)"):
+        fs.guide(one, other, torch.ones(2, 2))

@@ -63,13 +63,24 @@ class Guided(Typed, Split):
         return lambda z: self.process.coordinates(part(z))
 
 
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """A guidance scale for each sample of a batch, (batch,)."""
+
+    values: Tensor
+
+    def select(self, index: Tensor) -> Scales:
+        """Those of some samples."""
+        return Scales(self.values[index.to(self.values.device)])
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassifierFree(Split):
     """D = D_u + scale (D_c - D_u) in one call where both are one network; see `guide`."""
 
     conditional: Denoiser
     unconditional: Denoiser
-    scale: float
+    scale: Any  # a number, `Scales`, or a function of the log-SNR
     process: Process
     interval: tuple[float, float] | None = None
     rule: Any = None
@@ -77,7 +88,11 @@ class ClassifierFree(Split):
 
     @property
     def guidance(self) -> float:  # type: ignore[override]
-        return self.scale
+        """The scale, or the largest of a batch or of a run."""
+        if isinstance(self.scale, float):
+            return self.scale
+        times = torch.linspace(self.process.t_max, self.process.t_min, 33, dtype=torch.float64)[1:-1]
+        return max(float(torch.as_tensor(self._at(t)).max()) for t in times.tolist())
 
     @property
     def predicts(self) -> str:  # type: ignore[override]
@@ -126,12 +141,23 @@ class ClassifierFree(Split):
 
     def _scale(self, t: Time) -> float | Tensor:
         """The scale at a time, or one a sample; 1 outside the interval."""
+        scale = self._at(t)
         if self.interval is None:
-            return float(self.scale)
+            return scale
         low, high = self.interval
         if isinstance(t, Tensor) and t.ndim:
-            return torch.where((low <= t) & (t <= high), self.scale, 1.0)
-        return float(self.scale) if low <= float(t) <= high else 1.0
+            inside = (low <= t) & (t <= high)
+            return torch.where(inside, scale.to(inside.device) if isinstance(scale, Tensor) else scale, 1.0)
+        return scale if low <= float(t) <= high else 1.0
+
+    def _at(self, t: Time) -> float | Tensor:
+        """The scale at a time wherever it lies."""
+        if isinstance(self.scale, Scales):
+            return self.scale.values
+        if not callable(self.scale):
+            return float(self.scale)
+        found: Any = self.scale(self.process.log_snr(t))
+        return found if isinstance(found, Tensor) and found.ndim else float(found)
 
     def _both(self, t: Time, output: str, to: Time | None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Z -> what the conditional and the unconditional denoiser return at one time."""
@@ -196,7 +222,7 @@ def _spread(value: Tensor, batch: int) -> Tensor:
 def guide(
     conditional: Denoises,
     unconditional: Denoises,
-    scale: float,
+    scale: float | Tensor | Callable[[Any], Any],
     *,
     interval: tuple[float, float] | None = None,
     rule: Any = None,
@@ -208,7 +234,8 @@ def guide(
 
     Args:
         conditional, unconditional: two denoisers of one process.
-        scale: diffusers' guidance_scale: 1 is the conditional model, 0 the unconditional one.
+        scale: diffusers' guidance_scale: 1 is the conditional model, 0 the unconditional one. Or (batch,) of them, one
+            a sample; or a function of the log-SNR, log(alpha / sigma), to a number.
         interval: (low, high) in the process's time, where there is guidance; elsewhere the conditional model alone is
             evaluated. None is everywhere.
         rule: another way to put the two together where the scale is not 1: `fewstep.Rescale`, `fewstep.APG`.
@@ -225,16 +252,23 @@ def guide(
     if len(processes) < 2 or processes[0] != processes[1]:
         raise ValueError(f"got denoisers made for {processes or 'no process they tell'}: give two of one process")
     check_interval(interval, processes[0])
-    finite("scale", scale)
+    given: Any = scale
+    if isinstance(scale, Tensor) and scale.ndim:
+        if scale.ndim > 1 or not bool(scale.isfinite().all()):
+            raise ValueError(f"got scales of shape {tuple(scale.shape)}: give (batch,) finite numbers, or one number")
+        given = Scales(scale.detach())
+    elif not callable(scale):
+        finite("scale", scale)
+        given = float(scale)
     if rule is not None and (isinstance(rule, type) or not callable(getattr(rule, "at", None))):
         raise ValueError(f"got rule={rule!r}: give one as fs.Rescale() or fs.APG(), or None")
-    idle = {"rule": rule, "interval": interval} if scale == 1 else {}
+    idle = {"rule": rule, "interval": interval} if isinstance(given, float) and given == 1 else {}
     for name, value in idle.items():
         if value is not None:
             raise ValueError(f"got {name}={value!r} with scale=1, where it has nothing to do: give another scale")
     conditional, unconditional = both
     return ClassifierFree(
-        conditional=conditional, unconditional=unconditional, scale=float(scale), process=processes[0],
+        conditional=conditional, unconditional=unconditional, scale=given, process=processes[0],
         interval=interval, rule=rule,
     )  # fmt: skip
 
