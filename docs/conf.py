@@ -32,7 +32,7 @@ toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 130
 python_use_unqualified_type_names = True
 
-myst_enable_extensions = ["colon_fence", "dollarmath", "fieldlist", "html_image"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath", "fieldlist", "html_image"]
 myst_heading_anchors = 3
 
 html_theme = "furo"

@@ -83,7 +83,10 @@ def test_the_plots_are_written(toy_file, tmp_path):
     peers = ["--peers", "torchdiffeq/euler@*", "--select", "1"] if "torchdiffeq/euler@karras" in every_peer() else []
     assert run(toy_file, tmp_path / "out", "--solver", "default", "ddim", *peers) == 0
     assert {p.name for p in (tmp_path / "out").glob("*g")} == {
-        f"{name}.{kind}" for name in ("work-precision", "trilemma") for kind in ("png", "svg")
+        f"{name}{behind}.{kind}"
+        for name in ("work-precision", "trilemma")
+        for behind in ("", "-narrow")
+        for kind in ("png", "svg")
     }
     pixels = np.asarray(pictures.open(tmp_path / "out" / "work-precision.png").convert("RGB"))
     colours = {tuple(c) for c in pixels.reshape(-1, 3)}
@@ -92,6 +95,40 @@ def test_the_plots_are_written(toy_file, tmp_path):
     if peers:
         ranking = json.loads((tmp_path / "out" / "table.json").read_text())["preselection"]
         assert [row["chosen"] for row in ranking if row["group"] == PEERS].count(True) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "said"),
+    [
+        ("default", OURS, "fewstep (default)"),
+        ("unipc-3@karras", OURS, "UniPC-3, karras"),
+        ("dpmpp-2m@karras+state", OURS, "DPM++ 2M, karras, state"),
+        ("diffusers/unipc-3@karras", PEERS, "UniPC-3, karras (diffusers)"),
+    ],
+)
+def test_names_are_written_as_people_write_them(name, group, said):
+    from fewstep.bench.pictures import readable
+
+    assert readable(name, group) == said
+
+
+def test_the_plots_name_lines_in_a_legend_and_hold_no_fitted_table_against_the_ode():
+    pytest.importorskip("matplotlib")
+    from fewstep.bench.pictures import AIM, work_precision
+
+    rows = [{"name": name, "group": group, "calls": n, "frechet": 1.0 / n, "rmse": 1.0 / n}
+            for name, group in (("default", OURS), ("fitted-4", "fitted"), ("diffusers/ddim@karras", PEERS))
+            for n in (4, 8)]  # fmt: skip
+    for narrow in (False, True):
+        figure = work_precision(rows, "title", narrow=narrow)
+        assert figure.get_figwidth() * 150 <= 1200
+        named = [{line.get_label() for line in axes.lines} for axes in figure.axes]
+        assert "fitted" in named[0]
+        assert "fitted" not in named[1]
+        assert [AIM in " ".join(axes.get_xlabel().split()) for axes in figure.axes] == [False, True]
+        legend = {text.get_text() for text in figure.legends[0].texts}
+        assert {"fewstep (default)", "fitted", "DDIM, karras (diffusers)"} <= legend
+        assert not any(axes.texts for axes in figure.axes)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -108,7 +145,7 @@ def test_a_sheet_has_a_row_a_solver_and_shows_the_nearest_peer(channels):
     words = [text.get_text() for axes in figure.axes for text in axes.texts] + [
         a.get_title("left") for a in figure.axes
     ]
-    assert {"ours", "best peer", "near", "5 calls", "exact end state"} <= set(words)
+    assert {"ours", "best of others", "near", "5 calls", "exact"} <= set(words)
     assert "far" not in words
     tiles = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
     assert [int(tile[2, 2].max()) for tile in tiles] == [128, 0, 255, 0]
