@@ -6,7 +6,7 @@ const { chromium } = require("playwright-core");
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
   "--disable-component-update", "--disable-sync"];
 const [address, shots, profile] = process.argv.slice(2);
-const seen = { errors: [], outside: [] };
+const seen = { errors: [], outside: [], opened: [] };
 
 const wide = (page) => page.setViewportSize({ width: 1280, height: 900 });
 const narrow = (page) => page.setViewportSize({ width: 360, height: 740 });
@@ -23,22 +23,31 @@ async function open(browser) {
   page.on("request", (request) => {
     if (!request.url().startsWith(address) && !/^(data|blob):/.test(request.url())) seen.outside.push(request.url());
   });
+  const began = Date.now();
   await page.goto(address);
+  await page.locator("img.pixels").waitFor();
+  seen.opened.push(Date.now() - began); // ms until a result is there
   await button(page, "Sample").waitFor();
   return page;
 }
 
 async function mouse(page) {
   await wide(page);
+  seen.kept = await page.locator("img.pixels").first().getAttribute("alt");
   await page.getByLabel("Beside it").click();
   await page.getByRole("option", { name: "ddim", exact: true }).click();
+  const eta = page.getByLabel("ddim: eta");
+  await eta.waitFor(); // a field of that solver's
+  await eta.fill("0.5");
   await button(page, "Sample").click();
   await page.locator("img.pixels").nth(1).waitFor();
   seen.first = await page.locator("img.pixels").first().getAttribute("alt");
   await page.getByText("Done.").waitFor();
   await page.locator("pre[role=region]").nth(1).waitFor();
   seen.pictures = await pixels(page);
+  seen.difference = await page.locator("img.pixels").nth(2).getAttribute("alt");
   seen.python = await page.locator("pre.wrap").first().textContent();
+  seen.other = await page.locator("pre.wrap").nth(1).textContent();
   for (const name of ["samples.npz", "run.json"]) {
     const link = await page.getByRole("link", { name }).first().evaluate((found) => found.href);
     fs.writeFileSync(`${shots}/${name}`, await (await page.request.get(link)).body());
@@ -47,14 +56,19 @@ async function mouse(page) {
   await narrow(page);
   seen.overflow = [await overflow(page)];
   await shot(page, "samples-360");
-  await page.getByLabel("Options of the solver").fill("eta=2");
+  await eta.fill("much");
   await button(page, "Sample").click();
   seen.alert = await page.getByRole("alert").textContent();
+  await page.locator(".wrong").getByText("got eta='much'").waitFor(); // at the field
+  seen.refused = await page.locator(".wrong").first().innerText();
+  seen.stale = (await pixels(page)).length + await page.locator("img.plot:visible, pre.fs:visible").count();
   seen.overflow.push(await overflow(page));
-  await page.getByLabel("Options of the solver").fill("");
+  await shot(page, "refused-360");
+  await eta.fill("");
   await page.getByLabel("number input for Network calls").first().fill("100");
   await button(page, "Sample").click();
   await page.locator('img[alt*=" of 100"]').first().waitFor();
+  await page.getByText(/Sampling, (about \d+ s|a moment) left/).waitFor();
   await button(page, "Stop").click();
   await page.getByText("Stopped.").waitFor();
   seen.stopped = await page.locator("img.pixels").first().getAttribute("alt");

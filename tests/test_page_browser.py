@@ -1,7 +1,7 @@
 """The page in a browser: clicked, with the keyboard alone, on a screen 360 pixels wide.
 
-Skipped where there is no Chromium, node or playwright-core in .venv/browser; .ci/run installs them. Screenshots stay in
-out/page.
+Skipped where there is no Chromium, node or playwright-core in .venv/browser (or NODE_PATH); .ci/run installs them.
+Screenshots stay in out/page.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from test_page import free_port
 
 ROOT = Path(__file__).parent.parent
 SHOTS = ROOT / "out" / "page"
-MODULES = ROOT / ".venv" / "browser" / "node_modules"
+MODULES = Path(os.environ.get("NODE_PATH", ROOT / ".venv" / "browser" / "node_modules"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 
 missing = [name for name, there in [
@@ -62,11 +62,16 @@ def test_the_page_in_a_browser(tmp_path):  # one test, so that there is one visi
     seen = visit(tmp_path / "profile")
     assert seen["ended"] == (0, "", "", [])
 
-    # a click makes pictures, call by call, from two solvers
+    # it opens on a result
+    assert seen["kept"].startswith("default: 10 network calls each")
+    assert min(seen["opened"]) < 2000  # ms; the first visit reads the browser's own files too
+
+    # a click makes pictures, call by call, from two solvers, and their difference
     assert seen["first"].startswith("default: ")
-    assert len(seen["pictures"]) == 2
+    assert len(seen["pictures"]) == 3
     assert min(seen["pictures"]) > 300
-    for name in ("samples", "samples-360", "playground", "playground-360"):
+    assert "root mean square" in seen["difference"]
+    for name in ("samples", "samples-360", "refused-360", "playground", "playground-360"):
         assert (SHOTS / f"{name}.png").stat().st_size > 20_000
 
     # the files are of that run, and the Python repeats it
@@ -75,8 +80,13 @@ def test_the_page_in_a_browser(tmp_path):  # one test, so that there is one visi
     exec(seen["python"], names)
     np.testing.assert_allclose(names["x"], np.load(SHOTS / "samples.npz")["samples"], atol=0.02)  # bfloat16
 
-    # a mistake is a sentence on the page, and a run can be stopped
-    assert seen["alert"].startswith("got option of default 'eta', which is not known")
+    # an option that a field sets is in the Python
+    assert 'solver=fs.DDIM(eta=0.5), steps=10, final="zero"' in seen["other"]
+
+    # a mistake is a sentence on the page and at its field, nothing old stays, and a run can be stopped
+    assert seen["alert"] == "got eta='much': give a number"
+    assert seen["alert"] in seen["refused"]
+    assert seen["stale"] == 0
     assert " of 100" in seen["stopped"]
 
     # the keyboard is enough, in the order of the page, and leaves no list open behind

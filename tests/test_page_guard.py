@@ -27,6 +27,7 @@ from test_page import Net
 pytest.importorskip("gradio")
 
 from fewstep.page import layout
+from fewstep.page.choice import SLOTS
 
 # gradio's use of pandas, and the event loops that it leaves open
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -101,8 +102,9 @@ def page(tmp_path_factory) -> Iterator[Page]:
 
 def sample(**changed: object) -> list:
     """The fields of the page in their order."""
-    fields = {"model": "tiny", "solver": "ddim", "second": "nothing", "options": "", "grid": "default", "steps": 3,
-              "label": "every class in turn", "scale": 1, "seed": 0, "num": 2}  # fmt: skip
+    fields = {"model": "tiny", "solver": "ddim", "second": "nothing", "grid": "default", "steps": 3,
+              "label": "every class in turn", "scale": 1, "seed": 0, "num": 2,
+              **{f"option {k}": "" for k in range(2 * SLOTS)}}  # fmt: skip
     return list({**fields, **changed}.values())
 
 
@@ -244,7 +246,7 @@ def test_a_length_that_is_none_or_too_large_is_refused(page, length):
 
 @pytest.mark.parametrize("data", [
     [{"path": "http://127.0.0.1:1/x", "meta": {"_type": "gradio.FileData"}}], [["a"]], {"a": 1}, "text", ["a" * 401],
-    [0] * 33, 5,
+    [0] * 49, 5,
 ])  # fmt: skip
 def test_what_is_no_plain_value_goes_no_further(page, data):
     body = json.dumps({"data": data, "fn_index": 0, "session_hash": "a"})
@@ -264,21 +266,24 @@ def test_what_is_no_json_goes_no_further(page, body):
         ({"num": 10**6}, "got num=1000000: give a number from 1 to 256"),
         ({"num": -1}, "got num=-1: give a number from 1 to 256"),
         ({"seed": 1e300}, "got seed=1000000000"),
-        ({"options": "eta=1e999"}, "eta"),
-        ({"solver": "analytic-ddpm", "options": "statistics='/etc/passwd'"}, "got statistics for analytic-ddpm"),
+        ({"option 0": "1e999"}, "eta"),
+        ({"option 0": "0, statistics='/etc/passwd'"}, "got eta="),
+        ({"option 0": "x" * 60}, "got eta='xxx"),
     ],
 )
 def test_a_value_without_measure_is_refused_in_a_sentence(page, changed, sentence):
-    said = page.answers(page.function(10), sample(**changed))
+    said = page.answers(page.function(len(sample())), sample(**changed))
     assert any("refused" in one and sentence in one for one in said), said
-    assert list(page.folder.glob("*/run.json")) == []
+    assert len(list(page.folder.glob("*/run.json"))) == 1  # the one that the page opens on
+    assert not any("<img" in one for one in said)  # nothing stale stays
+    assert any('"elem_classes": ["wrong"]' in one for one in said)  # at its field
 
 
 @pytest.mark.parametrize("changed", [{"model": "/etc"}, {"model": "../models/fashion-vp"}, {"steps": 10**9},
                                      {"scale": 1e9}, {"steps": "many"}, {"solver": "/a/table.json"}])  # fmt: skip
 def test_what_the_page_does_not_offer_does_not_run(page, changed, capfd):
     LOADED.clear()
-    said = page.answers(page.function(10), sample(**changed))
+    said = page.answers(page.function(len(sample())), sample(**changed))
     assert said
     assert not any("img" in one for one in said)
     assert LOADED == []
@@ -292,7 +297,7 @@ def test_a_model_is_one_of_those_named_at_the_start(monkeypatch):
 
 
 def test_many_clicks_wait_in_a_bounded_queue(page):
-    number, slow = page.function(10), sample(steps=100, num=1, solver="euler")
+    number, slow = page.function(len(sample())), sample(steps=100, num=1, solver="euler")
     visits = [(secrets.token_hex(6)) for _ in range(40)]
     got = [page.click(number, slow, visit)[0] for visit in visits]
     assert got[0] == 200
@@ -311,14 +316,14 @@ def test_many_clicks_wait_in_a_bounded_queue(page):
 
 def test_what_a_run_made_can_be_fetched_and_the_oldest_goes(page, monkeypatch):
     monkeypatch.setattr(layout, "KEPT", 2)
-    number = page.function(10)
+    number = page.function(len(sample()))
     for seed in range(3):
         said = page.answers(number, sample(seed=seed))[-1]
         path = said.partition('href=\\"')[2].partition('\\"')[0]
         assert path.startswith("made/")
         status, _, _ = page.ask("GET", f"/{path}")
         assert status == 200
-    assert len(list(page.folder.iterdir())) == 2
+    assert len(list(page.folder.iterdir())) == 3  # and the first, which the page opens on
 
 
 # ---- where others can reach it
@@ -403,7 +408,7 @@ def test_a_folder_without_models_ends_the_command_in_a_sentence(tmp_path, capsys
 
 
 def test_the_guard_lets_a_click_of_the_page_through_to_the_bit(page):
-    said = page.answers(page.function(10), sample())
+    said = page.answers(page.function(len(sample())), sample())
     assert any("ddim: 3 network calls each" in one for one in said)
     stored = sorted(page.folder.glob("*/samples.npz"), key=lambda file: file.stat().st_mtime)[-1]
     import numpy as np

@@ -7,12 +7,15 @@ the last step goes to sigma = 0 wherever solver and process allow it, as everywh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
 
+import fewstep
 from fewstep.grid import GRIDS
 from fewstep.interop.load import SHIPPED
 from fewstep.loop import solve
@@ -20,22 +23,77 @@ from fewstep.loop.tabulate import right_for
 from fewstep.model import Model
 from fewstep.model.draw import conditioned, table_for
 from fewstep.model.record import class_labels, describe
-from fewstep.solver import ALIASES, DEFAULT_SOLVERS, SOLVERS, Default, Driver, Outcome
+from fewstep.solver import ALIASES, DEFAULT_SOLVERS, SOLVERS, Driver, Outcome
 from fewstep.stats import attach
 from fewstep.tableau import Tableau
 from fewstep.words import Typed, build, named, pick, placed, written
 
-__all__ = ["DEFAULT", "EACH", "NONE", "Choice", "Job", "bounded", "offered"]
+__all__ = [
+    "DEFAULT",
+    "EACH",
+    "NONE",
+    "SLOTS",
+    "Choice",
+    "Job",
+    "bounded",
+    "filled",
+    "offered",
+    "options_of",
+    "place_of",
+]
 
 DEFAULT = "default"  # the solver or grid of the model's process
 EACH, NONE = "every class in turn", "no class"  # the labels that are no class's name
 RANGES = {"steps": (1, 1000), "num": (1, 256), "seed": (0, 2**63 - 1), "scale": (-100, 100)}
 LETTERS = 400  # of a text
+PLAIN = {"int", "float", "bool", "str", "None", "tuple"}  # kinds of option that are written in a field
+SAID = {"guidance": "scale", "classes": "label", "class": "label", "step": "steps", "calls": "steps"}  # of other fields
 
 
 def offered(registry: Iterable[str]) -> list[str]:
     """What a drop-down of solvers shows: the default, then each other solver by one of its names."""
     return [DEFAULT, *(name for name in registry if name not in (DEFAULT, *ALIASES))]
+
+
+def options_of(name: str) -> dict[str, str]:
+    """The options of a solver that a field can hold, each with its default as Python writes it; none of `DEFAULT`."""
+    if name not in SOLVERS or name == DEFAULT:
+        return {}
+    made = SOLVERS[name]()
+    kinds = {f.name: {kind.partition("[")[0] for kind in str(f.type).split(" | ")} for f in fields(made) if f.init}
+    return {option: repr(getattr(made, option)) for option, kind in kinds.items() if kind <= PLAIN}
+
+
+SLOTS = max(len(options_of(name)) for name in SOLVERS)  # fields that the options of any solver fit into
+
+
+def filled(name: str, values: Sequence[str]) -> str:
+    """The options that were written into a solver's fields, in their order, as `Choice` takes them."""
+    found = []
+    for option, value in zip(options_of(name), values, strict=False):
+        if isinstance(value, str) and value.strip():
+            text = f"{option}={value.strip()}"
+            if not _one(text):
+                raise ValueError(f"got {option}={value[:40]!r}: give one number or word, or nothing for the default")
+            found.append(text)
+    return ", ".join(found)
+
+
+def _one(text: str) -> bool:
+    try:
+        return len(written(text)) == 1
+    except ValueError:
+        return False
+
+
+def place_of(sentence: str, names: Iterable[str]) -> str | None:
+    """The field, one of some names, that a refusal is about: the first that it says before what to do."""
+    about = re.split(r": ", sentence, maxsplit=1)[0]
+    known: Mapping[str, str] = {name: name for name in names}
+    for word in re.findall(r"[a-z_]+", about):
+        if (name := known.get(SAID.get(word, word))) is not None:
+            return name
+    return None
 
 
 def bounded(chosen: Any) -> None:
@@ -118,31 +176,35 @@ class Job:
     def python(self) -> str:
         """The lines of Python that repeat it: `x` is the samples, to the bit."""
         choice, process, path = self.choice, "model.process", self.model.path
-        options = ", ".join(f"{name}={value!r}" for name, value in written(choice.options))
-        solver = f"fs.SOLVERS[{self.name!r}]({options})" if options else repr(self.name)
-        table = isinstance(self.solver, Tableau)
-        own = self.solver.solver if isinstance(self.solver, Tableau) else self.solver
-        if isinstance(own, Default):
-            solver = f"fs.{own}"
-        elif getattr(own, "statistics", None):
-            solver = f"fs.stats.attach(fs.SOLVERS[{self.name!r}]({options}), model)"
+        said = [] if choice.solver == DEFAULT else [f"solver={self._spelt_solver()}"]
+        said += [] if choice.grid == DEFAULT else [f"grid={_quoted(choice.grid)}"]
+        said += [f"steps={choice.steps}"]
+        said += [f"final={_quoted(self.final)}"] if isinstance(self.solver, Tableau) else []
         denoiser = f"model.denoiser({'' if self.labels is None else _spelt(self.labels)})"
         if choice.scale != 1:
             denoiser = f"fs.guide({denoiser}, model.denoiser(), {choice.scale!r})"
-        placed = f"grid={choice.grid!r}, steps={choice.steps}"
-        brought = self.model.made_for is not None and choice.solver == DEFAULT  # what `sample` takes of itself
-        made = f"fs.tabulate({solver}, {process}, {placed})" if table else solver
         lines = [
             "import fewstep as fs",
-            f"model = fs.load({'' if path == SHIPPED else repr(str(path))})",
+            f"model = fs.load({'' if path == SHIPPED else _quoted(str(path))})",
             f"denoiser = {denoiser}",
-            *(() if brought else (f"solver = {made}",)),
-            f"x = fs.sample(denoiser, {process}, {'' if brought else 'solver=solver, '}"
-            f"{placed + ', ' if brought or not table else ''}shape=({choice.num}, *model.shape), seed={choice.seed})",
+            f"x = fs.sample(denoiser, {process}, {', '.join(said)},",
+            f"    shape=({choice.num}, *model.shape), seed={choice.seed})",
         ]
         if self.model.process.kind != "scalar":
             lines.append(f"x = {process}.to_data(x)")
         return "\n".join(lines) + "\n"
+
+    def _spelt_solver(self) -> str:
+        """The solver as one writes it: its name alone, its class with options, with the statistics it needs."""
+        options = ", ".join(f"{name}={_quoted(value)}" for name, value in written(self.choice.options))
+        made = SOLVERS[self.name]
+        own = self.solver.solver if isinstance(self.solver, Tableau) else self.solver
+        attached = bool(getattr(own, "statistics", None))
+        if not (options or attached):
+            return _quoted(self.name)
+        known = isinstance(made, type) and getattr(fewstep, made.__name__, None) is made
+        call = f"{f'fs.{made.__name__}' if known else f'fs.SOLVERS[{_quoted(self.name)}]'}({options})"
+        return f"fs.stats.attach({call}, model)" if attached else call
 
     def record(self) -> dict[str, Any]:
         """What makes the samples, ready for run.json."""
@@ -158,6 +220,11 @@ def _built(name: str, options: list[tuple[str, Any]]) -> Any:
     for option in files.intersection(option for option, _ in options):
         raise ValueError(f"got {option} for {name}, which is a file: leave it out; what lies with the model is taken")
     return build(SOLVERS, name, "solver", options)
+
+
+def _quoted(value: Any) -> str:
+    """A word in double quotes, as a formatter writes it; anything else as Python shows it."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _spelt(labels: list[int]) -> str:

@@ -31,7 +31,7 @@ __all__ = ["Guard"]
 
 BODY = 2**16  # bytes; what a click sends has under a thousand
 SECONDS = 10  # for a body to arrive
-VALUES, LETTERS = 32, 400  # of a click: how many, and how long a text among them
+VALUES, LETTERS = 48, 400  # of a click: how many, and how long a text among them
 READ = re.compile(
     r"/|/(assets|static)/[\w./@+-]+|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
     r"|/made/\w+/(samples\.npz|sheet\.png|run\.json|run\.py)"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import torch
 from torch import Tensor
 
 from fewstep.terminal import png
@@ -17,16 +18,26 @@ from fewstep.terminal import png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STYLE", "code", "image", "links", "plot", "refusal", "text", "words"]
+__all__ = ["STYLE", "code", "difference", "image", "links", "plot", "refusal", "text", "words"]
 
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 
-def image(samples: Tensor, caption: str) -> str:
-    """Samples in [-1, 1], (n, *shape), as one sheet with its caption."""
+def image(samples: Tensor, caption: str, width: str = "100%") -> str:
+    """Samples in [-1, 1], (n, *shape), as one sheet with its caption, at most so wide."""
     file = io.BytesIO()
     png(samples, file)
-    return _figure("pixels", "image/png", file.getvalue(), caption)
+    return _figure("pixels", "image/png", file.getvalue(), caption, width)
+
+
+def difference(one: Tensor, other: Tensor) -> str:
+    """How far two runs lie apart, sample by sample: grey where they agree, and the numbers in the caption."""
+    apart = (one - other).double()
+    most = float(apart.abs().max())
+    rms = float(apart.square().mean().sqrt())
+    each = f"{rms:.2g} root mean square, {most:.2g} at most; black to white is 2"
+    picture = apart / most if most else torch.zeros_like(apart)
+    return image(picture.float(), f"The first less the second, grey where they agree: {each}", "26em")
 
 
 def plot(figure: Figure, caption: str) -> str:
