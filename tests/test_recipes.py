@@ -55,7 +55,7 @@ def test_it_is_a_recipe(path):
             assert node.module in {"__future__", "book", "fewstep.quality", "functools", "tempfile", "torch"}
             assert node.module != "fewstep.quality" or {name.name for name in node.names} <= set(quality.__all__)
     used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "fs"}
-    assert used <= {*fs.__all__, "manifold", "train"}
+    assert used <= {*fs.__all__, "manifold", "schroedinger", "train"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

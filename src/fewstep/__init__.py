@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import fewstep.check as check  # noqa: F401
     import fewstep.denoiser.presets as presets  # noqa: F401
     import fewstep.manifold as manifold  # noqa: F401
+    import fewstep.schroedinger as schroedinger  # noqa: F401
     import fewstep.stats as stats  # noqa: F401
     import fewstep.train as train  # noqa: F401
     from fewstep.data import cold as cold, degradation as degradation
@@ -217,7 +218,7 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names.spl
 # Modules that are public as a whole; `train` can be called, too.
 _ROOMS = {
     "presets": "fewstep.denoiser.presets",
-    **{name: f"fewstep.{name}" for name in ("bench", "check", "manifold", "stats", "train")},
+    **{name: f"fewstep.{name}" for name in ("bench", "check", "manifold", "schroedinger", "stats", "train")},
 }
 
 __all__ = ["__version__", *_MODULE]  # pyright: ignore[reportUnsupportedDunderAll]
