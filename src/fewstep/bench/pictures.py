@@ -87,8 +87,8 @@ def lines(rows: Sequence[Row], key: str) -> list[Line]:
         mine = [row for row in peers if row["group"] == group]
         counts = sorted({row["calls"] for row in mine})
         best = [min((row for row in mine if row["calls"] == n), key=lambda row: row[key]) for n in counts]
-        names = {row["name"] for row in best}
-        spoken = readable(*names, group) if len(names) == 1 else label
+        names = [*dict.fromkeys(row["name"] for row in best)]
+        spoken = readable(names[0], group) if len(names) == 1 else label
         found += [Line(spoken, best, DARK if group == PEERS else GREY, width, "s")] if best else []
     mine = [row for row in rows if row["group"] == OURS]
     for k, name in reversed([*enumerate(dict.fromkeys(row["name"] for row in mine))]):

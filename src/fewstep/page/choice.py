@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -89,9 +89,10 @@ def _one(text: str) -> bool:
 def place_of(sentence: str, names: Iterable[str]) -> str | None:
     """The field, one of some names, that a refusal is about: the first that it says before what to do."""
     about = re.split(r": ", sentence, maxsplit=1)[0]
-    known: Mapping[str, str] = {name: name for name in names}
+    known = {*names}
     for word in re.findall(r"[a-z_]+", about):
-        if (name := known.get(SAID.get(word, word))) is not None:
+        name = SAID.get(word, word)
+        if name in known:
             return name
     return None
 

@@ -250,7 +250,7 @@ def _playground(gr: Any, tab: Any) -> None:
 
     choices = [mixture, process, solver, grid, steps, seed]
     triggers = [go.click, tab.select, *(one.change for one in choices[:4]), steps.release]
-    named = dict(zip(("mixture", "process", "solver", "grid", "steps", "seed"), choices, strict=True))
+    named: dict[str, Any] = dict(zip(("mixture", "process", "solver", "grid", "steps", "seed"), choices, strict=True))
     told = _said(draw, status, lambda: {paths: "", field: ""}, lambda said, _: named.get(place_of(said, named) or ""),
                  choices)  # fmt: skip
     gr.on(triggers, told, choices, [status, paths, field, *choices], show_progress="hidden",
