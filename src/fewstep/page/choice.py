@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-import fewstep
+import fewstep.solver as solvers
 from fewstep.grid import GRIDS
 from fewstep.interop.load import SHIPPED
 from fewstep.loop import solve
@@ -203,7 +203,7 @@ class Job:
         attached = bool(getattr(own, "statistics", None))
         if not (options or attached):
             return _quoted(self.name)
-        known = isinstance(made, type) and getattr(fewstep, made.__name__, None) is made
+        known = isinstance(made, type) and getattr(solvers, made.__name__, None) is made
         call = f"{f'fs.{made.__name__}' if known else f'fs.SOLVERS[{_quoted(self.name)}]'}({options})"
         return f"fs.stats.attach({call}, model)" if attached else call
 
