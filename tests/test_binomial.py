@@ -58,6 +58,12 @@ def test_the_bound_of_the_exact_posterior_is_the_entropy() -> None:
     assert total == pytest.approx(-p * math.log2(p) - (1 - p) * math.log2(1 - p), abs=1e-12)
 
 
+def test_a_guess_that_is_sure_costs_nothing_where_it_is_right_and_all_where_it_is_not() -> None:
+    chain = Binomial((0.1, 0.3))
+    assert chain.step_bits(BITS, 1, BITS, BITS).tolist() == [0.0, 0.0]
+    assert chain.step_bits(BITS, 1, BITS, 1 - BITS).tolist() == [math.inf, math.inf]
+
+
 def test_samples_have_the_datas_law_and_are_their_numbers() -> None:
     chain = Binomial.even(20)
     x = chain.sample(exact(chain, 0.8), (4000,), seed=1)

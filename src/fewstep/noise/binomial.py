@@ -97,4 +97,5 @@ class Binomial:
     def step_bits(self, x: Tensor, k: int, x0: Tensor, guess: Tensor) -> Tensor:
         """KL(q(x_{k-1} | x_k, x_0) || p(x_{k-1} | x_k)) of every bit, in bits; of k = 1 -log2 p(x_0 | x_1)."""
         q, p = self.back(x, k, x0), self.back(x, k, guess)
-        return (torch.xlogy(q, q / p) + torch.xlogy(1 - q, (1 - q) / (1 - p))) / math.log(2)
+        each = [torch.xlogy(a, a) - torch.xlogy(a, b) for a, b in ((q, p), (1 - q, 1 - p))]  # 0 log 0/0 = 0
+        return (each[0] + each[1]) / math.log(2)
