@@ -322,6 +322,14 @@ def test_a_field_says_what_it_takes(call, said):
         call(exact(Sphere(2), points(Sphere(2), 1)))
 
 
+def test_a_large_step_in_the_space_around_comes_back_to_a_rotation():
+    m = Rotations()
+    x = points(m, 50)
+    off = m.nearest(x + 4 * m.noise(x, normal(50, 3, 3)))
+    assert (off @ off.mT - torch.eye(3)).abs().max() < 1e-12
+    assert (off.det() - 1).abs().max() < 1e-12
+
+
 def test_a_torus_takes_angles_on_either_side_of_its_seam():
     x = Torus(1).points(np.array([[math.pi], [-math.pi], [1.5 * math.pi], [2 * math.pi]]))
     assert torch.allclose(x[:, 0], torch.tensor([-math.pi, -math.pi, -0.5 * math.pi, 0.0]).double(), atol=1e-15)

@@ -95,7 +95,9 @@ class Manifold(Typed, ABC):
         """The points (batch, *shape) as they lie on it, float64; refused where they do not, to 1e-4."""
         x = torch.as_tensor(x, dtype=torch.float64)
         if x.ndim != 1 + len(self.shape) or tuple(x.shape[1:]) != self.shape or not len(x):
-            raise ValueError(f"got points of shape {tuple(x.shape)} for {self}: give (batch, *{self.shape})")
+            raise ValueError(
+                f"got points of shape {tuple(x.shape)} for {self}: give (batch, {str(self.shape)[1:-1].rstrip(',')})"
+            )
         far = self.off(x)
         if not bool((far <= 1e-4).all()):  # or it is no number
             raise ValueError(f"got points up to {float(far.max()):.3g} off {self}: give {self.kind}")

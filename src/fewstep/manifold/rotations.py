@@ -46,8 +46,9 @@ class Rotations(Isotropic):
         return x @ ((a - a.mT) / 2)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """The orthogonal factor, by Newton's iteration."""
-        for _ in range(6):
+        """The orthogonal factor, by Newton's iteration, which converges from singular values below sqrt(3)."""
+        x = x / (x.flatten(-2).norm(dim=-1) / math.sqrt(3))[..., None, None].clamp(min=1.0)
+        for _ in range(14):
             x = 1.5 * x - 0.5 * x @ x.mT @ x
         return x
 
