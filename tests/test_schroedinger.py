@@ -131,6 +131,7 @@ def test_a_bridge_is_learned_through_the_trainer(kind, options, tmp_path: Path):
 @pytest.mark.parametrize(("options", "said"), [
     ({"rounds": 0}, "at least 2 steps and 1 round"),
     ({"variance": -1.0}, "numbers above 0"),
+    ({"variance": float("inf")}, "finite numbers above 0"),
     ({"kind": "sb"}, "dsb"),
     ({"end": "nowhere.npz"}, "holds no points"),
     ({"end": "three.npy"}, "give both alike"),
@@ -143,7 +144,14 @@ def test_what_does_not_fit_is_refused_in_a_sentence(options, said, tmp_path: Pat
         fs.train(CLOUDS, tmp_path / "out", method="dsb", options=options, batch=4, steps=1, quiet=True)
 
 
+def test_a_network_that_no_bridge_holds_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="Linear as net of a bridge"):
+        fs.train(CLOUDS, tmp_path, method="dsb", net=torch.nn.Linear(2, 2), batch=4, steps=1, quiet=True)
+
+
 def test_a_file_that_is_no_bridge_is_refused(tmp_path: Path):
     (tmp_path / "bridge.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="whole bridge"):
         load(tmp_path / "bridge.safetensors")
+    with pytest.raises(ValueError, match="whole bridge"):
+        load(tmp_path)

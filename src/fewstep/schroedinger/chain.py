@@ -168,7 +168,8 @@ class Pair:
 
 
 def load(path: str | Path) -> Pair:
-    """The pair of a file that `Pair.save` wrote."""
+    """The pair of a file that `Pair.save` wrote, or of a run's folder."""
+    path = Path(path) / "bridge.safetensors" if Path(path).is_dir() else path
     try:
         with extra("safetensors", "diffusers", "reading a bridge").safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["fewstep"])

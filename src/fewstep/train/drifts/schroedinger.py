@@ -213,7 +213,7 @@ class Alternating(Method):
 
     Args:
         kind: "dsb", "dsbm" or "fbsde".
-        end: the far law: "normal", or an npz file of points.
+        end: the far law: "normal", or a file of points, npy, npz, or FILE.npz:NAME.
         steps: of a walk.
         rounds: a backward and a forward stage each.
         variance: of the Brownian reference, over the whole way.
@@ -235,10 +235,10 @@ class Alternating(Method):
 
     def __post_init__(self) -> None:
         among(self, kind=("dsb", "dsbm", "fbsde"), reference=("brownian", "langevin"))
-        if self.steps < 2 or self.rounds < 1 or not min(self.variance, self.beta) > 0:
+        if self.steps < 2 or self.rounds < 1 or not all(0 < v < math.inf for v in (self.variance, self.beta)):
             raise ValueError(
                 f"got steps={self.steps}, rounds={self.rounds}, variance={self.variance}, beta={self.beta}: give at "
-                "least 2 steps and 1 round, and numbers above 0"
+                "least 2 steps and 1 round, and finite numbers above 0"
             )
         if self.kind == "fbsde" and self.end != "normal":
             raise ValueError(f"got end={self.end!r} for fbsde, whose far law is a normal with a density: leave it out")
@@ -275,13 +275,18 @@ class Alternating(Method):
 
     def others(self, on: Setting, net: nn.Module, reads: Reads) -> Mapping[str, Player]:  # noqa: ARG002
         """The forward network begins at zero, where a half round has not come to it."""
+        if not isinstance(net, MLP):
+            raise ValueError(
+                f"got a {type(net).__name__} as net of a bridge, which has two, perceptrons that one file holds: leave "
+                "it out, or give a fewstep.nets.MLP"
+            )
         forward = copy.deepcopy(net)
-        nn.init.zeros_(forward.leave.weight)  # type: ignore[union-attr]
-        nn.init.zeros_(forward.leave.bias)  # type: ignore[union-attr]
+        nn.init.zeros_(forward.leave.weight)
+        nn.init.zeros_(forward.leave.bias)
         return {"forward": Player(forward)}
 
-    def file(self, players: Players) -> str | None:
-        return "bridge.safetensors" if isinstance(players["net"].net, MLP) else None
+    def file(self, players: Players) -> str | None:  # noqa: ARG002
+        return "bridge.safetensors"
 
     def export(self, path: Path, players: Players, size: int, facts: Mapping[str, Any]) -> None:  # noqa: ARG002
         nets = {way: players[name].averages[EMA] for way, name in NETS.items()}
