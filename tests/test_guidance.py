@@ -456,3 +456,5 @@ def test_a_scale_may_be_a_function_of_the_log_snr():
     assert fs.sample(varying, p, steps=4, x=z).isfinite().all()
     with pytest.raises(ValueError, match=r"scales of shape \(2, 2\)"):
         fs.guide(one, other, torch.ones(2, 2))
+    with pytest.raises(ValueError, match="got 2 scales for 3 samples"):
+        fs.sample(fs.guide(one, other, torch.ones(2) * 3), p, steps=4, x=z)

@@ -167,6 +167,8 @@ class ClassifierFree(Split):
         ready = a.ready(twice, output, there) if _one_network(a, b) else None
 
         def both(z: Tensor) -> tuple[Tensor, Tensor]:
+            if isinstance(self.scale, Scales) and len(self.scale.values) not in (1, len(z)):
+                raise ValueError(f"got {len(self.scale.values)} scales for {len(z)} samples: give one each")
             net = _pair(a.net, b.net, len(z)) if ready is not None else None
             if ready is not None and net is not None:
                 call = ready if output == "x0" else ready.raw

@@ -156,8 +156,9 @@ class Model:
             numbers = self.net.read(texts)
             for text, row in zip(texts, numbers, strict=True):
                 if split(text) and not row.any():
-                    raise ValueError(f"label came as {text!r:.80}; this model was trained on words as "
-                                     f"{', '.join(self.net.known[:8])}; give some of these, or none.")  # fmt: skip
+                    known = ", ".join((self.net.known or [*self.labels])[:8])
+                    raise ValueError(f"label came as {text!r:.80}; this model was trained on words as {known}; "
+                                     "give some of these, or none.")  # fmt: skip
             return numbers
         if label is None:
             return torch.tensor(0) if self.labels else None

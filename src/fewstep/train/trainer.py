@@ -73,7 +73,7 @@ class TrainConfig:
         checks = {
             "images": (self.images >= 1, "a whole number of at least 1"),
             "hours": (0 < self.hours < math.inf, "a number above 0; 1e6 leaves the end to images"),
-            "batch": (1 <= self.batch <= samples, f"1 to {samples}, the number of images"),
+            "batch": (1 <= self.batch <= samples, f"1 to {samples}, the number of samples"),
             "lr": (0 < self.lr < math.inf, "a number above 0"),
             "warmup": (self.warmup >= 0, "a whole number of at least 0"),
             "ema": (0 <= self.ema < 1, "in [0, 1)"),
