@@ -129,8 +129,7 @@ class DiffusersModel(Model):
     @property
     def _table(self) -> nn.Embedding | None:
         """The network's numbers for its classes."""
-        named = self.net.named_modules()
-        return next((m for name, m in named if isinstance(m, nn.Embedding) and "class_embed" in name), None)
+        return _table_of(self.net)
 
     def _network(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         if (axes := _axes(self.net)) is not None and x.ndim < axes + 2:
@@ -226,14 +225,18 @@ def _shape(net: Any, part: Path) -> tuple[int, ...]:
 
 def _names(net: nn.Module, whole: Path) -> tuple[str, ...]:
     """The names of a network's classes: the first word of each in the pipeline's `id2label`, or numbers."""
-    table = next((m for n, m in net.named_modules() if isinstance(m, nn.Embedding) and "class_embed" in n), None)
-    if table is None:
+    if (table := _table_of(net)) is None:
         return ()
     count = getattr(net, "config", {}).get("num_embeds_ada_norm") or table.num_embeddings
     index = read_json(whole / INDEX, "a pipeline") if (whole / INDEX).is_file() else {}
     given = index.get("id2label") or {}
     names = tuple(str(given.get(str(k), k)).partition(",")[0] for k in range(count))
     return names if len({*names}) == count else tuple(map(str, range(count)))
+
+
+def _table_of(net: nn.Module) -> nn.Embedding | None:
+    named = net.named_modules()
+    return next((m for name, m in named if isinstance(m, nn.Embedding) and "class_embed" in name), None)
 
 
 def _axes(net: nn.Module) -> int | None:
