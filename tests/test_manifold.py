@@ -345,3 +345,5 @@ def test_points_of_a_file_are_named_on_the_command_line(tmp_path: Path, capsys):
         words[2] = f"{tmp_path}/{'events' if name == 'no' else 'none'}.npz:{name}"
         assert main([*words, "--quiet", "--anew"]) != 0
         assert said in capsys.readouterr().err
+    for given in ("nope=1", "manifold=klein"):
+        assert main(["train", "riemannian-score", f"{tmp_path}/events.npz:quake", "b", "--option", given]) == 2

@@ -6,7 +6,18 @@ import argparse
 from functools import partial
 from typing import Any
 
-from fewstep.cli.common import Usage, at_least, check_device, named, option, pace_arguments, pace_of, pick, several
+from fewstep.cli.common import (
+    Usage,
+    at_least,
+    build,
+    check_device,
+    named,
+    option,
+    pace_arguments,
+    pace_of,
+    pick,
+    several,
+)
 
 __all__ = ["arguments", "run"]
 
@@ -90,7 +101,8 @@ def run(args: argparse.Namespace) -> None:
                 f"got --words with {method or 'such data'}: words are told where pictures are denoised; leave it out"
             )
         shapes = {name: value for name in ("channels", "layers", "patch") if (value := getattr(args, name)) is not None}
-        given |= {"method": method or "denoise", "teacher": args.teacher, "options": args.option}
+        made_by = build(METHODS, method or "denoise", "method", [*dict(args.option).items()])
+        given |= {"method": made_by, "teacher": args.teacher}
         made = partial(train_student, data, out, **shapes, **given)
     with joined():
         folder, (rank, _) = made(), together()
