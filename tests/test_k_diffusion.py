@@ -311,7 +311,7 @@ def test_a_model_that_returns_no_state_is_refused(levels, out):
 def test_bad_input_is_refused_and_no_step_is_no_change():
     with pytest.raises(ValueError, match="did you mean"):
         K.sample("dpmpp_2mm")
-    with pytest.raises(ValueError, match="rises|fall"):
+    with pytest.raises(ValueError, match="rise|fall"):
         K.sample_euler(model, start(), SIGMAS.flip(0), disable=True)
     with pytest.raises(AttributeError, match="sample_nothing"):
         _ = K.sample_nothing

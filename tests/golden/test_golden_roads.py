@@ -18,7 +18,7 @@ import fewstep as fs
 from fewstep.manifold.sphere import Sphere, expansion, series
 from fewstep.manifold.walk import step
 from fewstep.schroedinger import fbsde
-from fewstep.schroedinger.chain import Chain, gammas
+from fewstep.schroedinger.chain import NoiseChain, gammas
 
 GOLDEN = Store(HERE.parents[1] / OTHER if OTHER else HERE / "bridges")
 ROADS = ("s2.", "dsb.", "fbsde.")
@@ -68,7 +68,7 @@ def test_mean_matching():
     SEEN.add("dsb.net")  # in words: the linear network F below
     low, high = float(made.min()), float(made.max())
     close(gammas(len(made), low, high), "dsb.gammas")
-    chain, tau = Chain(tuple(made.tolist())), made.cumsum(0)
+    chain, tau = NoiseChain(tuple(made.tolist())), made.cumsum(0)
     a = torch.tensor([0.05, -0.02], dtype=torch.float64)
     net = lambda x, k: (0.9 - 0.2 * tau[k]) * x + 0.1 * tau[k] + a  # noqa: E731
     path = chain.path(net, start, lambda k: noise[k])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.schroedinger.chain import Chain, Drift, Pair, gammas, load, table
+from fewstep.schroedinger.chain import Drift, NoiseChain, Pair, gammas, load, table
 from fewstep.schroedinger.gaussian import Affine, alternate, entropic, match
 
-__all__ = ["Affine", "Chain", "Drift", "Pair", "alternate", "entropic", "gammas", "load", "match", "table"]
+__all__ = ["Affine", "Drift", "NoiseChain", "Pair", "alternate", "entropic", "gammas", "load", "match", "table"]

@@ -40,7 +40,7 @@ from fewstep.tableau import Tableau
 from fewstep.tableau.writer import Writer
 from fewstep.words import pick
 
-__all__ = ["Chain", "Drift", "Pair", "Step", "gammas", "load", "table"]
+__all__ = ["Drift", "NoiseChain", "Pair", "Step", "gammas", "load", "table"]
 
 Step = Callable[[Tensor, int], Tensor]  # the mean of the next state, of the state and the number of the step
 DIRECTIONS = ("backward", "forward")
@@ -79,7 +79,7 @@ def table(weights: Sequence[float], variances: Sequence[float], *, noisy_end: bo
 
 
 @dataclass(frozen=True)
-class Chain:
+class NoiseChain:
     """The noise of a chain: half the variance of each step, from the data on."""
 
     gammas: tuple[float, ...]
@@ -102,9 +102,9 @@ class Chain:
         return tau[-1] - tau
 
     @property
-    def turned(self) -> Chain:
+    def turned(self) -> NoiseChain:
         """The same chain from its other end."""
-        return Chain(self.gammas[::-1])
+        return NoiseChain(self.gammas[::-1])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -31,14 +31,14 @@ from torch import Tensor, nn
 from fewstep.nets import MLP
 from fewstep.process import VP
 from fewstep.schroedinger import fbsde
-from fewstep.schroedinger.chain import Chain, Pair
+from fewstep.schroedinger.chain import NoiseChain, Pair
 from fewstep.train.methods.base import Method, Setting
 from fewstep.train.objective import Objective, Stage
 from fewstep.train.pairs import Draw
 from fewstep.train.player import EMA, Player, Players, Reads
 from fewstep.words import Typed, among
 
-__all__ = ["Alternating", "BridgeMatching", "Far", "Likelihood", "MeanMatching"]
+__all__ = ["Alternating", "BridgeMatching", "Far", "MeanMatching", "TwoEquations"]
 
 NETS = {"backward": "net", "forward": "forward"}  # players by direction
 OTHER = {"backward": "forward", "forward": "backward"}
@@ -112,7 +112,7 @@ class Turn(Objective):
 class MeanMatching(Turn):
     """DSB; `first` names the reference of walks that no network makes: "brownian", "langevin" or ""."""
 
-    chain: Chain
+    chain: NoiseChain
     first: str = ""
 
     def losses(self, at: Players, draw: Draw) -> Iterator[Mapping[str, Tensor]]:
@@ -160,7 +160,7 @@ class BridgeMatching(Turn):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likelihood(Turn):
+class TwoEquations(Turn):
     """SB-FBSDE; `first`: score matching, of the reference's own states; `joint`: both networks at once."""
 
     process: VP
@@ -256,18 +256,18 @@ class Alternating(Method):
         turns = [(way, k == 0 and way == "backward") for k in range(self.rounds) for way in OTHER]
         found: list[Objective] = [self._turn(way, first) for way, first in turns]
         if self.joint and self.kind == "fbsde":
-            found = [*found[:2], Likelihood(direction="backward", steps=self.steps, far=Far(self.end),
+            found = [*found[:2], TwoEquations(direction="backward", steps=self.steps, far=Far(self.end),
                                             process=self.process_of(), joint=True)]  # fmt: skip
         return [Stage(objective=objective) for objective in found]
 
     def _turn(self, way: str, first: bool) -> Turn:
         common: dict[str, Any] = {"direction": way, "steps": self.steps, "far": Far(self.end)}
         if self.kind == "dsb":
-            chain = Chain((self.variance / 2 / self.steps,) * self.steps)
+            chain = NoiseChain((self.variance / 2 / self.steps,) * self.steps)
             return MeanMatching(**common, chain=chain, first=self.reference if first else "")
         if self.kind == "dsbm":
             return BridgeMatching(**common, variance=self.variance, first=first)
-        return Likelihood(**common, process=self.process_of(), first=first)
+        return TwoEquations(**common, process=self.process_of(), first=first)
 
     def process_of(self) -> VP:
         """The reference of fbsde."""
