@@ -43,6 +43,7 @@ async function mouse(page) {
   await page.locator("img.pixels").nth(1).waitFor();
   seen.first = await page.locator("img.pixels").first().getAttribute("alt");
   await page.getByText("Done.").waitFor();
+  await page.locator("img.pixels").nth(2).waitFor();
   await page.locator("pre[role=region]").nth(1).waitFor();
   seen.pictures = await pixels(page);
   seen.difference = await page.locator("img.pixels").nth(2).getAttribute("alt");
@@ -97,7 +98,7 @@ async function keyboard(page) {
   await page.waitForTimeout(300);
   await tab("Sample");
   await page.keyboard.press("Enter");
-  await page.getByText("Done.").waitFor();
+  await page.locator('img.pixels[alt^="dpmpp-2m: 10 network calls"]').waitFor(); // "Done." is what it opens with
   seen.typed = await page.locator("img.pixels").first().getAttribute("alt");
   await tab("Playground");
   await page.keyboard.press("Enter");
