@@ -79,8 +79,8 @@ class RungeKutta(Solver):
 
     `form="noise", clock="rho"` makes Euler equal to DDIM, Heun equal to EDM's and the rest DEIS rhoRK, and carries a
     point mass exactly on scalar processes; the other forms do so in the limit. On a grid that starts at alpha = 0, as a
-    flow's, where rho is infinite, it is the state form in t; and on a pinned bridge, where R' is infinite at y, the
-    state form in t is the noise form in rho, which has no R'.
+    flow's, where rho is infinite, it is the state form in t; and on a pinned bridge, where R' is infinite at y, Euler's
+    step of the state in t is that of the noise form in rho, which has no R'.
 
     References: Zhang, Chen, Fast sampling of diffusion models with exponential integrator (DEIS), 2023,
     https://arxiv.org/abs/2204.13902.
@@ -107,8 +107,9 @@ class RungeKutta(Solver):
         return METHODS[self.method].calls(steps, to_zero=to_zero)
 
     def tabulate(self, process: Process, grid: Tensor) -> Tableau:
-        if self.clock == "t" and self.form == "state" and isinstance(process, Bridge) and process.pinned:
-            return RungeKutta(method=self.method).tabulate(process, grid)
+        euler = (self.method, self.form, self.clock) == ("euler", "state", "t")
+        if euler and isinstance(process, Bridge) and process.pinned:
+            return RungeKutta(method="euler").tabulate(process, grid)
         regular = (self.form != "noise" and self.clock == "t") or not _only_noise(process, grid)
         return super().tabulate(process, grid) if regular else in_time(self, process, grid)
 
