@@ -1,18 +1,21 @@
-"""What long work has so far, in a file that the same command takes up: tensors, and what they belong to."""
+"""Tensors and what they belong to, in a file: what long work has so far and takes up again, and what it made."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from fewstep.files import kept_tensors, save_tensors
+from fewstep.files import extra, kept_tensors, load_tensors, save_tensors
 
-__all__ = ["Saved"]
+__all__ = ["Saved", "read_made"]
+
+T = TypeVar("T")
 
 _EVERY = 20.0  # seconds between saves
 
@@ -44,3 +47,22 @@ class Saved:
         """Deletes the file of work that is over."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def read_made(path: str | Path, what: str, writer: str, make: Callable[[Any, dict[str, Tensor]], T]) -> T:
+    """What `make` makes of the words and tensors of a safetensors file, or of WHAT.safetensors in a run's folder.
+
+    Whatever is wrong with them is one sentence that names `writer`, which writes such files.
+    """
+    path = Path(path)
+    path = path / f"{what}.safetensors" if path.is_dir() else path
+    try:
+        with extra("safetensors", "diffusers", f"reading a {what}").safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["fewstep"])
+        return make(about, load_tensors(path))
+    except OSError:
+        raise
+    except Exception as error:  # safetensors raises its own class, a bare Exception
+        raise ValueError(
+            f"got {path}, which is not a whole {what} ({str(error)[:300]}): give a file that {writer} wrote"
+        ) from error

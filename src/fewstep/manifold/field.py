@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.files import extra, load_tensors, save_tensors
+from fewstep.files import save_tensors
 from fewstep.manifold.base import Manifold, column
 from fewstep.manifold.rotations import Rotations
 from fewstep.manifold.sphere import Sphere
@@ -29,6 +29,7 @@ from fewstep.manifold.torus import Torus
 from fewstep.manifold.walk import flow, langevin, step
 from fewstep.nets import Waves
 from fewstep.noise import Noise
+from fewstep.saved import read_made
 from fewstep.words import Typed, inside, pick, whole
 
 __all__ = ["KINDS", "Field", "load"]
@@ -127,18 +128,12 @@ class Field(Typed):
 
 def load(path: str | Path) -> Field:
     """The field of a file that `Field.save` wrote, or of a run's folder."""
-    path = Path(path) / "field.safetensors" if Path(path).is_dir() else path
-    try:
-        with extra("safetensors", "diffusers", "reading a field").safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["fewstep"])
+
+    def made(about: Any, tensors: dict[str, Tensor]) -> Field:
         known = {"Sphere": Sphere, "Torus": Torus, "Rotations": Rotations}
         name, options = about["manifold"].pop("name"), about["manifold"]
         net = Waves(**about["net"])
-        net.load_state_dict(load_tensors(Path(path)))
+        net.load_state_dict(tensors)
         return Field(manifold=known[name](**options), net=net.eval(), kind=about["kind"], low=about["low"])
-    except OSError:
-        raise
-    except Exception as error:  # safetensors raises its own class, a bare Exception
-        raise ValueError(
-            f"got {path}, which is not a whole field ({str(error)[:300]}): give a file that Field.save wrote"
-        ) from error
+
+    return read_made(path, "field", "Field.save", made)

@@ -29,12 +29,13 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser import Denoiser
-from fewstep.files import extra, load_tensors, save_tensors
+from fewstep.files import save_tensors
 from fewstep.loop import sample
 from fewstep.nets import MLP
 from fewstep.noise import Noise
 from fewstep.process import Flow
 from fewstep.process.base import Time, to_tensor
+from fewstep.saved import read_made
 from fewstep.schroedinger import fbsde
 from fewstep.tableau import Tableau
 from fewstep.tableau.writer import Writer
@@ -169,19 +170,13 @@ class Pair:
 
 def load(path: str | Path) -> Pair:
     """The pair of a file that `Pair.save` wrote, or of a run's folder."""
-    path = Path(path) / "bridge.safetensors" if Path(path).is_dir() else path
-    try:
-        with extra("safetensors", "diffusers", "reading a bridge").safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["fewstep"])
-        tensors, nets = load_tensors(Path(path)), {}
+
+    def made(about: Any, tensors: dict[str, Tensor]) -> Pair:
+        nets = {}
         for way, config in about["nets"].items():
             nets[way] = MLP(**config).requires_grad_(False)
             nets[way].load_state_dict({k.partition("/")[2]: v for k, v in tensors.items() if k.startswith(f"{way}/")})
         steps = {name: tuple(about[name]) for name in ("weights", "variances")}
         return Pair(nets=nets, **steps, beta=about["beta"])
-    except OSError:
-        raise
-    except Exception as error:  # safetensors raises its own class, a bare Exception
-        raise ValueError(
-            f"got {path}, which is not a whole bridge ({str(error)[:300]}): give a file that Pair.save wrote"
-        ) from error
+
+    return read_made(path, "bridge", "Pair.save", made)
